@@ -1,0 +1,1 @@
+"""Where checkpoints can live: one small contract, found through entry points."""

@@ -1,0 +1,103 @@
+"""What a backend is: a LangGraph saver plus how to open, probe, classify errors of, and close it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, TypeVar
+
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
+
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.operations import Operation, SharingSerializer, apply_to_saver
+from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+
+T = TypeVar("T")
+
+PROBE_THREAD = "enhanced-checkpointing-probe"
+"""The thread id under which the default probe writes and deletes."""
+
+
+class Backend:
+    """Base class of backends, ours and third-party ones; register yours in the entry-point group
+    `enhanced_checkpointing.backends` and name it in `CheckpointerConfig(checkpointer_type=…)`.
+
+    A subclass must set `saver` by the time `open` returns. Everything else has a default that is right for a saver
+    without connections to manage. All methods run on the manager's event loop.
+    """
+
+    name: ClassVar[str] = "backend"
+    db_system: ClassVar[str] = "other_sql"
+    """The value of the telemetry attribute `db.system.name`."""
+
+    saver: BaseCheckpointSaver[Any]
+
+    def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
+        self.config = config
+        self.serializer = serializer
+
+    async def open(self) -> None:
+        """Make `saver` usable without needing the database to be up.
+
+        Raises:
+            CheckpointerConfigurationError: something is wrong that waiting does not mend.
+        """
+
+    async def setup(self) -> None:
+        """Create or migrate the tables, or only check them with `auto_setup=False`. The database must be up.
+
+        Any number of processes may call this at the same time.
+        """
+
+    async def probe(self) -> None:
+        """Prove that a write works now, leaving nothing behind; raise if it does not."""
+        checkpoint = empty_checkpoint()
+        config = {"configurable": {"thread_id": PROBE_THREAD, "checkpoint_ns": ""}}
+        await self.saver.aput(config, checkpoint, {}, {})  # type: ignore[arg-type]  # RunnableConfig is a TypedDict
+        await self.saver.adelete_thread(PROBE_THREAD)
+
+    def classify(self, error: BaseException) -> Failure:
+        """Say what an error of `saver`, `apply` or `probe` means for the data."""
+        return classify_by_type(error)
+
+    async def apply(self, operation: Operation) -> None:
+        """Commit one operation; it is durable when this returns."""
+        await apply_to_saver(self.saver, operation, self.serializer)
+
+    async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:
+        """Call methods of the saver that `question` is given; all reads and all maintenance come this way."""
+        return await question(self.saver)
+
+    def saver_type(self) -> type[BaseCheckpointSaver[Any]]:
+        """The class of the saver: it tells which maintenance methods there are."""
+        return type(self.saver)
+
+    async def renew(self) -> None:
+        """Drop what an outage left stale; called after a probe passed, before live calls come back."""
+
+    async def fence(self, thread_id: str) -> bool:
+        """Make sure that no attempt left behind can still write to a thread; False if one still may."""
+        return True
+
+    def saturated(self) -> bool:
+        """Whether every connection is busy with our own calls."""
+        return False
+
+    def gauges(self) -> dict[str, int]:
+        """Sizes for the metrics `checkpointer.pool.*`."""
+        return {}
+
+    def notes(self) -> dict[str, Any]:
+        """What an operator may want to know of this backend: plain JSON types, no secrets."""
+        return {}
+
+    async def close(self) -> None:
+        """Give everything back; bounded, and safe to call twice or without `open`."""
+
+
+def classify_by_type(error: BaseException) -> Failure:
+    """The classification of errors that carry nothing but their type."""
+    if isinstance(error, ConnectionRefusedError):
+        return Failure(FailureKind.OUTAGE, error)
+    if isinstance(error, (OSError, TimeoutError)):
+        return Failure(FailureKind.UNKNOWN, error)
+    return Failure(FailureKind.DATA, error, answered=True)

@@ -1,0 +1,23 @@
+"""Memory as the primary: for development and tests. It is never durable."""
+
+from __future__ import annotations
+
+from langgraph.checkpoint.memory import InMemorySaver
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.operations import Operation, SharingSerializer, apply_shared
+
+
+class MemoryBackend(Backend):
+    """LangGraph's `InMemorySaver`; everything is gone when the process ends."""
+
+    name = "memory"
+    db_system = "memory"
+
+    def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
+        super().__init__(config, serializer)
+        self.saver = InMemorySaver(serde=serializer)
+
+    async def apply(self, operation: Operation) -> None:
+        await apply_shared(self.saver, operation)

@@ -1,0 +1,154 @@
+"""PostgreSQL as the primary: the official saver's tables and reads, over connections that can be left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from psycopg import AsyncConnection, AsyncCursor, sql
+from psycopg.rows import DictRow, dict_row
+
+from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend
+from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres_failures import classify_postgres
+from enhanced_checkpointing.backends.postgres_rows import statements
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.operations import Operation, SharingSerializer
+from enhanced_checkpointing.resilience.failure_kinds import Failure
+
+SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under which tables are made
+# Without parameters, so that it goes out by the simple protocol: by the extended one its portal, and with it a
+# snapshot, would stay until the transaction ends, and `CREATE INDEX CONCURRENTLY` would wait for that.
+TRY_SETUP_LOCK = sql.SQL("SELECT pg_try_advisory_xact_lock({}) AS locked").format(SETUP_LOCK)
+SETUP_POLL_SECONDS = 0.1
+
+
+class PostgresBackend(Backend):
+    """Writes go out as one pipeline, one transaction, one round trip; reads are those of the official saver."""
+
+    name = "postgres"
+    db_system = "postgresql"
+
+    def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
+        super().__init__(config, serializer)
+        self._connections = PostgresConnections(config)
+
+    async def open(self) -> None:
+        if sys.platform == "win32" and isinstance(asyncio.get_running_loop(), asyncio.ProactorEventLoop):
+            raise CheckpointerConfigurationError(
+                "psycopg cannot run on Windows' Proactor event loop, so PostgreSQL cannot be used from it. Before the "
+                "loop starts: asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy()); or give the "
+                "manager a loop of its own with enable_async=False. Nothing was opened."
+            )
+        self.saver = _PooledSaver(self._connections, self.serializer)
+        await self._connections.open()
+
+    async def setup(self) -> None:
+        async with self._connections.alone() as connection:
+            if await _tables_are_current(connection):
+                return
+            if not self.config.auto_setup:
+                raise CheckpointerConfigurationError(
+                    "The checkpoint tables are missing or of an older version, and CHECKPOINT_AUTO_SETUP=false forbids "
+                    "making them. Start once with CHECKPOINT_AUTO_SETUP=true, by a user that may create tables. "
+                    "Nothing was stored."
+                )
+            await self._migrate(connection)
+
+    async def probe(self) -> None:
+        async with self._connections.alone() as connection, connection.transaction(force_rollback=True):
+            await connection.execute(
+                "INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata) "
+                "VALUES (%s, '', pg_backend_pid()::text, '{}', '{}')",
+                (PROBE_THREAD,),
+            )
+            await connection.execute("SELECT 1 FROM checkpoint_blobs, checkpoint_writes LIMIT 0")
+
+    def classify(self, error: BaseException) -> Failure:
+        return classify_postgres(error)
+
+    async def apply(self, operation: Operation) -> None:
+        rows = statements(operation)
+        async with self._connections.borrow() as connection, connection.pipeline():
+            cursor = connection.cursor()
+            for query, parameters in rows:
+                await cursor.execute(query, parameters)
+
+    async def renew(self) -> None:
+        await self._connections.renew()
+
+    async def fence(self, thread_id: str) -> bool:
+        return await self._connections.fence(thread_id)
+
+    def saturated(self) -> bool:
+        return self._connections.saturated
+
+    def gauges(self) -> dict[str, int]:
+        return self._connections.gauges()
+
+    def notes(self) -> dict[str, Any]:
+        return {"transaction_pooler": self._connections.behind_pooler}
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+    async def _migrate(self, connection: AsyncConnection[DictRow]) -> None:
+        """Run the official migrations in one process at a time.
+
+        The lock is only ever tried, never waited for: `CREATE INDEX CONCURRENTLY` waits for all transactions with a
+        snapshot, and a session that waits for a lock has one, so that waiting would be a deadlock. It belongs to a
+        transaction of a second connection, which works behind a transaction pooler too.
+        """
+        async with self._connections.alone() as keeper:
+            while not await _tables_are_current(connection):
+                async with keeper.transaction():
+                    cursor = await keeper.execute(TRY_SETUP_LOCK)
+                    row = await cursor.fetchone()
+                    if row is not None and row["locked"]:
+                        await self._create_tables(connection)
+                        return
+                await asyncio.sleep(SETUP_POLL_SECONDS)
+
+    async def _create_tables(self, connection: AsyncConnection[DictRow]) -> None:
+        if self.config.postgres_schema:
+            schema = sql.Identifier(self.config.postgres_schema)
+            await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS ") + schema)
+        await AsyncPostgresSaver(connection, serde=self.serializer).setup()
+
+
+class _PooledSaver(AsyncPostgresSaver):
+    """The official saver without its one lock around everything: each call has a connection to itself."""
+
+    def __init__(self, connections: PostgresConnections, serializer: SharingSerializer) -> None:
+        BaseCheckpointSaver.__init__(self, serde=serializer)
+        self.pipe = None
+        self.lock = asyncio.Lock()
+        self.loop = asyncio.get_running_loop()
+        self.supports_pipeline = True
+        self._connections = connections
+
+    @asynccontextmanager
+    async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
+        async with self._connections.borrow() as connection:
+            if pipeline:
+                async with connection.pipeline(), connection.cursor(binary=True, row_factory=dict_row) as cursor:
+                    yield cursor
+            else:
+                async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
+                    yield cursor
+
+
+async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:
+    cursor = await connection.execute("SELECT to_regclass('checkpoint_migrations') IS NOT NULL AS there")
+    row = await cursor.fetchone()
+    if row is None or not row["there"]:
+        return False
+    cursor = await connection.execute("SELECT max(v) AS newest FROM checkpoint_migrations")
+    row = await cursor.fetchone()
+    return row is not None and row["newest"] is not None and row["newest"] >= len(AsyncPostgresSaver.MIGRATIONS) - 1

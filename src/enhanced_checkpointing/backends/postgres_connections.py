@@ -1,0 +1,302 @@
+"""The connections of the PostgreSQL backend: one pool for live calls, single ones for probes, and the fence.
+
+The pool is psycopg's, set up so that nothing about an outage waits for its back-off: it grows on demand, gives a
+failed connection up at once, tells waiting calls why the server cannot be reached, and is replaced on recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, conninfo, sql
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.resilience.guard import Attempt, current_attempt
+from enhanced_checkpointing.telemetry.log import PoolNoiseFilter
+
+Connection = AsyncConnection[DictRow]
+
+CLOSE_SECONDS = 1.0
+"""How long the pool's own workers may take to end by themselves; one that hangs in a connect is cancelled then."""
+
+TERMINATE_MILLISECONDS = 1000
+"""How long the server is given to end a session that is fenced off."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostSession:
+    """A server session that a write was left behind on: it may still commit, until it is known to be gone."""
+
+    process_id: int
+    thread_id: str | None
+    lost_at: float
+
+
+class PostgresConnections:
+    """Owns every connection to the server. All methods run on one event loop."""
+
+    def __init__(self, config: CheckpointerConfig) -> None:
+        assert config.connection_string is not None
+        self._config = config
+        self._conninfo = config.connection_string.get_secret_value()
+        self._parameters = _parameters(self._conninfo, config.deadline)
+        self._pool: AsyncConnectionPool[Connection] | None = None
+        self._pools_made = 0
+        self._borrowed = 0
+        self._waiting: dict[asyncio.Task[Any], BaseException | None] = {}
+        self._lost: list[LostSession] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._name = f"enhanced-checkpointing-{id(self):x}"
+        self._noise = PoolNoiseFilter(self._name)
+        self.behind_pooler = False
+
+    async def open(self) -> None:
+        """Open the pool without waiting for a connection."""
+        self._noise.install()
+        self._pool = await self._new_pool()
+
+    async def renew(self) -> None:
+        """Replace the pool after an outage, so that no call meets a dead connection or waits for a hanging connect."""
+        stale, self._pool = self._pool, await self._new_pool()
+        if stale is not None:
+            task = asyncio.create_task(_close_pool(stale), name="close a stale pool")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await _close_pool(pool)
+        if self._closing:
+            await asyncio.wait(set(self._closing))
+        self._noise.remove()
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[Connection]:
+        """A connection for one attempt. When the attempt is late, its connection is cut and its session remembered."""
+        pool = self._pool
+        if pool is None:
+            raise psycopg.OperationalError("connection failed: the checkpointer is closed")
+        connection = await self._acquire(pool)
+        self._borrowed += 1
+        attempt = current_attempt.get()
+        process_id = connection.info.backend_pid
+        try:
+            if attempt is not None:
+                attempt.hold(lambda: self._sever(connection, process_id, attempt))
+            if self.behind_pooler and self._config.postgres_schema:
+                async with connection.transaction():
+                    await connection.execute(self._search_path(local=True))
+                    yield connection
+            else:
+                yield connection
+        except psycopg.Error:
+            if attempt is not None and attempt.writes and connection.broken:
+                self._remember(process_id, attempt)
+            raise
+        finally:
+            self._borrowed -= 1
+            if attempt is not None:
+                attempt.let_go()
+            await pool.putconn(connection)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Connection]:
+        """A connection outside the pool, for a probe or for setting up; cut when the running attempt is late."""
+        connection: Connection = await AsyncConnection.connect(
+            self._conninfo, autocommit=True, prepare_threshold=None, row_factory=dict_row, **self._parameters
+        )
+        attempt = current_attempt.get()
+        if attempt is not None:
+            attempt.hold(lambda: cut(connection))
+        try:
+            await self._configure(connection)
+            yield connection
+        except BaseException:
+            cut(connection)  # closing a connection politely could wait for a server that hangs
+            raise
+        finally:
+            if attempt is not None:
+                attempt.let_go()
+            await connection.close()
+
+    @property
+    def saturated(self) -> bool:
+        """Whether all connections that there may be are in the hands of our own calls."""
+        return self._borrowed >= self._config.pool_max_size
+
+    def gauges(self) -> dict[str, int]:
+        """Sizes of the pool, as its own statistics tell them."""
+        statistics = self._pool.get_stats() if self._pool is not None else {}
+        return {
+            "size": statistics.get("pool_size", 0),
+            "available": statistics.get("pool_available", 0),
+            "borrowed": self._borrowed,
+            "waiting": statistics.get("requests_waiting", 0),
+            "lost_sessions": len(self._lost),
+        }
+
+    async def fence(self, thread_id: str) -> bool:
+        """End the sessions that writes to `thread_id` were left behind on; True when none can commit any more.
+
+        Behind a transaction pooler the process id that a client sees is not the server's, and terminating it could hit
+        a stranger: there, nothing is fenced.
+        """
+        if self.behind_pooler:
+            self._lost.clear()
+        mine = [session for session in self._lost if session.thread_id == thread_id]
+        if not mine:
+            return True
+        async with self.alone() as connection:
+            gone = [session for session in mine if await _terminate(connection, session)]
+        self._lost = [session for session in self._lost if session not in gone]
+        return len(gone) == len(mine)
+
+    async def _acquire(self, pool: AsyncConnectionPool[Connection]) -> Connection:
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[task] = None
+        try:
+            # The guard bounds the wait: the pool's own time-out only has to be longer.
+            return await pool.getconn(timeout=2 * self._config.deadline + 1)
+        except asyncio.CancelledError:
+            reason = self._waiting[task]
+            if reason is None:
+                raise
+            task.uncancel()
+            raise reason from None
+        finally:
+            del self._waiting[task]
+
+    def _connect_failed(self, error: psycopg.Error) -> None:
+        """Tell the calls that wait for a connection why there is none, unless another call will hand one back."""
+        if self._borrowed:
+            return
+        for task, reason in list(self._waiting.items()):
+            if reason is None:
+                self._waiting[task] = error
+                task.cancel()
+
+    def _sever(self, connection: Connection, process_id: int, attempt: Attempt) -> None:
+        if attempt.writes:
+            self._remember(process_id, attempt)
+        cut(connection)
+
+    def _remember(self, process_id: int, attempt: Attempt) -> None:
+        self._lost.append(LostSession(process_id, attempt.subject, time.monotonic()))
+
+    async def _new_pool(self) -> AsyncConnectionPool[Connection]:
+        self._pools_made += 1
+        pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            self._conninfo,
+            connection_class=_reporting_connection(self._connect_failed),
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": self._config.postgres_prepare_threshold,
+                "row_factory": dict_row,
+                **self._parameters,
+            },
+            min_size=self._config.pool_min_size,
+            max_size=self._config.pool_max_size,
+            open=False,
+            configure=self._configure,
+            name=f"{self._name}-{self._pools_made}",
+            timeout=self._config.deadline,
+            reconnect_timeout=0.0,
+        )
+        await pool.open()
+        return pool
+
+    async def _configure(self, connection: Connection) -> None:
+        self._noise.claim(connection)
+        cursor = await connection.execute("SELECT pg_backend_pid() AS process_id")
+        row = await cursor.fetchone()
+        # A pooler hands out process ids of its own making.
+        self.behind_pooler = row is not None and row["process_id"] != connection.info.backend_pid
+        if self.behind_pooler:
+            connection.prepare_threshold = None
+        elif self._config.postgres_schema:
+            await connection.execute(self._search_path(local=False))
+
+    def _search_path(self, *, local: bool) -> sql.Composed:
+        scope = sql.SQL("SET LOCAL" if local else "SET")
+        return scope + sql.SQL(" search_path TO ") + sql.Identifier(str(self._config.postgres_schema))
+
+
+def cut(connection: Connection) -> None:
+    """End a connection without a word to the server, so that whoever waits on it wakes at once.
+
+    The socket is shut down, not closed: closing it would free the number of a file that the event loop still watches.
+    """
+    if connection.closed:
+        return
+    duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+    try:
+        duplicate.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster: it is cut already
+    finally:
+        duplicate.close()
+
+
+def _reporting_connection(report: Any) -> type[Connection]:
+    """A connection class that reports every failed connect: the pool itself keeps the reason to itself."""
+
+    class CheckpointConnection(AsyncConnection[DictRow]):
+        @classmethod
+        async def connect(cls, *arguments: Any, **parameters: Any) -> Any:
+            try:
+                return await super().connect(*arguments, **parameters)
+            except psycopg.Error as error:
+                report(error)
+                raise
+
+    return CheckpointConnection
+
+
+def _parameters(conninfo_text: str, deadline: float) -> dict[str, Any]:
+    """Connection parameters that make a dead network show, where the URL does not set them itself."""
+    wanted: dict[str, Any] = {
+        "application_name": "enhanced-checkpointing",
+        "connect_timeout": max(2, math.ceil(deadline)),
+        "keepalives": 1,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(2 * deadline * 1000),
+    }
+    given = conninfo.conninfo_to_dict(conninfo_text)
+    return {name: value for name, value in wanted.items() if name not in given}
+
+
+async def _terminate(connection: Connection, session: LostSession) -> bool:
+    """End one session and tell whether it is gone; a newer session that got the same process id is left alone."""
+    cursor = await connection.execute(
+        "SELECT pg_terminate_backend(pid, %s) AS ended FROM pg_stat_activity "
+        "WHERE pid = %s AND pid <> pg_backend_pid() AND backend_start < clock_timestamp() - make_interval(secs => %s)",
+        (TERMINATE_MILLISECONDS, session.process_id, time.monotonic() - session.lost_at),
+    )
+    row = await cursor.fetchone()
+    return row is None or bool(row["ended"])
+
+
+async def _close_pool(pool: AsyncConnectionPool[Connection]) -> None:
+    """Close a pool within bounds: workers that hang in a connect are cancelled, for the pool would leave them."""
+    workers = [task for task in asyncio.all_tasks() if task.get_name().startswith(f"{pool.name}-")]
+    closing = asyncio.create_task(pool.close(timeout=CLOSE_SECONDS), name="close a pool")
+    done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS / 2)
+    if not done:
+        for worker in workers:
+            worker.cancel()
+    await asyncio.wait({closing, *workers}, timeout=2 * CLOSE_SECONDS)

@@ -1,0 +1,121 @@
+"""What an error of PostgreSQL means for the data: by SQLSTATE, and by text where a connection never came about.
+
+The codes: https://www.postgresql.org/docs/current/errcodes-appendix.html. Base classes of exceptions are no guide:
+25006 (read-only) is an `InternalError`, 28P01 (wrong password) an `OperationalError`.
+"""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+
+FIX_IN_MESSAGE = "The message says what to do."
+
+_BY_CODE = {
+    "40001": FailureKind.TRANSIENT,  # serialization failure
+    "40P01": FailureKind.TRANSIENT,  # deadlock
+    "55P03": FailureKind.TRANSIENT,  # lock not available
+    "57014": FailureKind.TRANSIENT,  # query cancelled, by a statement timeout or an administrator
+    "25P02": FailureKind.TRANSIENT,  # in a failed transaction
+    "25P03": FailureKind.TRANSIENT,  # idle-in-transaction timeout
+    "57P05": FailureKind.TRANSIENT,  # idle-session timeout
+    # This one session was terminated and rolled back; if the whole server goes down, the next try says so.
+    "57P01": FailureKind.TRANSIENT,
+    "57P02": FailureKind.UNKNOWN,  # another session crashed, the server resets all
+    "25006": FailureKind.OUTAGE,  # read-only: a failover left us on the standby
+    "57P03": FailureKind.OUTAGE,  # starting up, shutting down, in recovery
+    "57P04": FailureKind.CONFIGURATION,  # the database was dropped
+    "3D000": FailureKind.CONFIGURATION,  # no such database
+    "3F000": FailureKind.CONFIGURATION,  # no such schema
+    "42P01": FailureKind.CONFIGURATION,  # no such table
+    "42703": FailureKind.CONFIGURATION,  # no such column: an older schema
+    "42501": FailureKind.CONFIGURATION,  # no privilege
+    "42P05": FailureKind.CONFIGURATION,  # prepared statement exists: a transaction pooler
+    "26000": FailureKind.CONFIGURATION,  # prepared statement does not exist: a transaction pooler
+    "XX001": FailureKind.CORRUPTION,
+    "XX002": FailureKind.CORRUPTION,
+}
+
+_BY_CLASS = {
+    "08": FailureKind.UNKNOWN,  # connection exception
+    "28": FailureKind.CONFIGURATION,  # authorization
+    "53": FailureKind.OUTAGE,  # disk full, out of memory, too many connections
+    "57": FailureKind.UNKNOWN,
+    "58": FailureKind.OUTAGE,  # the server's own I/O
+    "XX": FailureKind.UNKNOWN,
+}
+"""The rest (22 data, 23 constraints, 42 syntax, 54 limits, …) is at fault in itself: DATA."""
+
+_FIXES = {
+    "28": "Check the user and password in DATABASE_URL, and pg_hba.conf on the server.",
+    "3D": "Create the database, or correct its name in DATABASE_URL.",
+    "3F": "Create the schema, or correct CHECKPOINT_POSTGRES_SCHEMA.",
+    "57": "Create the database again, or correct its name in DATABASE_URL.",
+    "42P01": "Create the tables: start once with CHECKPOINT_AUTO_SETUP=true. If tables were dropped by hand, drop "
+    "checkpoint_migrations too, so that all are made again.",
+    "42703": "Migrate the tables: start once with CHECKPOINT_AUTO_SETUP=true.",
+    "42501": "Grant the user of DATABASE_URL SELECT, INSERT, UPDATE and DELETE on the checkpoint tables (and CREATE on "
+    "the schema for CHECKPOINT_AUTO_SETUP=true).",
+    "42P05": "A transaction pooler is in between: set CHECKPOINT_POSTGRES_PREPARE_THRESHOLD=off.",
+    "26000": "A transaction pooler is in between: set CHECKPOINT_POSTGRES_PREPARE_THRESHOLD=off.",
+}
+
+_REFUSED_FOR_GOOD = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "authentication failed",
+    "does not exist",
+    "is not permitted to log in",
+    "permission denied for database",
+    "certificate verify failed",
+    "server does not support SSL",
+    "no encryption",
+    "root certificate file",
+    "invalid connection option",
+    "invalid sslmode",
+    "unsupported startup parameter",
+    "unrecognized configuration parameter",
+    "no such user",
+    "no such database",
+)
+_NEVER_CONNECTED = ("connection failed", "connection timeout expired", "failed to resolve host", "could not translate")
+
+
+def classify_postgres(error: BaseException) -> Failure:
+    """Say what an error of psycopg or of its pool means for the data."""
+    if isinstance(error, (PoolTimeout, TooManyRequests)):
+        return Failure(FailureKind.SATURATED, error)
+    if isinstance(error, PoolClosed):
+        return Failure(FailureKind.TRANSIENT, error)
+    if isinstance(error, CheckpointerConfigurationError):
+        return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=FIX_IN_MESSAGE)
+    if isinstance(error, psycopg.Error):
+        code = error.sqlstate
+        return _by_code(error, code) if code else _by_text(error)
+    if isinstance(error, OSError):
+        return Failure(FailureKind.OUTAGE, error)
+    return Failure(FailureKind.DATA, error, answered=True)
+
+
+def _by_code(error: psycopg.Error, code: str) -> Failure:
+    kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], FailureKind.DATA)
+    fix = _FIXES.get(code) or _FIXES.get(code[:2], "") if kind is FailureKind.CONFIGURATION else ""
+    return Failure(kind, error, answered=True, fix=fix)
+
+
+def _by_text(error: psycopg.Error) -> Failure:
+    text = str(error)
+    if isinstance(error, psycopg.OperationalError):
+        if text.startswith(_NEVER_CONNECTED):
+            if any(sign in text for sign in _REFUSED_FOR_GOOD) and "Connection refused" not in text:
+                fix = "Check host, user, password, database name and sslmode in DATABASE_URL, and pg_hba.conf."
+                return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=fix)
+            return Failure(FailureKind.OUTAGE, error, answered="FATAL" in text)
+        return Failure(FailureKind.UNKNOWN, error)  # a connection that was lost on the way
+    if isinstance(error, psycopg.InterfaceError):
+        return Failure(FailureKind.UNKNOWN, error)
+    return Failure(FailureKind.DATA, error, answered=True)

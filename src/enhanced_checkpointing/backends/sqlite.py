@@ -1,0 +1,189 @@
+"""SQLite as the primary: LangGraph's official saver on a connection that can be replaced when it hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.operations import Operation, Put, SharingSerializer, apply_shared, apply_to_saver
+from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.guard import current_attempt
+
+T = TypeVar("T")
+
+BUSY_SHARE = 0.4
+"""The share of a call's deadline that SQLite waits for another process's lock; two tries fit into one call."""
+
+_KINDS = {
+    sqlite3.SQLITE_BUSY: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_LOCKED: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_PROTOCOL: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_SCHEMA: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_INTERRUPT: FailureKind.UNKNOWN,
+    sqlite3.SQLITE_IOERR: FailureKind.OUTAGE,
+    sqlite3.SQLITE_FULL: FailureKind.OUTAGE,
+    sqlite3.SQLITE_READONLY: FailureKind.OUTAGE,
+    sqlite3.SQLITE_NOMEM: FailureKind.OUTAGE,
+    sqlite3.SQLITE_CANTOPEN: FailureKind.CONFIGURATION,
+    sqlite3.SQLITE_PERM: FailureKind.CONFIGURATION,
+    sqlite3.SQLITE_AUTH: FailureKind.CONFIGURATION,
+    sqlite3.SQLITE_CORRUPT: FailureKind.CORRUPTION,
+    sqlite3.SQLITE_NOTADB: FailureKind.CORRUPTION,
+}
+"""By primary result code, which is the low byte of an extended one (https://www.sqlite.org/rescode.html)."""
+
+
+def classify_sqlite(error: BaseException) -> Failure:
+    """Say what an error of SQLite means for the data."""
+    code = getattr(error, "sqlite_errorcode", None)
+    text = str(error)
+    if "no such table" in text or "no such column" in text:
+        fix = "Start with CHECKPOINT_AUTO_SETUP=true once, so that the tables are created."
+        return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=fix)
+    if isinstance(code, int):
+        kind = _KINDS.get(code & 0xFF, FailureKind.DATA)
+        fix = "Check that the folder of SQLITE_PATH exists and may be written." * (kind is FailureKind.CONFIGURATION)
+        return Failure(kind, error, answered=True, fix=fix)
+    if isinstance(error, (sqlite3.ProgrammingError, ValueError)) and "closed" in text.lower():
+        return Failure(FailureKind.TRANSIENT, error)  # aiosqlite's answer on a connection that was just replaced
+    if isinstance(error, ValueError) and "no active connection" in text:
+        return Failure(FailureKind.TRANSIENT, error)
+    if isinstance(error, OSError):
+        return Failure(FailureKind.OUTAGE, error)
+    return Failure(FailureKind.DATA, error, answered=True)
+
+
+class SqliteBackend(Backend):
+    """A SQLite file in WAL mode with `synchronous=FULL`: a commit is on the disk when it returns."""
+
+    name = "sqlite"
+    db_system = "sqlite"
+
+    def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
+        super().__init__(config, serializer)
+        self._path = str(config.database_path)
+        self._in_memory = self._path == ":memory:"
+        self._saver: AsyncSqliteSaver | None = None
+        self._retired: set[asyncio.Task[None]] = set()
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> None:
+        if self._in_memory:
+            return
+        try:
+            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointerConfigurationError(
+                f"The folder of SQLITE_PATH ({self._path}) cannot be created: {error.strerror}. "
+                "Name a path that may be written. Nothing was stored."
+            ) from error
+
+    async def setup(self) -> None:
+        saver = await self.connected()
+        if self.config.auto_setup:
+            await saver.setup()
+            return
+        saver.is_setup = True  # the official saver would create the tables on its own at the first call
+        await saver.conn.execute_fetchall("SELECT checkpoint_ns FROM checkpoints LIMIT 1")
+        await saver.conn.execute_fetchall("SELECT task_path FROM writes LIMIT 1")
+
+    async def connected(self) -> AsyncSqliteSaver:
+        """The saver on a connection that is open, opening one if the last was given up."""
+        async with self._opening:
+            if self._saver is None:
+                connection = await self._connect()
+                self._saver = AsyncSqliteSaver(connection, serde=self.serializer)
+                self._saver.is_setup = not self.config.auto_setup
+            return self._saver
+
+    async def probe(self) -> None:
+        if self._in_memory:
+            return
+        connection = await self._connect()
+        try:
+            await connection.execute("BEGIN IMMEDIATE")
+            await connection.execute(
+                "INSERT OR REPLACE INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id) VALUES (?, '', '')",
+                (PROBE_THREAD,),
+            )
+            await connection.rollback()
+        finally:
+            await connection.close()
+
+    def classify(self, error: BaseException) -> Failure:
+        return classify_sqlite(error)
+
+    async def apply(self, operation: Operation) -> None:
+        async with self._held() as saver:
+            if isinstance(operation, Put):  # the whole checkpoint is one blob here, so its values are needed live
+                await apply_to_saver(saver, operation, self.serializer)
+            else:
+                await apply_shared(saver, operation)
+
+    async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:
+        async with self._held() as saver:
+            return await question(saver)
+
+    def saver_type(self) -> type[BaseCheckpointSaver[Any]]:
+        return AsyncSqliteSaver
+
+    async def fence(self, thread_id: str) -> bool:
+        if self._retired:
+            await asyncio.wait(set(self._retired), timeout=self.config.deadline)
+        return not self._retired
+
+    def retire(self, saver: AsyncSqliteSaver) -> None:
+        """Give up a connection on which a statement hangs: interrupt it, roll back, close, all in the background."""
+        if self._saver is saver:
+            self._saver = None
+        task = asyncio.get_running_loop().create_task(_close_interrupted(saver.conn), name="close a hung SQLite file")
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
+
+    async def close(self) -> None:
+        if self._saver is not None:
+            saver, self._saver = self._saver, None
+            self.retire(saver)
+        if self._retired:
+            await asyncio.wait(set(self._retired), timeout=self.config.deadline)
+
+    @asynccontextmanager
+    async def _held(self) -> AsyncIterator[AsyncSqliteSaver]:
+        """The saver, such that the running attempt gives its connection up when it is late."""
+        saver = await self.connected()
+        attempt = current_attempt.get()
+        if attempt is None:
+            yield saver
+            return
+        attempt.hold(lambda: self.retire(saver))
+        try:
+            yield saver
+        finally:
+            attempt.let_go()
+
+    async def _connect(self) -> aiosqlite.Connection:
+        milliseconds = int(self.config.deadline * BUSY_SHARE * 1000)
+        connection = await aiosqlite.connect(self._path, timeout=milliseconds / 1000)
+        try:
+            await connection.execute("PRAGMA journal_mode=WAL")
+            await connection.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+
+async def _close_interrupted(connection: aiosqlite.Connection) -> None:
+    await connection.interrupt()
+    await connection.close()

@@ -1,0 +1,437 @@
+"""`CheckpointerConfig`: every setting with its type, default, range, unit and meaning, said and checked once."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
+
+__all__ = [
+    "CheckpointerConfig",
+    "CheckpointerType",
+    "ConfigFields",
+    "FactoryFields",
+    "ProfileOverrides",
+    "SettingFields",
+    "create_memory_checkpointer",
+    "create_postgres_checkpointer",
+    "create_sqlite_checkpointer",
+    "variable_of",
+]
+
+
+class CheckpointerType(StrEnum):
+    """The backends that come with the library; every one of them serves synchronous and asynchronous callers."""
+
+    MEMORY = "memory"
+    SQLITE = "sqlite"
+    POSTGRES = "postgres"
+    ASYNC_SQLITE = "async_sqlite"
+    ASYNC_POSTGRES = "async_postgres"
+
+    @property
+    def backend_name(self) -> str:
+        """The name of the entry point in the group `enhanced_checkpointing.backends`."""
+        return self.value.removeprefix("async_")
+
+
+def _fault(fault: str, fix: str) -> PydanticCustomError:
+    return PydanticCustomError("setting", "{fault}. Fix: {fix}", {"fault": fault, "fix": fix})
+
+
+def _lower_case(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _known_type_or_backend_name(value: object) -> CheckpointerType | str:
+    if isinstance(value, str) and value.strip():
+        name = value.strip()
+        return CheckpointerType(name.lower()) if name.lower() in set(CheckpointerType) else name
+    known = ", ".join(CheckpointerType)
+    raise _fault("it is not the name of a backend", f"use one of {known}, or the name of a registered backend")
+
+
+def _not_a_url(value: str | Path) -> str | Path:
+    if re.match(r"\s*[A-Za-z][\w+.-]+:/", str(value)):  # two characters at least: C:/ is a drive
+        raise _fault("it is a URL", "give a path in the file system; the URL of a database belongs in DATABASE_URL")
+    if "\0" in str(value):
+        raise _fault("it contains a NUL character", "give a path in the file system")
+    return value
+
+
+def _names_a_file(value: str | Path) -> str | Path:
+    if not str(value).strip() or not Path(value).name:
+        raise _fault("it names no file", "give the path of the SQLite file, for example checkpoints.sqlite")
+    return value
+
+
+def _schema_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value) or value.startswith("pg_"):
+        raise _fault(
+            "it is not a schema name that works without quotes",
+            "use 1 to 63 lower-case letters, digits and underscores, beginning with a letter or an underscore, not pg_",
+        )
+    return value
+
+
+def _off_is_none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() in {"off", "none"} else value
+
+
+def _libpq_spelling(value: SecretStr) -> SecretStr:
+    """Turn `postgres://` and SQLAlchemy's `postgresql+driver://` into `postgresql://`; leave other strings alone."""
+    text = value.get_secret_value().strip()
+    return SecretStr(re.sub(r"\Apostgres(?:ql)?(?:\+\w+)?://", "postgresql://", text, flags=re.IGNORECASE))
+
+
+def _range(least: float, most: float, unit: str | None = None) -> FieldInfo:
+    field: FieldInfo = Field(ge=least, le=most, json_schema_extra={"unit": unit} if unit else None)
+    return field
+
+
+Seconds = Annotated[float, _range(0.01, 3600, "s")]
+Environment = Annotated[Literal["development", "testing", "production"], BeforeValidator(_lower_case)]
+OnOutage = Annotated[Literal["journal", "raise"], BeforeValidator(_lower_case)]
+OnUnknownThread = Annotated[Literal["raise", "start_fresh"], BeforeValidator(_lower_case)]
+OnDivergence = Annotated[Literal["newest_wins", "quarantine"], BeforeValidator(_lower_case)]
+Journal = Annotated[Literal["durable", "memory", "off"], BeforeValidator(_lower_case)]
+PrepareThreshold = Annotated[Annotated[int, _range(0, 1_000_000)] | None, BeforeValidator(_off_is_none)]
+
+
+class SettingFields(BaseModel):
+    """Every setting that has a variable `CHECKPOINT_<NAME>`; `CheckpointerSettings` inherits the same fields.
+
+    A value that does not fit raises `CheckpointerConfigurationError`, which never contains the value.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+    )
+
+    environment: Environment = "development"
+    """Profile that chooses the primary: development, testing or production."""
+    enabled: bool = True
+    """False: no checkpointer is handed out (None), and graphs run without persistence."""
+    auto_setup: bool = True
+    """Create missing tables at start; false: missing tables are an error that says so."""
+    require_primary: bool = False
+    """Refuse to start while the primary is down; false: start degraded and set it up later."""
+    deadline: Seconds = 5.0
+    """Total time that one call may take, waiting and retries included."""
+    retries: Annotated[int, _range(0, 10)] = 2
+    """How often a transient failure is tried again within the deadline."""
+    breaker_failures: Annotated[int, _range(1, 1000)] = 3
+    """Failures in a row after which calls no longer touch the primary."""
+    probe_interval: Seconds = 5.0
+    """Time between two probes of a healthy primary."""
+    probe_backoff_min: Seconds = 0.5
+    """Time between the first probes of an outage; it grows up to probe_backoff_max."""
+    probe_backoff_max: Seconds = 15.0
+    """Longest time between two probes of an outage, so the longest that a recovery goes unnoticed."""
+    on_outage: OnOutage = "journal"
+    """Writes in an outage: journal (acknowledged, drained later) or raise."""
+    # The default is None so that the profile can choose; the validator below leaves no None in the field.
+    on_unknown_thread: OnUnknownThread = Field(default=None, validate_default=True)
+    """Read of an unknown thread in an outage: raise (default in production) or start_fresh (default elsewhere)."""
+    on_divergence: OnDivergence = "newest_wins"
+    """Branch of an outage beside another: newest_wins (kept in the same thread) or quarantine (a sibling thread)."""
+    journal: Journal = "memory"
+    """What keeps the writes of an outage: memory (this process only) or off (they raise); durable is not built yet."""
+    journal_dir: Annotated[Path, AfterValidator(_not_a_url)] = Path(".checkpoints/journal")
+    """Directory of the durable journal, one per application."""
+    journal_max_bytes: Annotated[int, _range(4096, 2**50, "bytes")] = 256 * 1024 * 1024
+    """Size at which the journal is full and accepts no more writes."""
+    standby_max_bytes: Annotated[int, _range(0, 2**50, "bytes")] = 64 * 1024 * 1024
+    """Size of the warm copy of recent threads; the least recently used leave it first."""
+    pool_min_size: Annotated[int, _range(0, 1000)] = 1
+    """PostgreSQL connections that are kept open."""
+    pool_max_size: Annotated[int, _range(1, 1000)] = 10
+    """PostgreSQL connections at most."""
+    postgres_schema: Annotated[str, AfterValidator(_schema_name)] | None = None
+    """PostgreSQL schema of the tables; not set: the first one of the connection's search_path."""
+    postgres_prepare_threshold: PrepareThreshold = 0
+    """Runs of a PostgreSQL statement before it is prepared; 0: prepared at its first use, off: never."""
+    drain_concurrency: Annotated[int, _range(1, 1000)] = 4
+    """Threads that are drained at a time after an outage."""
+    shutdown_grace: Annotated[float, _range(0, 3600, "s")] = 10.0
+    """Time that a stop may spend on draining what is left."""
+
+    @field_validator("on_unknown_thread", mode="before")
+    @classmethod
+    def _profile_chooses(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None:
+            return value
+        return "raise" if info.data.get("environment") == "production" else "start_fresh"
+
+    @field_validator("journal")
+    @classmethod
+    def _durable_is_not_built(cls, value: str) -> str:
+        if value == "durable":
+            raise _fault(
+                "the durable journal is not in this release",
+                "use memory, and know what it means for the data: what was acknowledged in an outage lives in this "
+                "process only until it is drained, and is lost if the process ends before; or set on_outage "
+                "(CHECKPOINT_ON_OUTAGE) to raise, so that such writes are refused instead",
+            )
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_our_own_error(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            explanation = _explain(cls, error)
+        # Raised out here, so that pydantic's error, which holds the values, is not even its context.
+        raise CheckpointerConfigurationError(explanation)
+
+
+class _SharedFields(TypedDict, total=False):
+    """What callers may write for the fields of `CheckpointerConfig`, where it is wider than what the field holds."""
+
+    enabled: bool
+    auto_setup: bool
+    require_primary: bool
+    deadline: float
+    retries: int
+    breaker_failures: int
+    probe_interval: float
+    probe_backoff_min: float
+    probe_backoff_max: float
+    on_outage: Literal["journal", "raise"]
+    on_unknown_thread: Literal["raise", "start_fresh"] | None
+    on_divergence: Literal["newest_wins", "quarantine"]
+    journal: Literal["durable", "memory", "off"]
+    journal_dir: str | Path
+    journal_max_bytes: int
+    standby_max_bytes: int
+    pool_min_size: int
+    pool_max_size: int
+    postgres_schema: str | None
+    postgres_prepare_threshold: int | Literal["off"] | None
+    drain_concurrency: int
+    shutdown_grace: float
+    enable_async: bool
+    thread_safe: bool
+    serde: SerializerProtocol | None
+
+
+class FactoryFields(_SharedFields, total=False):
+    """Keywords of the factories: all but those that choose the primary."""
+
+    environment: str
+
+
+class ProfileOverrides(_SharedFields, total=False):
+    """Keywords that override a profile: all but the environment, which names the profile."""
+
+    checkpointer_type: CheckpointerType | str
+    connection_string: str | SecretStr | None
+    database_path: str | Path
+
+
+class ConfigFields(FactoryFields, ProfileOverrides, total=False):
+    """Keywords of `CheckpointerConfig`: all fields."""
+
+
+class CheckpointerConfig(SettingFields):
+    """Everything that a manager is opened with; frozen, checked when it is made, safe to print.
+
+    Besides the settings it holds what only code can say. Raises `CheckpointerConfigurationError` for every value that
+    does not fit; the message names the field, its environment variable and the fix, never the value.
+    """
+
+    checkpointer_type: Annotated[CheckpointerType | str, PlainValidator(_known_type_or_backend_name)] = (
+        CheckpointerType.MEMORY
+    )
+    """The primary: a `CheckpointerType`, its value in any case, or the name of a registered third-party backend."""
+    connection_string: Annotated[SecretStr, AfterValidator(_libpq_spelling)] | None = None
+    """PostgreSQL URL or `host=… dbname=…` pairs."""
+    database_path: Annotated[str | Path, AfterValidator(_not_a_url), AfterValidator(_names_a_file)] = (
+        "checkpoints.sqlite"
+    )
+    """File of the SQLite primary; its folder is created."""
+    enable_async: bool = True
+    """False gives the manager an event loop in a thread of its own, for programs without one."""
+    thread_safe: bool = True
+    """Accepted because people write it; the saver is always thread-safe, so False is refused."""
+    serde: SerializerProtocol | None = Field(default=None, repr=False)
+    """LangGraph serializer of everything that is stored; None: `JsonPlusSerializer()`."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[ConfigFields]) -> None: ...
+
+    @field_validator("thread_safe")
+    @classmethod
+    def _always_thread_safe(cls, value: bool) -> bool:
+        if not value:
+            raise _fault("the saver is always thread-safe", "leave thread_safe out, or set it to True")
+        return value
+
+    @field_serializer("serde", when_used="json")
+    def _serde_as_its_name(self, serde: SerializerProtocol | None) -> str | None:
+        return None if serde is None else type(serde).__qualname__
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        for least, most in (("probe_backoff_min", "probe_backoff_max"), ("pool_min_size", "pool_max_size")):
+            if getattr(self, least) > getattr(self, most):
+                raise CheckpointerConfigurationError(
+                    f"{_label(least)}: it is greater than {_label(most)}. Fix: lower the first or raise the second"
+                )
+        if self.backend_name == "postgres":
+            problem = _connection_string_problem(self.connection_string)
+            if problem is not None:
+                raise CheckpointerConfigurationError(f"{_label('connection_string')}: {problem}")
+        return self
+
+    @property
+    def backend_name(self) -> str:
+        """The name of the primary's entry point in the group `enhanced_checkpointing.backends`."""
+        chosen = self.checkpointer_type
+        return chosen.backend_name if isinstance(chosen, CheckpointerType) else chosen
+
+    def with_overrides(self, **fields: Unpack[ConfigFields]) -> Self:
+        """Return a copy with `fields` changed, checked anew; defaults that depend on the environment follow it."""
+        explicit: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**explicit, **fields})
+
+    def redacted(self) -> dict[str, JsonValue]:
+        """Return all fields as plain JSON types without secrets, for health reports and diagnosis."""
+        return {
+            name: redact(value) if isinstance(value, str) else value
+            for name, value in self.model_dump(mode="json").items()
+        }
+
+
+def create_memory_checkpointer(**fields: Unpack[FactoryFields]) -> CheckpointerConfig:
+    """Configure a primary in this process's memory: for tests and development, nothing outlives the process."""
+    return CheckpointerConfig(checkpointer_type=CheckpointerType.MEMORY, **fields)
+
+
+def create_sqlite_checkpointer(
+    database_path: str | Path = "checkpoints.sqlite", **fields: Unpack[FactoryFields]
+) -> CheckpointerConfig:
+    """Configure a primary in a SQLite file: durable on this machine, for one machine's processes."""
+    return CheckpointerConfig(checkpointer_type=CheckpointerType.SQLITE, database_path=database_path, **fields)
+
+
+def create_postgres_checkpointer(
+    connection_string: str | SecretStr, **fields: Unpack[FactoryFields]
+) -> CheckpointerConfig:
+    """Configure a PostgreSQL primary; `connection_string` is a URL or `host=… dbname=…` pairs."""
+    return CheckpointerConfig(
+        checkpointer_type=CheckpointerType.POSTGRES, connection_string=connection_string, **fields
+    )
+
+
+_NOT_PREFIXED = {
+    "connection_string": "DATABASE_URL or POSTGRES_URL",
+    "database_path": "SQLITE_PATH",
+    "checkpointer_type": "chosen by CHECKPOINT_ENVIRONMENT",
+    "enable_async": "set in code",
+    "thread_safe": "set in code",
+    "serde": "set in code",
+}
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a field of `CheckpointerConfig` or `CheckpointerSettings`."""
+    return f"CHECKPOINT_{name.upper()}" if name in SettingFields.model_fields else _NOT_PREFIXED.get(name, name.upper())
+
+
+def _label(name: str) -> str:
+    return f"{name} ({variable_of(name)})"
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    """Say for each field that does not fit what is wrong with it and what fits, without any value."""
+    sentences: dict[str, str] = {}
+    for fault in error.errors(include_url=False, include_input=False):
+        name = str(fault["loc"][0]) if fault["loc"] else ""
+        field = model.model_fields.get(name)
+        if not name or fault["type"] == "setting":
+            sentence = fault["msg"]
+        elif field is None:
+            closest = get_close_matches(name, model.model_fields, n=1)
+            hint = f"did you mean {_label(closest[0])}?" if closest else f"use one of {', '.join(model.model_fields)}"
+            sentence = f"there is no such setting. Fix: {hint}"
+        else:
+            sentence = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}. Fix: {_what_fits(field)}"
+        label = _label(name) if field else name or model.__name__
+        sentences.setdefault(name, f"{label}: {sentence}")
+    return "\n".join(sentences.values())
+
+
+def _what_fits(field: FieldInfo) -> str:
+    limits = {name: getattr(limit, name) for limit in field.metadata for name in ("ge", "le") if hasattr(limit, name)}
+    fits = f"a number from {limits['ge']} to {limits['le']}" if limits else "what its meaning says"
+    fits = "true or false" if field.annotation is bool else fits
+    unit = f" {field.json_schema_extra['unit']}" if isinstance(field.json_schema_extra, dict) else ""
+    return f"give {fits}{unit}, or leave it out for the default. Its meaning: {field.description}"
+
+
+_LIBPQ_FAULTS = (
+    ("invalid percent-encoded", "a '%' in it is not followed by two hexadecimal digits"),
+    ("query parameter", "it has a parameter after '?' that PostgreSQL does not know (asyncpg's ssl is sslmode here)"),
+    ("connection option", "it has an option that PostgreSQL does not know"),
+    ('missing "="', "it is neither a postgresql:// URL nor host=… dbname=… pairs"),
+)
+_POSTGRES_FIX = (
+    "give postgresql://user:password@host:5432/database without quotes around it, and write special characters of "
+    "the password as %XX ('@' is %40, '/' is %2F, '%' is %25, a space is %20)"
+)
+
+
+def _connection_string_problem(connection_string: SecretStr | None) -> str | None:
+    """Say what libpq would not accept, in our words: libpq's own quote parts of the string, passwords among them."""
+    from psycopg import ProgrammingError  # imported here: only a PostgreSQL primary needs it
+    from psycopg.conninfo import conninfo_to_dict
+
+    text = connection_string.get_secret_value() if connection_string else ""
+    if not text:
+        return f"a PostgreSQL primary needs a connection string. Fix: {_POSTGRES_FIX}"
+    if "\0" in text:  # libpq would read the part before it and ignore the rest
+        return f"it contains a NUL character. Fix: {_POSTGRES_FIX}"
+    try:
+        parts = conninfo_to_dict(text)
+    except (ProgrammingError, ValueError) as error:  # ValueError: characters that cannot be encoded
+        known = (ours for theirs, ours in _LIBPQ_FAULTS if theirs in str(error))
+        return f"{next(known, 'PostgreSQL cannot read it')}. Fix: {_POSTGRES_FIX}"
+    # An unescaped '@' or '/' in a password moves part of it to where errors and logs would show it.
+    moved = str(parts.get("host", ""))[1:] + str(parts.get("dbname", ""))  # a host "@name" is an abstract socket
+    if "://" in text and "@" in moved:
+        return f"its host or database contains '@', so the password ended too early. Fix: {_POSTGRES_FIX}"
+    if not all(port.isdecimal() or not port for port in str(parts.get("port", "")).split(",")):
+        return f"its port is not a number, perhaps because the password ended too early. Fix: {_POSTGRES_FIX}"
+    return None

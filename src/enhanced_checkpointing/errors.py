@@ -1,0 +1,56 @@
+"""Every error that this library raises of its own: one sentence per class, one way to keep secrets out of messages."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = [
+    "CheckpointCorruptionError",
+    "CheckpointNotFoundError",
+    "CheckpointUnavailableError",
+    "CheckpointerConfigurationError",
+    "CheckpointerError",
+    "JournalFullError",
+    "redact",
+]
+
+
+class CheckpointerError(Exception):
+    """Base class of every error that this library raises of its own."""
+
+
+class CheckpointUnavailableError(CheckpointerError):
+    """The answer is not known now: neither the primary nor the warm copy can give it. It is never a "not found"."""
+
+
+class CheckpointNotFoundError(CheckpointerError):
+    """A thread or checkpoint that a maintenance call named does not exist."""
+
+
+class CheckpointCorruptionError(CheckpointerError):
+    """Stored data was found damaged; it is reported and never read past silently."""
+
+
+class CheckpointerConfigurationError(CheckpointerError):
+    """A setting, credential, schema or privilege is wrong; waiting does not help, the message names the fix."""
+
+
+class JournalFullError(CheckpointerError):
+    """The journal reached its byte cap, so the write was not accepted: it is neither in the primary nor the journal."""
+
+
+_URL_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s:]*):(?P<password>[^/\s]*)@")
+_NAMED_SECRET = re.compile(
+    r"(?P<name>\b(?:password|passwd|pwd|passfile|sslpassword|secret|token|api[-_]?key)\s*[=:]\s*)"
+    r"(?P<value>'(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^\s&,;]+)",
+    re.IGNORECASE,
+)
+
+
+def redact(text: object, *secrets: str) -> str:
+    """Return `text` with URL passwords, `password=…` pairs and the given `secrets` replaced by `***`."""
+    redacted = str(text)
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        redacted = redacted.replace(secret, "***")
+    redacted = _URL_PASSWORD.sub(r"\g<scheme>\g<user>:***@", redacted)
+    return _NAMED_SECRET.sub(r"\g<name>***", redacted)

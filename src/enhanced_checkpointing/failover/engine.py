@@ -1,0 +1,412 @@
+"""The engine: the rules by which one call goes to the primary, the journal or the standby.
+
+It decides through the pure functions of `routes`, and acts through the guard, the journal and the standby. A write is
+settled by a task of its own, so that a caller who is cancelled leaves no half-done operation behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError, redact
+from enhanced_checkpointing.failover.routes import (
+    Lanes,
+    Route,
+    Verdict,
+    after_failed_read,
+    after_failed_write,
+    route_of,
+)
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.failover.thread_ids import created_at
+from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.operations import (
+    DeleteThread,
+    Operation,
+    SharingSerializer,
+    accept_put,
+    accept_writes,
+    thread_of,
+)
+from enhanced_checkpointing.resilience.breaker import Breaker, Clock
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOver, Notice, OperationScope, Telemetry
+
+T = TypeVar("T")
+
+MAINTENANCE_PATIENCE = 12
+"""How many ordinary deadlines a maintenance call may take: pruning a long thread is slow, and rightly so."""
+
+
+class Engine:
+    """Serves the calls of one manager. All methods run on the manager's event loop."""
+
+    def __init__(
+        self,
+        *,
+        config: CheckpointerConfig,
+        backend: Backend,
+        guard: Guard,
+        breaker: Breaker,
+        journal: Journal | None,
+        standby: Standby,
+        serializer: SharingSerializer,
+        telemetry: Telemetry,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
+    ) -> None:
+        self._config = config
+        self._backend = backend
+        self._guard = guard
+        self._breaker = breaker
+        self._journal = journal
+        self._standby = standby
+        self._serializer = serializer
+        self._telemetry = telemetry
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._settling: set[asyncio.Task[None]] = set()
+        self._last_contact = float("inf")
+        self.lanes = Lanes()
+        self.journaled = 0
+        """Operations journaled so far."""
+        self.on_journaled: Callable[[], None] = lambda: None
+        """Called after every journaled operation; set by whoever drains."""
+        self.drain_first: Callable[[str, Deadline], Awaitable[bool]] = _nobody_drains
+        """Drains one thread ahead of the others and tells whether it is drained; set by whoever drains."""
+
+    # What LangGraph asks for
+
+    async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return await self._read(
+            "get",
+            config,
+            primary=lambda saver: saver.aget_tuple(config),
+            standby=lambda: self._standby.get_tuple(config),
+            keep=lambda found: self._standby.warm(config, found),
+        )
+
+    async def list(
+        self,
+        config: RunnableConfig | None,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Sequence[CheckpointTuple]:
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
+            return [found async for found in saver.alist(config, filter=filter, before=before, limit=limit)]
+
+        if config is None or "thread_id" not in config.get("configurable", {}):
+            return await self._list_everything(fetch)
+        return await self._read(
+            "list",
+            config,
+            primary=fetch,
+            standby=lambda: self._standby.history(config, filter, before, limit),
+            keep=lambda _: None,
+        )
+
+    async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
+        return await self._read(
+            "get",
+            config,
+            primary=lambda saver: saver.aget_delta_channel_history(config=config, channels=channels),
+            standby=lambda: self._standby.delta_history(config, channels),
+            keep=lambda found: self._standby.warm_history(config, found),
+        )
+
+    async def put(
+        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, versions: ChannelVersions
+    ) -> RunnableConfig:
+        put = accept_put(
+            config,
+            checkpoint,
+            metadata,
+            versions,
+            serializer=self._serializer,
+            known_blob=self._standby.blob,
+        )
+        await self._write(put)
+        return put.stored_config()
+
+    async def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> None:
+        await self._write(accept_writes(config, writes, task_id, task_path, serializer=self._serializer))
+
+    async def delete_thread(self, thread_id: str) -> None:
+        await self._write(DeleteThread(thread_id))
+
+    async def maintain(
+        self,
+        operation: str,
+        thread_ids: Sequence[str] | None,
+        run: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
+    ) -> T:
+        """Run a maintenance call that only the primary can answer; None for `thread_ids`: it may change any thread.
+
+        Raises:
+            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
+        """
+        scope = OperationScope(operation, self._backend.name, None)
+        with self._telemetry.operation(scope):
+            deadline = self._new_deadline(MAINTENANCE_PATIENCE)
+            waiting = [thread for thread in self._waiting_threads() if thread_ids is None or thread in thread_ids]
+            if self._breaker.is_open or not all([await self.drain_first(thread, deadline) for thread in waiting]):
+                scope.outcome = "unavailable"
+                raise self._unavailable(f"{operation} needs the primary", "Nothing was changed.")
+            try:
+                result = await self._guard.once(operation, lambda: self._backend.ask(run), deadline=deadline)
+            except CallFailed as failed:
+                raise self._explained(failed, f"{operation} did not succeed") from failed.error
+            finally:
+                self._standby.forget_all(thread_ids)
+            scope.outcome = "primary"
+            return result
+
+    # Reading
+
+    async def _read(
+        self,
+        operation: str,
+        config: RunnableConfig,
+        *,
+        primary: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
+        standby: Callable[[], T],
+        keep: Callable[[T], None],
+    ) -> T:
+        thread_id = thread_of(config)
+        scope = OperationScope(operation, self._backend.name, thread_id)
+        with self._telemetry.operation(scope):
+            deadline = self._new_deadline()
+            route = self._route(thread_id)
+            if route is Route.JOURNAL and not self._breaker.is_open and await self.drain_first(thread_id, deadline):
+                route = Route.PRIMARY
+            scope.route = route.value
+            if route is Route.JOURNAL:
+                return self._ask_standby(scope, thread_id, standby, None)
+            try:
+                found = await self._guard.call(
+                    operation, lambda: self._backend.ask(primary), deadline=deadline, subject=thread_id
+                )
+            except CallFailed as failed:
+                return self._after_failed_read(scope, thread_id, failed, standby)
+            scope.outcome = "primary"
+            self._contact()
+            keep(found)
+            return found
+
+    def _after_failed_read(
+        self, scope: OperationScope, thread_id: str, failed: CallFailed, standby: Callable[[], T]
+    ) -> T:
+        scope.error_type = type(failed.error).__name__
+        verdict = after_failed_read(failed.kind)
+        if verdict is Verdict.JOURNAL:
+            self._alarm(failed)
+            return self._ask_standby(scope, thread_id, standby, failed)
+        if verdict is Verdict.UNAVAILABLE:
+            scope.outcome = "unavailable"
+        raise self._explained(failed, f"thread {thread_id!r} cannot be read") from failed.error
+
+    def _ask_standby(
+        self, scope: OperationScope, thread_id: str, standby: Callable[[], T], failed: CallFailed | None
+    ) -> T:
+        if not self._standby.knows(thread_id) and self._may_be_new(thread_id):
+            self._standby.note_empty(thread_id, "")
+        try:
+            answer = standby()
+        except CheckpointUnavailableError as error:
+            scope.outcome = "unavailable"
+            fix = f" {failed.failure.fix}" if failed is not None and failed.failure.fix else ""
+            raise self._unavailable(
+                f"thread {thread_id!r} cannot be read: the primary is not available and {error}",
+                "Nothing is lost; this is not 'not found'." + fix,
+            ) from (failed.error if failed is not None else None)
+        scope.outcome = "standby"
+        return answer
+
+    def _may_be_new(self, thread_id: str) -> bool:
+        """Whether a thread that this process never saw may start without the primary having been asked."""
+        if self._config.on_unknown_thread == "start_fresh":
+            return True
+        made_at = created_at(thread_id)
+        return made_at is not None and made_at > self._last_contact
+
+    async def _list_everything(
+        self, fetch: Callable[[BaseCheckpointSaver[Any]], Awaitable[Sequence[CheckpointTuple]]]
+    ) -> Sequence[CheckpointTuple]:
+        scope = OperationScope("list", self._backend.name, None)
+        with self._telemetry.operation(scope):
+            if self._breaker.is_open or self._waiting_threads():
+                scope.outcome = "unavailable"
+                raise self._unavailable("a listing of all threads needs the primary", "Name a thread, or try later.")
+            try:
+                found = await self._guard.call(
+                    "list", lambda: self._backend.ask(fetch), deadline=self._new_deadline(MAINTENANCE_PATIENCE)
+                )
+            except CallFailed as failed:
+                raise self._explained(failed, "the threads cannot be listed") from failed.error
+            scope.outcome = "primary"
+            return found
+
+    # Writing
+
+    async def _write(self, operation: Operation) -> None:
+        scope = OperationScope(operation.name, self._backend.name, operation.thread_id, outcome="cancelled")
+        with self._telemetry.operation(scope):
+            deadline = self._new_deadline()
+            await self._finish(self._settle(operation, scope, deadline), operation.name)
+
+    async def _finish(self, settling: Coroutine[Any, Any, None], name: str) -> None:
+        """Wait for a write to be settled. A caller who is cancelled goes; the operation is settled all the same."""
+        task = asyncio.create_task(settling, name=f"settle {name}")
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+        await asyncio.wait({task})
+        task.result()
+
+    def _settled(self, task: asyncio.Task[None]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: the caller got it from the task, or went away
+
+    async def _settle(self, operation: Operation, scope: OperationScope, deadline: Deadline) -> None:
+        """Get one operation to the primary or into the journal, in its thread's turn, or raise."""
+        try:
+            async with self.lanes.turn(operation.thread_id, deadline):
+                route = self._route(operation.thread_id)
+                scope.route = route.value
+                if route is Route.PRIMARY:
+                    failed = await self._try_primary(operation, deadline)
+                    if failed is not None:
+                        await self._after_failed_write(operation, scope, failed, deadline)
+                        return
+                    scope.outcome = "primary"
+                    self._contact()
+                    self._standby.apply(operation)
+                else:
+                    await self._journal_operation(operation, scope, "the primary is not available", deadline)
+        except TimeoutError as error:
+            scope.outcome = "unavailable"
+            raise self._unavailable(
+                f"{operation.name} on thread {operation.thread_id!r} did not get its turn in time",
+                "Nothing was written by this call.",
+            ) from error
+
+    async def _try_primary(self, operation: Operation, deadline: Deadline) -> CallFailed | None:
+        try:
+            await self._guard.call(
+                operation.name,
+                lambda: self._backend.apply(operation),
+                deadline=deadline,
+                subject=operation.thread_id,
+                writes=True,
+            )
+        except CallFailed as failed:
+            return failed
+        return None
+
+    async def _after_failed_write(
+        self, operation: Operation, scope: OperationScope, failed: CallFailed, deadline: Deadline
+    ) -> None:
+        scope.error_type = type(failed.error).__name__
+        verdict = after_failed_write(failed.kind, may_journal=self._may_journal)
+        if verdict is Verdict.JOURNAL:
+            self._alarm(failed)
+            await self._journal_operation(operation, scope, str(failed), deadline)
+            return
+        scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
+        raise self._explained(failed, f"{operation.name} on thread {operation.thread_id!r} failed") from failed.error
+
+    async def _journal_operation(
+        self, operation: Operation, scope: OperationScope, reason: str, deadline: Deadline
+    ) -> None:
+        """Acknowledge an operation by journaling it: the journal first, then the standby."""
+        if self._journal is None or not self._may_journal:
+            scope.outcome = "unavailable"
+            raise self._unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
+        await self._journal.append(operation, self._standby.base_head(operation), deadline)
+        self.journaled += 1
+        scope.outcome = "journaled"
+        self._telemetry.emit(FailedOver(self._backend.name, operation.name, redact(reason)))
+        self._standby.apply(operation)
+        self.on_journaled()
+
+    # What is known, and said
+
+    @property
+    def _may_journal(self) -> bool:
+        return self._journal is not None and self._config.on_outage == "journal"
+
+    def _route(self, thread_id: str) -> Route:
+        held = self._journal is not None and self._journal.holds(thread_id)
+        return route_of(breaker_open=self._breaker.is_open, journal_holds=held)
+
+    def _waiting_threads(self) -> Sequence[str]:
+        return self._journal.waiting_threads() if self._journal is not None else ()
+
+    def _new_deadline(self, deadlines: int = 1) -> Deadline:
+        return Deadline(self._clock, self._config.deadline * deadlines)
+
+    def _contact(self) -> None:
+        """The primary answered. The newest time counts: a clock that jumps back must not make old threads look new."""
+        now = self._wall_clock()
+        self._last_contact = now if self._last_contact == float("inf") else max(self._last_contact, now)
+
+    def _alarm(self, failed: CallFailed) -> None:
+        if failed.kind is FailureKind.CONFIGURATION:
+            self._telemetry.emit(
+                ConfigurationFault(
+                    self._backend.name, redact(failed.error), failed.failure.fix or "Ask the server's log."
+                )
+            )
+
+    def _explained(self, failed: CallFailed, what: str) -> BaseException:
+        """The error that the caller gets: its own fault as the saver raised it, all else said in our words."""
+        if failed.kind is FailureKind.DATA:
+            return failed.error
+        if failed.kind is FailureKind.CORRUPTION:
+            message = f"{what}: stored data is damaged ({redact(failed.error)}). Restore it from a backup."
+            self._telemetry.emit(Notice("ERROR", message))
+            return CheckpointCorruptionError(message)
+        if failed.kind is FailureKind.SATURATED:
+            return self._unavailable(
+                f"{what}: {failed.error}", "Raise CHECKPOINT_POOL_MAX_SIZE, or make fewer calls at once."
+            )
+        return self._unavailable(f"{what}: {redact(failed.error)}", failed.failure.fix or NOT_STORED)
+
+    @staticmethod
+    def _unavailable(what: str, then: str) -> CheckpointUnavailableError:
+        return CheckpointUnavailableError(f"{what[0].upper()}{what[1:]}. {then}")
+
+    async def close(self, seconds: float) -> None:
+        """Wait up to `seconds` for writes under way to be settled."""
+        if self._settling:
+            await asyncio.wait(set(self._settling), timeout=seconds)
+
+
+NOT_STORED = (
+    "It was not acknowledged: treat it as not stored, although the primary may still have taken it. "
+    "Repeat it when the primary is back."
+)
+
+
+async def _nobody_drains(thread_id: str, deadline: Deadline) -> bool:
+    return False

@@ -1,0 +1,159 @@
+"""The standby: warm copies of recent threads, which answer reads while the primary cannot."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
+
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.failover.warm_thread import WarmThread
+from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
+from enhanced_checkpointing.operations import (
+    DeleteThread,
+    Operation,
+    Put,
+    Serialized,
+    SharingSerializer,
+    checkpoint_id_of,
+    namespace_of,
+    thread_of,
+)
+
+
+class Standby:
+    """Keeps the least recently used threads out, by bytes; a thread for which `pinned` is true never leaves.
+
+    It answers only what it knows for certain, and raises `CheckpointUnavailableError` for all else.
+    """
+
+    def __init__(self, serializer: SharingSerializer, max_bytes: int, pinned: Callable[[str], bool]) -> None:
+        self._serializer = serializer
+        self._max_bytes = max_bytes
+        self._pinned = pinned
+        self._threads: OrderedDict[str, WarmThread] = OrderedDict()
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes held, about."""
+        return self._size
+
+    def __len__(self) -> int:
+        return len(self._threads)
+
+    def blob(self, thread_id: str, checkpoint_ns: str, channel: str, version: str | int | float) -> Serialized | None:
+        """The bytes of one version of a channel, if they are warm."""
+        thread = self._threads.get(thread_id)
+        return thread.blob((thread_id, checkpoint_ns, channel, version)) if thread is not None else None
+
+    def base_head(self, operation: Operation) -> BaseHead:
+        """The newest checkpoint that this process knows of in the namespace that an operation changes."""
+        thread = self._threads.get(operation.thread_id)
+        checkpoint_ns = "" if isinstance(operation, DeleteThread) else operation.checkpoint_ns
+        if thread is None or not thread.knows_head(checkpoint_ns):
+            return UNKNOWN
+        return thread.head(checkpoint_ns)
+
+    def knows(self, thread_id: str) -> bool:
+        """Whether anything of a thread is warm, or it is known to be empty."""
+        return thread_id in self._threads
+
+    def apply(self, operation: Operation) -> None:
+        """Take an operation that was acknowledged."""
+        if isinstance(operation, DeleteThread):
+            self.forget(operation.thread_id)
+            self.note_empty(operation.thread_id, "")
+            return
+        thread = self._touch(operation.thread_id)
+        before = thread.size
+        if isinstance(operation, Put):
+            thread.put(operation)
+        else:
+            thread.put_writes(operation)
+        self._grown(thread.size - before)
+
+    def warm(self, config: RunnableConfig, found: CheckpointTuple | None) -> None:
+        """Take the primary's answer to a read."""
+        newest = checkpoint_id_of(config) is None
+        if found is None:
+            if newest:
+                self.note_empty(thread_of(config), namespace_of(config))
+            return
+        thread = self._touch(thread_of(config))
+        before = thread.size
+        thread.warm(found, newest=newest)
+        self._grown(thread.size - before)
+
+    def warm_history(self, config: RunnableConfig, found: Mapping[str, DeltaChannelHistory]) -> None:
+        """Take the primary's answer about delta channels of one named checkpoint."""
+        checkpoint_id = checkpoint_id_of(config)
+        if checkpoint_id is None:
+            return
+        thread = self._touch(thread_of(config))
+        before = thread.size
+        thread.warm_history(namespace_of(config), checkpoint_id, found)
+        self._grown(thread.size - before)
+
+    def note_empty(self, thread_id: str, checkpoint_ns: str) -> None:
+        """A namespace (the root namespace: a thread) is known to hold nothing."""
+        self._touch(thread_id).note_empty(checkpoint_ns)
+        self._grown(0)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return self._asked(config).get_tuple(config)
+
+    def history(
+        self,
+        config: RunnableConfig,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> list[CheckpointTuple]:
+        return self._asked(config).history(config, filter, before, limit)
+
+    def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
+        return self._asked(config).delta_history(config, channels)
+
+    def forget(self, thread_id: str) -> None:
+        """Drop what is warm of a thread, after something else than this saver changed it."""
+        thread = self._threads.pop(thread_id, None)
+        if thread is not None:
+            self._size -= thread.size
+
+    def forget_all(self, thread_ids: Sequence[str] | None) -> None:
+        """Drop what is warm of these threads, or of all but the pinned ones for None."""
+        for thread_id in list(self._threads) if thread_ids is None else thread_ids:
+            if not self._pinned(thread_id):
+                self.forget(thread_id)
+
+    def _asked(self, config: RunnableConfig) -> WarmThread:
+        thread_id = thread_of(config)
+        thread = self._threads.get(thread_id)
+        if thread is None:
+            raise CheckpointUnavailableError(f"thread {thread_id!r} is not warm")
+        self._threads.move_to_end(thread_id)
+        return thread
+
+    def _touch(self, thread_id: str) -> WarmThread:
+        thread = self._threads.get(thread_id)
+        if thread is None:
+            thread = self._threads[thread_id] = WarmThread(thread_id, self._serializer)
+            self._size += thread.size
+        else:
+            self._threads.move_to_end(thread_id)
+        return thread
+
+    def _grown(self, by: int) -> None:
+        self._size += by
+        for _ in range(len(self._threads)):
+            if self._size <= self._max_bytes:
+                return
+            thread_id, thread = self._threads.popitem(last=False)
+            if self._pinned(thread_id):
+                self._threads[thread_id] = thread
+            else:
+                self._size -= thread.size

@@ -1,0 +1,237 @@
+"""One thread's warm copy: an `InMemorySaver` of its own, and what is known to be complete in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory, PendingWrite
+from langgraph.checkpoint.memory import InMemorySaver
+
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.operations import (
+    Put,
+    PutWrites,
+    Serialized,
+    SharingSerializer,
+    checkpoint_id_of,
+    namespace_of,
+    operations_of,
+)
+
+OVERHEAD = 600
+"""Bytes that a warm thread or a checkpoint costs besides its values; measured with `sys.getsizeof` over its parts."""
+
+MISSING = ""
+"""No checkpoint id and no version is empty."""
+
+HistoryKey = tuple[str, str, str]
+"""Namespace, checkpoint id, channel."""
+
+
+class WarmThread:
+    """Knows, per namespace, the newest checkpoint, and whether everything is here or only some checkpoints.
+
+    `size` is in bytes.
+    """
+
+    def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
+        self._thread_id = thread_id
+        self._serializer = serializer
+        self._saver = InMemorySaver(serde=serializer)
+        self.complete = False
+        """The whole thread began, or was deleted, under the eyes of this process."""
+        self._complete_namespaces: set[str] = set()
+        self._heads: dict[str, str] = {}
+        self._written_here: set[str] = set()
+        self._histories: dict[HistoryKey, tuple[Serialized | None, tuple[tuple[str, Serialized], ...]]] = {}
+        self.size = OVERHEAD
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no checkpoint and no write is here."""
+        return not any(self._saver.storage.values()) and not self._saver.writes
+
+    def head(self, checkpoint_ns: str) -> str | None:
+        """The newest checkpoint of a namespace, as far as this process knows it."""
+        return self._heads.get(checkpoint_ns)
+
+    def knows_head(self, checkpoint_ns: str) -> bool:
+        """Whether `head` is an answer: the newest checkpoint, or for certain none."""
+        return checkpoint_ns in self._heads or self.is_complete(checkpoint_ns)
+
+    def is_complete(self, checkpoint_ns: str) -> bool:
+        """Whether every checkpoint of a namespace is here."""
+        return self.complete or checkpoint_ns in self._complete_namespaces
+
+    def note_empty(self, checkpoint_ns: str) -> None:
+        """The primary said that a namespace holds nothing; a thread without a root namespace holds nothing at all."""
+        if self._saver.storage[self._thread_id].get(checkpoint_ns):
+            return
+        if checkpoint_ns == "" and self.is_blank:
+            self.complete = True
+        else:
+            self._complete_namespaces.add(checkpoint_ns)
+
+    def blob(self, key: tuple[str, str, str, str | int | float]) -> Serialized | None:
+        """The bytes of one version of a channel, if they are here."""
+        stored = self._saver.blobs.get(key)
+        return Serialized(*stored) if stored is not None and stored[0] != "empty" else None
+
+    def put(self, put: Put) -> None:
+        """Take a checkpoint written by this process: it is the newest of its namespace from now on."""
+        self._store(put)
+        self._written_here.add(put.checkpoint_id)
+        self._advance(put.checkpoint_ns, put.checkpoint_id)
+
+    def put_writes(self, operation: PutWrites) -> None:
+        """Take the writes of one task."""
+        self._saver.put_writes(operation.config(), operation.writes, operation.task_id, operation.task_path)
+        self.size += sum(len(value.data) + 100 for _, value in operation.writes if type(value) is Serialized)
+
+    def warm(self, found: CheckpointTuple, *, newest: bool) -> None:
+        """Take a checkpoint that was read from the primary; `newest` if it was asked for as the newest."""
+        checkpoint_ns, checkpoint_id = namespace_of(found.config), found.checkpoint["id"]
+        if newest:
+            self._advance(checkpoint_ns, checkpoint_id)
+        known = {task_id for task_id, _, _, _ in self._writes(checkpoint_ns, checkpoint_id)}
+        stored = checkpoint_id in self._stored(checkpoint_ns)
+        if stored and all(task_id in known for task_id, _, _ in found.pending_writes or ()):
+            return  # the common case: this process wrote it, and nothing has to be serialized again
+        for operation in operations_of(found, self._serializer):
+            if isinstance(operation, Put) and not stored:
+                self._store(operation)
+            elif isinstance(operation, PutWrites) and operation.task_id not in known:
+                self.put_writes(operation)
+
+    def warm_history(self, checkpoint_ns: str, checkpoint_id: str, found: Mapping[str, DeltaChannelHistory]) -> None:
+        """Take the history of delta channels that the primary gave for one checkpoint."""
+        for channel, history in found.items():
+            key = (checkpoint_ns, checkpoint_id, channel)
+            if key in self._histories:
+                continue
+            seed = self._freeze(history["seed"]) if "seed" in history else None
+            writes = tuple((task_id, self._freeze(value)) for task_id, _, value in history["writes"])
+            self._histories[key] = (seed, writes)
+            self.size += OVERHEAD + sum(len(value.data) for _, value in writes)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Answer a read.
+
+        Raises:
+            CheckpointUnavailableError: only the primary knows.
+        """
+        checkpoint_ns, checkpoint_id = namespace_of(config), checkpoint_id_of(config)
+        if checkpoint_id is None and checkpoint_ns not in self._heads:
+            if self.is_complete(checkpoint_ns) or self._cannot_exist_elsewhere(config):
+                return None
+            raise CheckpointUnavailableError(f"no checkpoint of namespace {checkpoint_ns!r} is warm")
+        found = self._saver.get_tuple(config)
+        if found is None and not self.is_complete(checkpoint_ns):
+            raise CheckpointUnavailableError(f"checkpoint {checkpoint_id} is not warm")
+        return found
+
+    def history(
+        self,
+        config: RunnableConfig,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> list[CheckpointTuple]:
+        """Answer a listing of checkpoints, newest first.
+
+        Raises:
+            CheckpointUnavailableError: some of the checkpoints asked for may be in the primary only.
+        """
+        checkpoint_ns = config["configurable"].get("checkpoint_ns")
+        if not (self.complete or (checkpoint_ns is not None and self.is_complete(checkpoint_ns))):
+            raise CheckpointUnavailableError("its history is not all warm")
+        found = sorted(
+            self._saver.list(config, filter=filter, before=before),
+            key=lambda item: item.checkpoint["id"],
+            reverse=True,
+        )
+        return found if limit is None else found[:limit]
+
+    def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
+        """The history of delta channels.
+
+        Raises:
+            CheckpointUnavailableError: the chain of one of them leaves what is warm before a value or a true root.
+        """
+        checkpoint_ns = namespace_of(config)
+        checkpoint_id = checkpoint_id_of(config) or self._heads.get(checkpoint_ns)
+        if checkpoint_id is None:
+            if not self.is_complete(checkpoint_ns):
+                raise CheckpointUnavailableError("the newest checkpoint is not warm")
+            return {channel: DeltaChannelHistory(writes=[]) for channel in channels}
+        return {channel: self._delta_history(checkpoint_ns, checkpoint_id, channel) for channel in channels}
+
+    def _delta_history(self, checkpoint_ns: str, checkpoint_id: str, channel: str) -> DeltaChannelHistory:
+        """Walk up the parents, collecting writes, to the first stored value, a history that was read, or the root."""
+        stored = self._stored(checkpoint_ns)
+        newest_first: list[PendingWrite] = []
+        current = checkpoint_id
+        while True:
+            known = self._histories.get((checkpoint_ns, current, channel))
+            if known is not None:
+                seed, older = known
+                writes = [(task_id, channel, self._serializer.thaw(value)) for task_id, value in older]
+                return self._as_history(seed, writes + newest_first[::-1])
+            parent = stored[current][2] if current in stored else MISSING
+            if parent is None:
+                return self._as_history(None, newest_first[::-1])
+            if parent not in stored:
+                raise CheckpointUnavailableError(f"the history of channel {channel!r} leaves what is warm")
+            newest_first += (
+                (task_id, channel, self._serializer.loads_typed(value))
+                for task_id, written, value, _ in reversed(self._writes(checkpoint_ns, parent))
+                if written == channel
+            )
+            versions = self._serializer.loads_typed(stored[parent][0])["channel_versions"]
+            key = (self._thread_id, checkpoint_ns, channel, versions.get(channel, MISSING))
+            if (value := self.blob(key)) is not None:
+                return self._as_history(value, newest_first[::-1])
+            current = parent
+
+    def _as_history(self, seed: Serialized | None, writes: list[PendingWrite]) -> DeltaChannelHistory:
+        if seed is None:
+            return DeltaChannelHistory(writes=writes)
+        return DeltaChannelHistory(writes=writes, seed=self._serializer.thaw(seed))
+
+    def _store(self, put: Put) -> None:
+        """Store a checkpoint with the value of every channel that is not here in that version already."""
+        versions = {
+            channel: version
+            for channel, version in put.skeleton["channel_versions"].items()
+            if (channel in put.values or channel in put.new_versions)
+            and (put.thread_id, put.checkpoint_ns, channel, version) not in self._saver.blobs
+        }
+        self._saver.put(put.config(), put.checkpoint(put.values), put.metadata, versions)
+        stored = self._saver.storage[put.thread_id][put.checkpoint_ns][put.checkpoint_id]
+        keys = ((put.thread_id, put.checkpoint_ns, channel, version) for channel, version in versions.items())
+        self.size += OVERHEAD + len(stored[0][1]) + len(stored[1][1])
+        self.size += sum(len(self._saver.blobs[key][1]) for key in keys)
+
+    def _advance(self, checkpoint_ns: str, checkpoint_id: str) -> None:
+        self._heads[checkpoint_ns] = max(checkpoint_id, self._heads.get(checkpoint_ns, ""))
+
+    def _stored(self, checkpoint_ns: str) -> Mapping[str, tuple[tuple[str, bytes], tuple[str, bytes], str | None]]:
+        return self._saver.storage[self._thread_id].get(checkpoint_ns, {})
+
+    def _writes(self, checkpoint_ns: str, checkpoint_id: str) -> Sequence[tuple[str, str, tuple[str, bytes], str]]:
+        return self._saver._ordered_writes(self._thread_id, checkpoint_ns, checkpoint_id)
+
+    def _cannot_exist_elsewhere(self, config: RunnableConfig) -> bool:
+        """Whether a namespace belongs to one call of a subgraph by a step that only this process has run.
+
+        Such a namespace ends in the id of the calling task, after a colon; the task belongs to a checkpoint of the
+        parent graph that LangGraph names in the config, and this process wrote that checkpoint.
+        """
+        *above, call = namespace_of(config).split("|")
+        parents = config["configurable"].get("checkpoint_map") or {}
+        return ":" in call and parents.get("|".join(above)) in self._written_here
+
+    def _freeze(self, value: Any) -> Serialized:
+        return Serialized(*self._serializer.dumps_typed(value))

@@ -1,0 +1,115 @@
+"""The health report: plain JSON types, made of values that others hand in. Pure, and without secrets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Overall = Literal["healthy", "degraded", "unhealthy"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryHealth:
+    """What is known of the primary. `error` is redacted; `outage_seconds` is None without an outage."""
+
+    backend: str
+    healthy: bool
+    breaker_open: bool
+    outage_seconds: float | None
+    error: str | None
+    outstanding_attempts: int
+    pool: dict[str, int]
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalHealth:
+    """What is known of the journal; `mode` is "memory" or "off" (then all figures are zero)."""
+
+    mode: str
+    durable: bool
+    accepts: bool
+    pending: int
+    oldest_age: float
+    size: int
+    capacity: int
+    dead_letters: int
+    frozen_threads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyHealth:
+    """What is known of the warm copies; `size` is bytes."""
+
+    threads: int
+    size: int
+
+
+def overall(primary: PrimaryHealth, journal: JournalHealth, divergences: int, parts_healthy: bool) -> Overall:
+    """Healthy: nothing to do. Degraded: agents run, somebody should look. Unhealthy: writes are refused."""
+    if not primary.healthy and not journal.accepts:
+        return "unhealthy"
+    quiet = journal.pending == 0 and not journal.frozen_threads
+    return "healthy" if primary.healthy and quiet and parts_healthy else "degraded"
+
+
+def report(
+    *,
+    primary: PrimaryHealth,
+    journal: JournalHealth,
+    standby: StandbyHealth,
+    divergences: int,
+    parts: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The whole report; `parts` are the health of what was integrated, by name, each with `healthy`."""
+    parts_healthy = all(part["healthy"] for part in parts.values())
+    return {
+        "overall_status": overall(primary, journal, divergences, parts_healthy),
+        "primary_healthy": primary.healthy,
+        "primary_checkpointer": {
+            "healthy": primary.healthy,
+            "backend": primary.backend,
+            "breaker": "open" if primary.breaker_open else "closed",
+            "outage_seconds": _rounded(primary.outage_seconds),
+            "error": primary.error,
+            "outstanding_attempts": primary.outstanding_attempts,
+            "pool": dict(primary.pool),
+            **primary.notes,
+        },
+        "fallback_checkpointer": {
+            "healthy": journal.accepts,
+            "warm_threads": standby.threads,
+            "size_bytes": standby.size,
+        },
+        "journal": {
+            "healthy": journal.accepts and not journal.frozen_threads,
+            "mode": journal.mode,
+            "durable": journal.durable,
+            "pending": journal.pending,
+            "oldest_age_seconds": _rounded(journal.oldest_age),
+            "size_bytes": journal.size,
+            "capacity_bytes": journal.capacity,
+            "dead_letters": journal.dead_letters,
+            "frozen_threads": len(journal.frozen_threads),
+        },
+        "divergences": {"healthy": divergences == 0, "count": divergences},
+        **parts,
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def report_closed(companions: dict[str, dict[str, Any]], *, enabled: bool) -> dict[str, Any]:
+    """The report of a manager that is not open; with `enabled=False` that is how it should be."""
+    closed = {"healthy": not enabled, "error": "the checkpointer is not initialized" if enabled else None}
+    return {
+        "overall_status": "unhealthy" if enabled else "healthy",
+        "primary_healthy": not enabled,
+        "primary_checkpointer": closed,
+        "fallback_checkpointer": dict(closed),
+        "journal": {**closed, "pending": 0, "durable": False},
+        "divergences": {"healthy": True, "count": 0},
+        **companions,
+    }

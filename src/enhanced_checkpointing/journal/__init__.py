@@ -1,0 +1,1 @@
+"""What was acknowledged and is not yet in the primary."""

@@ -1,0 +1,462 @@
+"""START HERE: opens everything in one place, in order, and hands out the saver; closes it in reverse.
+
+settings -> config -> backend -> breaker, guard -> journal -> standby -> engine -> saver
+                                     prober, reconciler run beside them, in one task group
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base.id import uuid6
+
+from enhanced_checkpointing import health
+from enhanced_checkpointing.backends.registry import find_backend
+from enhanced_checkpointing.companions import Companions
+from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
+from enhanced_checkpointing.errors import (
+    CheckpointCorruptionError,
+    CheckpointerConfigurationError,
+    CheckpointerError,
+    CheckpointUnavailableError,
+    redact,
+)
+from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.loop_thread import LoopThread
+from enhanced_checkpointing.failover.saver import saver_class_for
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.failover.sync_bridge import LoopBridge
+from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.operations import SharingSerializer
+from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.settings import CheckpointerSettings
+from enhanced_checkpointing.telemetry.events import Broadcast, Gauges, Notice, Telemetry
+from enhanced_checkpointing.telemetry.log import LoggingSink
+from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
+from enhanced_checkpointing.upkeep import status
+from enhanced_checkpointing.upkeep.outages import Counts, Outages
+from enhanced_checkpointing.upkeep.parts import Parts
+from enhanced_checkpointing.upkeep.prober import Prober
+from enhanced_checkpointing.upkeep.reconciler import Reconciler
+from enhanced_checkpointing.upkeep.supervisor import Supervisor
+
+T = TypeVar("T")
+
+SETTLE_SECONDS = 2.0
+"""How long calls under way, and attempts left behind, are waited for at the end."""
+
+
+class EnhancedCheckpointerManager:
+    """Owns a checkpointer and everything behind it.
+
+    Use `await initialize()` and `await cleanup()`, from any tasks, or `async with`. In a program without an event loop
+    use `with`: the manager then runs a loop of its own in a thread, as it also does with `enable_async=False`.
+    """
+
+    def __init__(self, config: CheckpointerConfig | None = None, *, logger_service: object | None = None) -> None:
+        self.config = config if config is not None else CheckpointerSettings().to_config()
+        self._telemetry: Telemetry = Broadcast([LoggingSink(logger_service), OpenTelemetrySink()])
+        self._companions = Companions()
+        self._parts: Parts | None = None
+        self._supervisor: Supervisor[Parts] | None = None
+        self._loop_thread: LoopThread | None = None
+
+    # Life
+
+    async def initialize(self) -> bool:
+        """Open everything; return True if the primary takes writes now.
+
+        With the database down this still succeeds, degraded, and sets it up later by itself, unless
+        `require_primary=True`. Calling it again does nothing.
+
+        Raises:
+            CheckpointerConfigurationError: something is wrong that waiting does not mend.
+            CheckpointUnavailableError: the primary is down, and `require_primary=True`.
+        """
+        if self.config.enabled and self._parts is None:
+            if not self.config.enable_async:
+                self._loop_thread = LoopThread()
+            try:
+                await self._at_home(self._start)
+            except BaseException:
+                self._leave_loop_thread()
+                raise
+        return self._primary_healthy
+
+    async def cleanup(self) -> None:
+        """Stop taking calls, drain what can be drained within `shutdown_grace` seconds, close everything.
+
+        Calling it again, or at the same time, or without `initialize`, is harmless. What stays in the journal is
+        logged with its count.
+        """
+        if self._supervisor is not None:
+            await self._at_home(self._end)
+            self._leave_loop_thread()
+        for fault in await self._companions.close(SETTLE_SECONDS):
+            self._telemetry.emit(Notice("WARNING", fault))
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.cleanup()
+
+    def __enter__(self) -> Self:
+        self._loop_thread = LoopThread()
+        try:
+            if self.config.enabled:
+                self._loop_thread.run(self._start())
+        except BaseException:
+            self._leave_loop_thread()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._loop_thread is not None:
+            self._loop_thread.run(self.cleanup())
+            self._leave_loop_thread()
+
+    # What it hands out
+
+    def get_checkpointer(self) -> BaseCheckpointSaver[str] | None:
+        """The saver to compile graphs with; None if `enabled=False`, so that they run without persistence.
+
+        Raises:
+            CheckpointerError: the manager is not initialized.
+        """
+        return self._opened.saver if self.config.enabled else None
+
+    def create_thread_config(
+        self, thread_id: str | None = None, *, user_id: str | None = None, new: bool = False, **configurable: Any
+    ) -> RunnableConfig:
+        """A config for `graph.invoke`. Without a `thread_id` one is made, ordered by time.
+
+        `new=True` promises that the thread does not exist yet, so that it can start during an outage too. `user_id` and
+        whatever else is given goes into `configurable`, and by LangGraph's rules into each checkpoint's metadata.
+        """
+        if thread_id is None:
+            thread_id, new = str(uuid6()), True
+        if new and self._parts is not None:
+            self._parts.standby.note_empty(thread_id, "")
+        user = {"user_id": user_id} if user_id is not None else {}
+        return {"configurable": {**configurable, **user, "thread_id": thread_id}}
+
+    async def list_threads(
+        self, *, user_id: str | None = None, limit: int = 50, **metadata: Any
+    ) -> list[dict[str, Any]]:
+        """The threads whose newest checkpoint has this metadata, newest first: id, checkpoint id, time, metadata.
+
+        It reads all checkpoints that match, so it is for tools, not for every request.
+
+        Raises:
+            CheckpointUnavailableError: in an outage, since only the primary knows all threads.
+        """
+        wanted = {**metadata, **({"user_id": user_id} if user_id is not None else {})}
+        engine = self._opened.engine
+        found = await self._opened.bridge.bring(lambda: engine.list(None, wanted or None, None, None))
+        newest: dict[str, dict[str, Any]] = {}
+        for item in sorted(found, key=lambda item: item.checkpoint["id"], reverse=True):
+            configurable = item.config["configurable"]
+            if not configurable.get("checkpoint_ns"):
+                newest.setdefault(
+                    configurable["thread_id"],
+                    {
+                        "thread_id": configurable["thread_id"],
+                        "checkpoint_id": item.checkpoint["id"],
+                        "updated_at": item.checkpoint["ts"],
+                        "metadata": dict(item.metadata),
+                    },
+                )
+        return list(newest.values())[:limit]
+
+    async def delete_thread(self, thread_id: str) -> bool:
+        """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
+        engine, bridge = self._opened.engine, self._opened.bridge
+        config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+        try:
+            existed = await bridge.bring(lambda: engine.get_tuple(config)) is not None
+        except CheckpointUnavailableError:
+            existed = True  # nobody can tell now, so the deletion is kept for when somebody can
+        await bridge.bring(lambda: engine.delete_thread(thread_id))
+        return existed
+
+    async def wait_drained(self, timeout: float) -> bool:
+        """Wait until the journal is empty; False if `timeout` seconds were over before, or a thread is frozen."""
+        parts = self._opened
+        if parts.reconciler is None:
+            return True
+        reconciler = parts.reconciler
+        return await parts.bridge.bring(lambda: reconciler.wait_drained(timeout))
+
+    def integrate(self, name: str, companion: object) -> bool:
+        """Make the health of an object part of the report, and its life part of this manager's."""
+        return self._companions.add(name, companion)
+
+    # Health
+
+    async def health_check(self) -> dict[str, Any]:
+        """Probe the primary and the integrated objects, and report. Bounded by the deadline; never moves the breaker's
+        state from open to closed, which is the prober's to do."""
+        parts = self._parts
+        if parts is not None:
+            await parts.bridge.bring(parts.prober.look)
+        await self._companions.check(self.config.deadline)
+        return self.health_status
+
+    @property
+    def health_status(self) -> dict[str, Any]:
+        """The report as known now, without I/O: for readiness probes."""
+        if self._parts is None:
+            return health.report_closed(self._companions.reports, enabled=self.config.enabled)
+        return status.report(self._parts, self.config, self._companions.reports)
+
+    # Opening and closing, in order
+
+    async def _start(self) -> None:
+        self._supervisor = Supervisor(
+            open_all=self._open, background=_background, before_closing=self._before_closing, telemetry=self._telemetry
+        )
+        self._parts = await self._supervisor.start()
+
+    async def _end(self) -> None:
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            await supervisor.end()
+
+    async def _open(self, stack: AsyncExitStack) -> Parts:
+        config, telemetry = self.config, self._telemetry
+        stack.callback(telemetry.close)
+        serializer = SharingSerializer(config.serde)
+
+        backend = find_backend(config.backend_name)(config, serializer)
+        stack.push_async_callback(backend.close)
+        await backend.open()
+
+        breaker = Breaker(
+            time.monotonic,
+            BreakerSettings(failures_in_row=config.breaker_failures, slow_after=config.deadline / 2),
+            self._breaker_moved,
+        )
+        guard = Guard(
+            backend.name,
+            breaker=breaker,
+            classify=backend.classify,
+            saturated=backend.saturated,
+            telemetry=telemetry,
+            retries=config.retries,
+        )
+        stack.push_async_callback(guard.settle, SETTLE_SECONDS)
+
+        journal = _make_journal(config)
+        if journal is not None:
+            stack.push_async_callback(journal.close)
+            await journal.open()
+
+        standby = Standby(
+            serializer, config.standby_max_bytes, pinned=journal.holds if journal is not None else lambda _: False
+        )
+        engine = Engine(
+            config=config,
+            backend=backend,
+            guard=guard,
+            breaker=breaker,
+            journal=journal,
+            standby=standby,
+            serializer=serializer,
+            telemetry=telemetry,
+        )
+        stack.push_async_callback(engine.close, SETTLE_SECONDS)
+        bridge = LoopBridge(asyncio.get_running_loop())
+        stack.callback(bridge.close)
+
+        prober = Prober(config=config, backend=backend, guard=guard, breaker=breaker, telemetry=telemetry)
+        outages = Outages(backend.name, telemetry, self._counts, time.monotonic)
+        reconciler = None
+        if journal is not None:
+            reconciler = Reconciler(
+                config=config,
+                backend=backend,
+                guard=guard,
+                breaker=breaker,
+                journal=journal,
+                standby=standby,
+                serializer=serializer,
+                telemetry=telemetry,
+                on_drained=outages.drained,
+            )
+            stack.push_async_callback(reconciler.close)
+            engine.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+
+        self._parts = Parts(
+            loop=asyncio.get_running_loop(),
+            backend=backend,
+            breaker=breaker,
+            guard=guard,
+            journal=journal,
+            standby=standby,
+            engine=engine,
+            bridge=bridge,
+            saver=saver_class_for(backend.saver_type())(engine, bridge, serializer),
+            prober=prober,
+            reconciler=reconciler,
+            outages=outages,
+        )
+        stack.callback(self._forget_parts)
+        telemetry.observe(self._gauges)
+        await self._first_contact(self._parts)
+        return self._parts
+
+    async def _first_contact(self, parts: Parts) -> None:
+        """Set up and probe for the first time: a wrong setting ends the start, a database that is down does not."""
+        try:
+            await parts.prober.prove()
+        except CallFailed as failed:
+            what = f"The {parts.backend.name} primary cannot be used: {redact(failed.error)}"
+            if isinstance(failed.error, CheckpointerError):
+                raise failed.error from None
+            if failed.kind is FailureKind.CORRUPTION:
+                raise CheckpointCorruptionError(f"{what}. Stored data is damaged: restore it from a backup.") from None
+            if failed.kind in (FailureKind.CONFIGURATION, FailureKind.DATA):
+                fix = failed.failure.fix or "Waiting does not mend this: see the message."
+                raise CheckpointerConfigurationError(f"{what}. {fix} Nothing was stored.") from None
+            if self.config.require_primary:
+                raise CheckpointUnavailableError(
+                    f"{what}. CHECKPOINT_REQUIRE_PRIMARY=true forbids starting without it. Nothing was stored."
+                ) from None
+            parts.breaker.trip(redact(failed.error))
+
+    async def _before_closing(self, parts: Parts) -> None:
+        """Refuse new calls, let those under way end, and drain for as long as `shutdown_grace` allows."""
+        parts.bridge.close()
+        await parts.engine.close(SETTLE_SECONDS)
+        if parts.reconciler is None or parts.journal is None or not parts.journal.status().pending:
+            return
+        if parts.breaker.is_open:
+            await parts.prober.probe()
+        await parts.reconciler.wait_drained(self.config.shutdown_grace)
+        pending = parts.journal.status().pending
+        if pending:
+            where = (
+                "They stay in the journal, and the next start drains them."
+                if parts.journal.durable
+                else "The journal is in memory, so they are lost."
+            )
+            level = "WARNING" if parts.journal.durable else "ERROR"
+            self._telemetry.emit(
+                Notice(level, f"Stopped with {pending} acknowledged operations not in the primary. {where}")
+            )
+
+    def _forget_parts(self) -> None:
+        self._parts = None
+
+    @property
+    def _opened(self) -> Parts:
+        if self._parts is None:
+            raise CheckpointerError(
+                "The checkpointer is not open; nothing was read or written. Call `await manager.initialize()` first, "
+                "and use it before `cleanup()`."
+            )
+        return self._parts
+
+    @property
+    def _primary_healthy(self) -> bool:
+        return status.primary_healthy(self._parts) if self._parts is not None else not self.config.enabled
+
+    def _counts(self) -> Counts:
+        return status.counts(self._opened)
+
+    def _gauges(self) -> Gauges:
+        return status.gauges(self._parts) if self._parts is not None else Gauges()
+
+    async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work()` on the loop where the parts live, from whichever loop asks."""
+        home = self._parts.loop if self._parts is not None else None
+        if home is None and self._loop_thread is not None:
+            home = self._loop_thread.loop
+        if home is None or home is asyncio.get_running_loop():
+            return await work()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), home))
+
+    def _leave_loop_thread(self) -> None:
+        if self._loop_thread is not None:
+            thread, self._loop_thread = self._loop_thread, None
+            thread.stop()
+
+    def _breaker_moved(self, opened: bool, reason: str) -> None:
+        parts = self._parts
+        if parts is None:
+            return
+        if opened:
+            parts.outages.opened(reason)
+            parts.prober.hurry()
+            return
+        parts.outages.recovered(parts.journal.status().pending if parts.journal is not None else 0)
+        if parts.reconciler is not None:
+            parts.reconciler.wake()
+        else:
+            parts.outages.drained()
+
+
+def _make_journal(config: CheckpointerConfig) -> Journal | None:
+    return MemoryJournal(config.journal_max_bytes) if config.journal == "memory" else None
+
+
+def _background(parts: Parts) -> dict[str, Callable[[], Awaitable[None]]]:
+    work: dict[str, Callable[[], Awaitable[None]]] = {"prober": parts.prober.run}
+    if parts.reconciler is not None:
+        work["reconciler"] = parts.reconciler.run
+    return work
+
+
+async def initialize_enhanced_checkpointing(
+    environment: Literal["development", "testing", "production"] | None = None,
+    custom_config: CheckpointerConfig | None = None,
+    logger_service: object | None = None,
+    memory_manager: object | None = None,
+    **overrides: Unpack[ProfileOverrides],
+) -> EnhancedCheckpointerManager:
+    """Open a checkpointer and return its manager: the one call that an application makes at start-up.
+
+    Args:
+        environment: the profile; None: from `CHECKPOINT_ENVIRONMENT`, else "development".
+        custom_config: wins over the environment.
+        logger_service: takes the log lines instead of `logging`: an object with `info`, `warning` and `error`.
+        memory_manager: a LangGraph store, or an object with `health_check` or `close`, to live beside it.
+        overrides: fields of `CheckpointerConfig`.
+
+    Raises:
+        CheckpointerConfigurationError: a setting is wrong, or the primary refuses for a reason that does not pass.
+        CheckpointUnavailableError: the primary is down, and `require_primary=True`.
+    """
+    if custom_config is not None:
+        config = custom_config.with_overrides(**overrides) if overrides else custom_config
+    else:
+        config = CheckpointerSettings().to_config(environment, **overrides)
+    manager = EnhancedCheckpointerManager(config, logger_service=logger_service)
+    await manager.initialize()
+    if memory_manager is not None:
+        integrate_with_memory_manager(manager, memory_manager)
+    return manager
+
+
+def integrate_with_memory_manager(manager: EnhancedCheckpointerManager, memory_manager: object) -> bool:
+    """Let a LangGraph store, or an object with `health_check` or `close`, live beside the checkpointer.
+
+    Its health becomes the part `memory_manager` of the report, and `cleanup()` closes it. False: it is neither.
+    """
+    return manager.integrate("memory_manager", memory_manager)

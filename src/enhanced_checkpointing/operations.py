@@ -1,0 +1,316 @@
+"""An operation is data: one change that can be applied to any saver.
+
+The engine applies it to the primary, the journal stores it, the standby applies it, the reconciler replays it. Values
+are turned into bytes once, when the operation is accepted, so that a node which goes on changing its state in place
+cannot change what a later replay writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+
+from enhanced_checkpointing.errors import CheckpointerError
+
+INLINE_TYPES = (str, int, float, bool, type(None))
+"""Values of these types are immutable and stay as they are; all others become `Serialized`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serialized:
+    """A value as the serializer's type tag and bytes."""
+
+    tag: str
+    data: bytes
+
+
+class SharingSerializer(SerializerProtocol):
+    """The one serializer of a manager: it passes `Serialized` values through, so that bytes are made once.
+
+    `inner` is the serializer of the application. It is replaced when LangGraph derives a saver with a wider
+    allow-list, so that the primary, the standby and the journal all read by the same list.
+    """
+
+    def __init__(self, inner: SerializerProtocol | None = None) -> None:
+        self.inner: SerializerProtocol = inner or JsonPlusSerializer()
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        if type(obj) is Serialized:
+            return obj.tag, obj.data
+        return self.inner.dumps_typed(obj)
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        return self.inner.loads_typed(data)
+
+    def freeze(self, value: Any) -> Any:
+        """Return `value` itself if it is immutable and small, else its bytes."""
+        return value if isinstance(value, INLINE_TYPES) else Serialized(*self.inner.dumps_typed(value))
+
+    def thaw(self, value: Any) -> Any:
+        """Return the live value of what `freeze` made."""
+        return self.inner.loads_typed((value.tag, value.data)) if type(value) is Serialized else value
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One checkpoint, with the value of every channel, whether it changed in this step or not.
+
+    `values` holds frozen values; `live_values` are the caller's own objects, kept only until the operation is
+    journaled, for savers that serialize by themselves. `snapshot_channels` names the delta channels whose value is a
+    snapshot, which PostgreSQL marks in the checkpoint row.
+    """
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_checkpoint_id: str | None
+    skeleton: Mapping[str, Any]
+    values: Mapping[str, Any]
+    metadata: CheckpointMetadata
+    new_versions: ChannelVersions
+    snapshot_channels: frozenset[str] = frozenset()
+    live_values: Mapping[str, Any] | None = None
+
+    name = "put"
+
+    def config(self) -> RunnableConfig:
+        """The config that a saver's `put` takes: its checkpoint id is that of the parent."""
+        return _config(self.thread_id, self.checkpoint_ns, self.parent_checkpoint_id)
+
+    def stored_config(self) -> RunnableConfig:
+        """The config that a saver's `put` returns."""
+        return _config(self.thread_id, self.checkpoint_ns, self.checkpoint_id)
+
+    def checkpoint(self, values: Mapping[str, Any]) -> Checkpoint:
+        return cast("Checkpoint", {**self.skeleton, "channel_values": dict(values)})
+
+    def replayable(self) -> Put:
+        """The same put for a primary that may lack earlier checkpoints: all versions count as new, nothing is live.
+
+        Blobs and versions that the primary has already are left alone by it, so the result is that of the original.
+        """
+        versions: ChannelVersions = {
+            channel: version
+            for channel, version in self.skeleton["channel_versions"].items()
+            if channel in self.values or channel in self.new_versions
+        }
+        return replace(self, new_versions=versions, live_values=None)
+
+
+@dataclass(frozen=True, slots=True)
+class PutWrites:
+    """The writes of one task that belong to one checkpoint; the values are frozen."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    writes: tuple[tuple[str, Any], ...]
+    task_id: str
+    task_path: str = ""
+
+    name = "put_writes"
+
+    def config(self) -> RunnableConfig:
+        return _config(self.thread_id, self.checkpoint_ns, self.checkpoint_id)
+
+    def replayable(self) -> PutWrites:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteThread:
+    """Everything of one thread goes: all its namespaces, checkpoints and writes."""
+
+    thread_id: str
+
+    name = "delete"
+
+    def replayable(self) -> DeleteThread:
+        return self
+
+
+Operation = Put | PutWrites | DeleteThread
+
+
+def frozen_size(operation: Operation) -> int:
+    """About how many bytes an operation holds; small parts are counted with a flat 512 bytes."""
+    if isinstance(operation, Put):
+        return 512 + sum(_value_size(value) for value in operation.values.values())
+    if isinstance(operation, PutWrites):
+        return 512 + sum(_value_size(value) for _, value in operation.writes)
+    return 512
+
+
+def _value_size(value: Any) -> int:
+    if type(value) is Serialized:
+        return len(value.data)
+    return len(value) if isinstance(value, str) else 16
+
+
+def accept_put(
+    config: RunnableConfig,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions,
+    *,
+    serializer: SharingSerializer,
+    known_blob: Callable[[str, str, str, str | int | float], Serialized | None],
+) -> Put:
+    """Make an operation of the arguments of `aput`.
+
+    Changed channels are serialized here, once. The bytes of unchanged ones come from `known_blob(thread id,
+    namespace, channel, version)`, the warm copy; one that is not warm is serialized too.
+    """
+    thread_id, checkpoint_ns = thread_of(config), namespace_of(config)
+    live = checkpoint["channel_values"]
+    versions = checkpoint["channel_versions"]
+    values: dict[str, Any] = {}
+    for channel, value in live.items():
+        known = None
+        if channel not in new_versions and channel in versions and not isinstance(value, INLINE_TYPES):
+            known = known_blob(thread_id, checkpoint_ns, channel, versions[channel])
+        values[channel] = serializer.freeze(value) if known is None else known
+    skeleton = {key: part for key, part in checkpoint.items() if key != "channel_values"}
+    skeleton["channel_versions"] = dict(versions)
+    skeleton["versions_seen"] = {node: dict(seen) for node, seen in checkpoint["versions_seen"].items()}
+    return Put(
+        thread_id=thread_id,
+        checkpoint_ns=checkpoint_ns,
+        checkpoint_id=checkpoint["id"],
+        parent_checkpoint_id=checkpoint_id_of(config),
+        skeleton=skeleton,
+        values=values,
+        metadata=get_checkpoint_metadata(config, metadata),
+        new_versions=dict(new_versions),
+        snapshot_channels=frozenset(name for name, value in live.items() if isinstance(value, _DeltaSnapshot)),
+        live_values=dict(live),
+    )
+
+
+def accept_writes(
+    config: RunnableConfig,
+    writes: Sequence[tuple[str, Any]],
+    task_id: str,
+    task_path: str,
+    *,
+    serializer: SharingSerializer,
+) -> PutWrites:
+    """Make an operation of the arguments of `aput_writes`."""
+    checkpoint_id = checkpoint_id_of(config)
+    if checkpoint_id is None:
+        raise CheckpointerError("put_writes needs config['configurable']['checkpoint_id']; nothing was written")
+    frozen = tuple((channel, Serialized(*serializer.dumps_typed(value))) for channel, value in writes)
+    return PutWrites(thread_of(config), namespace_of(config), checkpoint_id, frozen, task_id, task_path)
+
+
+def operations_of(found: CheckpointTuple, serializer: SharingSerializer) -> list[Operation]:
+    """The operations that make a checkpoint again that was read from a saver, with its pending writes."""
+    thread_id, checkpoint_ns, checkpoint_id = (
+        thread_of(found.config),
+        namespace_of(found.config),
+        found.checkpoint["id"],
+    )
+    values = found.checkpoint["channel_values"]
+    put = Put(
+        thread_id=thread_id,
+        checkpoint_ns=checkpoint_ns,
+        checkpoint_id=checkpoint_id,
+        parent_checkpoint_id=checkpoint_id_of(found.parent_config) if found.parent_config else None,
+        skeleton={key: part for key, part in found.checkpoint.items() if key != "channel_values"},
+        values={name: serializer.freeze(value) for name, value in values.items()},
+        metadata=found.metadata,
+        new_versions={},
+        snapshot_channels=frozenset(name for name, value in values.items() if isinstance(value, _DeltaSnapshot)),
+    )
+    by_task: dict[str, list[tuple[str, Any]]] = {}
+    for task_id, channel, value in found.pending_writes or ():
+        by_task.setdefault(task_id, []).append((channel, Serialized(*serializer.dumps_typed(value))))
+    return [
+        put.replayable(),
+        *(
+            # The path of a task does not come with a read; this one keeps the order in which the writes were given.
+            PutWrites(thread_id, checkpoint_ns, checkpoint_id, tuple(writes), task_id, f"~{position:06}")
+            for position, (task_id, writes) in enumerate(by_task.items())
+        ),
+    ]
+
+
+async def apply_to_saver(saver: BaseCheckpointSaver[Any], operation: Operation, serializer: SharingSerializer) -> None:
+    """Apply an operation to any saver through its public methods, with live values, since its serializer is its own."""
+    if isinstance(operation, Put):
+        values = operation.live_values
+        if values is None:
+            values = {channel: serializer.thaw(value) for channel, value in operation.values.items()}
+        checkpoint = operation.checkpoint(values)
+        await saver.aput(operation.config(), checkpoint, operation.metadata, operation.new_versions)
+    elif isinstance(operation, PutWrites):
+        writes = [(channel, serializer.thaw(value)) for channel, value in operation.writes]
+        await saver.aput_writes(operation.config(), writes, operation.task_id, operation.task_path)
+    else:
+        await saver.adelete_thread(operation.thread_id)
+
+
+async def apply_shared(saver: BaseCheckpointSaver[Any], operation: Operation) -> None:
+    """Apply an operation to a saver whose serializer is the manager's `SharingSerializer`: no value is made twice.
+
+    Only for savers that serialize channel values one by one.
+    """
+    if isinstance(operation, Put):
+        checkpoint = operation.checkpoint(operation.values)
+        await saver.aput(operation.config(), checkpoint, operation.metadata, operation.new_versions)
+    elif isinstance(operation, PutWrites):
+        await saver.aput_writes(operation.config(), operation.writes, operation.task_id, operation.task_path)
+    else:
+        await saver.adelete_thread(operation.thread_id)
+
+
+def widen_allowlist(serializer: SharingSerializer, extra: Collection[tuple[str, ...]]) -> SerializerProtocol:
+    """Let `serializer` read the types in `extra` too, and return the application's serializer as it is then."""
+    bare: BaseCheckpointSaver[Any] = BaseCheckpointSaver(serde=serializer.inner)
+    serializer.inner = bare.with_allowlist(extra).serde
+    return serializer.inner
+
+
+def thread_of(config: RunnableConfig) -> str:
+    """The thread id of a config, as text.
+
+    Raises:
+        CheckpointerError: the config names no thread.
+    """
+    thread_id = config.get("configurable", {}).get("thread_id")
+    if thread_id is None:
+        raise CheckpointerError(
+            "The config names no thread, so nothing was read or written. "
+            "Pass config={'configurable': {'thread_id': '…'}}, or make one with manager.create_thread_config()."
+        )
+    return str(thread_id)
+
+
+def namespace_of(config: RunnableConfig) -> str:
+    return str(config["configurable"].get("checkpoint_ns", ""))
+
+
+def checkpoint_id_of(config: RunnableConfig) -> str | None:
+    """The checkpoint id that a config names, if it names one."""
+    return config["configurable"].get("checkpoint_id") or None
+
+
+def _config(thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> RunnableConfig:
+    configurable = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
+    if checkpoint_id is not None:
+        configurable["checkpoint_id"] = checkpoint_id
+    return {"configurable": configurable}

@@ -1,0 +1,54 @@
+"""One total deadline per call, and waiting for a task until then without ever waiting for its cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from enhanced_checkpointing.resilience.breaker import Clock
+
+LOOK_EVERY = 0.25
+"""Seconds between looks at the clock while a call waits; short enough to see that the event loop stood still."""
+
+STALL = 0.05
+"""A wake-up that comes this many seconds late means that the event loop stood still, not that the server is slow."""
+
+
+class Deadline:
+    """The end of one call: everything it waits for, locks, pool and retries, shares it.
+
+    Time in which the event loop stood still is not charged: the answer may have been there all along.
+    """
+
+    __slots__ = ("_clock", "_ends_at", "stalled")
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._ends_at = clock() + seconds
+        self.stalled = 0.0
+
+    def remaining(self) -> float:
+        """Seconds left, never below zero."""
+        return max(0.0, self._ends_at - self._clock())
+
+    def now(self) -> float:
+        """The clock's time less all stalls: differences of it measure the backend, not the event loop."""
+        return self._clock() - self.stalled
+
+    def excuse(self, seconds: float) -> None:
+        """Put the end off by `seconds` in which the event loop stood still."""
+        self.stalled += seconds
+        self._ends_at += seconds
+
+    async def wait_for(self, future: asyncio.Future[Any]) -> bool:
+        """Wait until `future` is done or the deadline is over; tell whether it is done. It is not cancelled."""
+        while not future.done():
+            pause = min(self.remaining(), LOOK_EVERY)
+            if pause <= 0:
+                return False
+            started_at = self._clock()
+            await asyncio.wait({future}, timeout=pause)
+            late = self._clock() - started_at - pause
+            if late > STALL:
+                self.excuse(late)
+        return True

@@ -1,0 +1,277 @@
+"""The guard around every call of one backend: deadline, retries, breaker.
+
+An attempt runs as a task of its own. When it is late, the caller goes on and the attempt is abandoned: what it holds
+(a connection) is cut, never waited for. This is the only way to bound a caller: cancelling a database driver waits
+for the server that does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+
+from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import (
+    BREAKER_FAILURES,
+    CallFailed,
+    Classify,
+    Failure,
+    FailureKind,
+)
+from enhanced_checkpointing.resilience.retry_budget import RetryBudget
+from enhanced_checkpointing.telemetry.events import AttemptAbandoned, RetryScheduled, Telemetry
+
+T = TypeVar("T")
+
+NO_GENERATION = -1
+"""The generation of an outcome that never counts."""
+
+SEVER_GRACE = 1.0
+"""Seconds that a cut or cancelled attempt has to end by itself before it is pushed once more."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try of one call. The backend tells it what to cut when the attempt is left behind.
+
+    `subject` is the thread the call is about; `writes` whether a late commit would change data.
+    """
+
+    operation: str
+    subject: str | None
+    writes: bool
+    sever: Callable[[], None] | None = None
+    touched: bool = field(default=False)
+    """Whether the attempt ever got hold of a connection."""
+
+    def hold(self, sever: Callable[[], None]) -> None:
+        self.sever = sever
+        self.touched = True
+
+    def let_go(self) -> None:
+        self.sever = None
+
+
+current_attempt: ContextVar[Attempt | None] = ContextVar("current_attempt", default=None)
+
+
+class Guard:
+    """Deadline, retries and breaker around the calls of one backend.
+
+    `saturated()` tells whether all connections are busy with our own calls; `abandoned_limit` attempts left behind and
+    not yet ended open the breaker.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        *,
+        breaker: Breaker,
+        classify: Classify,
+        saturated: Callable[[], bool],
+        telemetry: Telemetry,
+        retries: int = 2,
+        abandoned_limit: int = 8,
+    ) -> None:
+        self._backend = backend
+        self._breaker = breaker
+        self._classify = classify
+        self._saturated = saturated
+        self._telemetry = telemetry
+        self._retries = retries
+        self._abandoned_limit = abandoned_limit
+        self._abandoned: set[asyncio.Task[object]] = set()
+        self._budget = RetryBudget()
+        self._last_answer = float("-inf")
+
+    @property
+    def outstanding(self) -> int:
+        """Attempts left behind that have not ended yet."""
+        return len(self._abandoned)
+
+    async def call(
+        self,
+        operation: str,
+        run: Callable[[], Awaitable[T]],
+        *,
+        deadline: Deadline,
+        subject: str | None = None,
+        writes: bool = False,
+    ) -> T:
+        """Run `run()` within `deadline`, repeating it where that is safe and worth it.
+
+        Raises:
+            CallFailed: it did not succeed; its kind says what that means for the data.
+        """
+        self._budget.earn()
+        try:
+            return await self._attempt(operation, run, deadline, subject, writes)
+        except CallFailed as failed:
+            if not self._may_repeat(failed, 1):
+                raise
+            first_failure = failed
+        return await self._repeat(operation, run, deadline, subject, writes, first_failure)
+
+    async def settle(self, seconds: float) -> None:
+        """Wait up to `seconds` for the attempts left behind to end, then cancel what is left of them."""
+        if self._abandoned:
+            _, pending = await asyncio.wait(set(self._abandoned), timeout=seconds)
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending, timeout=seconds)
+
+    async def _repeat(
+        self,
+        operation: str,
+        run: Callable[[], Awaitable[T]],
+        deadline: Deadline,
+        subject: str | None,
+        writes: bool,
+        failure: CallFailed | None,
+    ) -> T:
+        def announce(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            name = type(error.error).__name__ if isinstance(error, CallFailed) else "unknown"
+            self._telemetry.emit(
+                RetryScheduled(operation, self._backend, state.attempt_number, state.upcoming_sleep, name)
+            )
+
+        def enough(state: RetryCallState) -> bool:
+            if state.attempt_number > self._retries or state.upcoming_sleep >= deadline.remaining():
+                return True
+            return not self._budget.spend()
+
+        attempts = AsyncRetrying(
+            stop=enough,
+            wait=wait_random_exponential(multiplier=0.02, max=1.0),
+            retry=retry_if_exception(lambda error: isinstance(error, CallFailed) and self._may_repeat(error, count)),
+            before_sleep=announce,
+            reraise=True,
+        )
+        count = 0
+        async for attempt in attempts:
+            with attempt:
+                count = attempt.retry_state.attempt_number
+                if failure is not None:  # the first attempt was made before tenacity came in, which healthy calls spare
+                    first, failure = failure, None
+                    raise first
+                return await self._attempt(operation, run, deadline, subject, writes)
+        raise AssertionError("tenacity ends with a result or an error")
+
+    def _may_repeat(self, failed: CallFailed, attempts_made: int) -> bool:
+        if not failed.admitted or failed.timed_out or self._breaker.is_open or self._retries == 0:
+            return False
+        if failed.kind is FailureKind.TRANSIENT:
+            return True
+        # A connection that was lost may have done its work. Applying the same operation again is harmless, so one
+        # more try on another connection spares the journal a connection that a firewall cut while it was idle.
+        return failed.kind is FailureKind.UNKNOWN and attempts_made == 1
+
+    async def _attempt(
+        self,
+        operation: str,
+        run: Callable[[], Awaitable[T]],
+        deadline: Deadline,
+        subject: str | None,
+        writes: bool,
+    ) -> T:
+        ticket = self._breaker.admit()
+        if ticket is None:
+            refused = ConnectionRefusedError(f"the {self._backend} primary is not called while its breaker is open")
+            raise CallFailed(Failure(FailureKind.OUTAGE, refused), admitted=False)
+        return await self._watch(ticket, Attempt(operation, subject, writes), run, deadline)
+
+    async def once(
+        self, operation: str, run: Callable[[], Awaitable[T]], *, deadline: Deadline, counts: bool = False
+    ) -> T:
+        """Run `run()` once within `deadline`, whether the breaker is open or not: for probes and maintenance.
+
+        With `counts`, the outcome moves a closed breaker as that of a live call does.
+
+        Raises:
+            CallFailed: it did not succeed.
+        """
+        ticket = (self._breaker.admit() if counts else None) or Ticket(NO_GENERATION)
+        return await self._watch(ticket, Attempt(operation, subject=None, writes=False), run, deadline)
+
+    async def _watch(self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+        started_at = deadline.now()
+        task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
+        try:
+            in_time = await deadline.wait_for(task)
+        except asyncio.CancelledError:
+            self._leave(task, attempt, cut=attempt.writes)
+            raise
+        if not in_time:
+            self._late(ticket, attempt, task, deadline.now() - started_at, silent=self._last_answer < started_at)
+        if task.cancelled():
+            raise asyncio.CancelledError
+        error = task.exception()
+        if error is None:
+            self._last_answer = deadline.now()
+            self._breaker.succeeded(ticket, deadline.now() - started_at)
+            return task.result()
+        failure = self._classify(error)
+        if failure.answered:
+            self._last_answer = deadline.now()
+        if failure.kind in BREAKER_FAILURES:
+            self._breaker.failed(ticket, _brief(error), definite=failure.kind is FailureKind.OUTAGE)
+        raise CallFailed(failure) from error
+
+    @staticmethod
+    async def _run(attempt: Attempt, run: Callable[[], Awaitable[T]]) -> T:
+        current_attempt.set(attempt)
+        return await run()
+
+    def _late(self, ticket: Ticket, attempt: Attempt, task: asyncio.Task[T], waited: float, *, silent: bool) -> None:
+        """Give a late attempt up. If the backend was `silent` to everybody for that long, no call waits like it again;
+        if it answered others meanwhile, one connection hangs, and that counts as one failure."""
+        queued = not attempt.touched and self._saturated()
+        self._leave(task, attempt, cut=True)
+        self._telemetry.emit(AttemptAbandoned(attempt.operation, self._backend, waited, len(self._abandoned)))
+        if queued:
+            busy = TimeoutError(f"all connections were busy with our own calls for {waited:.1f} s")
+            raise CallFailed(Failure(FailureKind.SATURATED, busy), timed_out=True)
+        late = TimeoutError(f"no answer within {waited:.1f} s")
+        self._breaker.failed(ticket, _brief(late), definite=silent)
+        if len(self._abandoned) >= self._abandoned_limit:
+            self._breaker.trip(f"{len(self._abandoned)} calls hang")
+        raise CallFailed(Failure(FailureKind.UNKNOWN, late), timed_out=True)
+
+    def _leave(self, task: asyncio.Task[T], attempt: Attempt, *, cut: bool) -> None:
+        """Leave an attempt behind. Cutting its connection ends it at once; cancelling would wait for the server."""
+        if task.done():
+            return
+        self._abandoned.add(task)
+        task.add_done_callback(self._ended)
+        if cut and attempt.sever is not None:
+            attempt.sever()
+        else:
+            task.cancel()
+
+        def push() -> None:
+            if not cut and attempt.sever is not None:
+                attempt.sever()
+            else:
+                task.cancel()
+
+        handle = asyncio.get_running_loop().call_later(SEVER_GRACE, push)
+        task.add_done_callback(lambda _: handle.cancel())
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: the caller was told of the lateness, how the attempt ended matters to nobody
+
+
+def _brief(error: BaseException) -> str:
+    text = str(error).strip()
+    first_line = text.splitlines()[0] if text else ""
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__

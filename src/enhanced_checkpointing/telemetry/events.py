@@ -1,0 +1,233 @@
+"""Frozen records of what happened, and the protocol of whoever listens to them.
+
+The library's logic emits these and knows nothing of OpenTelemetry or logging. Times are seconds; `started_at` is
+wall-clock (`time.time()`), so that a span can be made of a record after the fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+
+class SystemState(IntEnum):
+    """The value of the metric `checkpointer.state`."""
+
+    HEALTHY = 0
+    DRAINING = 1
+    OUTAGE = 2
+
+
+@dataclass(slots=True)
+class OperationScope:
+    """One live call; the engine fills it in while it runs, the sinks read it when it ends.
+
+    `route` is "primary" or "journal"; `outcome` is "primary", "journaled", "standby", "unavailable", "refused" (the
+    caller's data), "cancelled" or "error".
+    """
+
+    operation: str
+    backend: str
+    thread_id: str | None
+    route: str = "primary"
+    outcome: str = "error"
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScheduled:
+    """A failed attempt will be repeated after `delay` seconds; `attempt` counts from 1."""
+
+    operation: str
+    backend: str
+    attempt: int
+    delay: float
+    error_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptAbandoned:
+    """An attempt was late and is left behind; `outstanding` counts those not yet finished, this one included."""
+
+    operation: str
+    backend: str
+    waited: float
+    outstanding: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutageStarted:
+    """The breaker opened: live calls no longer touch the primary."""
+
+    backend: str
+    reason: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryRecovered:
+    """A probe proved that the primary takes writes again; the breaker closed and draining may begin."""
+
+    backend: str
+    outage_seconds: float
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutageEnded:
+    """The journal is drained after an outage. The counts are those of this outage."""
+
+    backend: str
+    started_at: float
+    outage_seconds: float
+    journaled: int
+    drained: int
+    dead_letters: int
+    divergences: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedOver:
+    """One operation was journaled because the primary could not take it."""
+
+    backend: str
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFinished:
+    """One probe of the primary; `error_type` is None when it proved a write."""
+
+    backend: str
+    started_at: float
+    seconds: float
+    error_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadDrained:
+    """One thread's journal was replayed, or the attempt stopped; `outcome` is "drained", "paused" or "frozen"."""
+
+    backend: str
+    thread_id: str
+    started_at: float
+    seconds: float
+    operations: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettered:
+    """The primary refused one journaled operation for good; its thread is frozen on the journal until it is mended."""
+
+    backend: str
+    thread_id: str
+    operation: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """The primary's head of a thread moved while this process journaled it; both branches are kept."""
+
+    backend: str
+    thread_id: str
+    checkpoint_ns: str
+    expected_head: str | None
+    found_head: str | None
+    kept_as: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationFault:
+    """A primary that worked before now refuses for a reason that waiting does not mend; `fix` says what to do."""
+
+    backend: str
+    error: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Anything else that an operator should read once; `level` is a name of the logging module."""
+
+    level: str
+    message: str
+
+
+Event = (
+    RetryScheduled
+    | AttemptAbandoned
+    | OutageStarted
+    | PrimaryRecovered
+    | OutageEnded
+    | FailedOver
+    | ProbeFinished
+    | ThreadDrained
+    | DeadLettered
+    | Diverged
+    | ConfigurationFault
+    | Notice
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What is true now, read when metrics are collected. Sizes are bytes, ages are seconds.
+
+    `pool` has any of the keys "min", "max", "size", "available" and "waiting".
+    """
+
+    state: SystemState = SystemState.HEALTHY
+    journal_pending: int = 0
+    journal_oldest_age: float = 0.0
+    journal_size: int = 0
+    standby_size: int = 0
+    pool: dict[str, int] = field(default_factory=dict)
+
+
+class Telemetry(Protocol):
+    """Whoever listens. Implementations never raise into the caller and never block."""
+
+    def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
+        """Enter around one live call; on exit `scope` says how it ended."""
+
+    def emit(self, event: Event) -> None:
+        """Take note of one event."""
+
+    def observe(self, gauges: Callable[[], Gauges]) -> None:
+        """Read `gauges` whenever current values are collected."""
+
+    def close(self) -> None:
+        """Forget the gauges and end what is open."""
+
+
+class Broadcast:
+    """Sends everything to each of several sinks, in order."""
+
+    def __init__(self, sinks: Sequence[Telemetry]) -> None:
+        self._sinks = tuple(sinks)
+
+    def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
+        if len(self._sinks) == 1:
+            return self._sinks[0].operation(scope)
+        stack = ExitStack()
+        for sink in self._sinks:
+            stack.enter_context(sink.operation(scope))
+        return stack
+
+    def emit(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink.emit(event)
+
+    def observe(self, gauges: Callable[[], Gauges]) -> None:
+        for sink in self._sinks:
+            sink.observe(gauges)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()

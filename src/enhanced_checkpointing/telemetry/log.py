@@ -1,0 +1,264 @@
+"""Transitions as log lines that can be understood at 3 a.m., and the pool's own noise folded away."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakSet
+
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.telemetry.events import (
+    ConfigurationFault,
+    DeadLettered,
+    Diverged,
+    Event,
+    FailedOver,
+    Gauges,
+    Notice,
+    OperationScope,
+    OutageEnded,
+    OutageStarted,
+    PrimaryRecovered,
+    ProbeFinished,
+    ThreadDrained,
+)
+from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, RateLimit, Shield, more_held_back, one_line
+
+_NOTHING: AbstractContextManager[object] = nullcontext()
+_HIDDEN_AT_MOST = 30.0  # seconds; the longest wait between two probes is 15
+_NOTICE_METHODS = {"DEBUG": None, "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
+
+
+class LoggingSink:
+    """Writes one line per transition to `logging` or to any object with `info`, `warning` and `error` methods.
+
+    Single operations, retries and probes are not logged: an hour of outage is a handful of lines. Raises
+    `CheckpointerConfigurationError` when `logger` lacks one of the three methods.
+    """
+
+    def __init__(self, logger: object | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger = logging.getLogger(LOGGER_NAME) if logger is None else _checked(logger)
+        self._clock = clock
+        # The logger is the part that broke, so its failure is reported past it.
+        self._shield = Shield(_to_standard_error, clock)
+        self._in_outage = False
+        self._outage_shown = False
+        self._hidden_opening: tuple[OutageStarted, float] | None = None
+        self._outages = RateLimit(600.0, clock, burst=5)
+        self._reopenings = RateLimit(60.0, clock)
+        self._failovers = RateLimit(60.0, clock)
+        self._unfinished_drains = {"paused": RateLimit(60.0, clock), "frozen": RateLimit(60.0, clock)}
+        self._dead_letters = RateLimit(60.0, clock, burst=10)
+        self._divergences = RateLimit(60.0, clock, burst=10)
+        self._faults: dict[tuple[str, str], float] = {}
+
+    def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
+        """Nothing: single calls are the business of spans and metrics."""
+        return _NOTHING
+
+    def observe(self, gauges: Callable[[], Gauges]) -> None:
+        """Nothing: current values are the business of metrics."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def emit(self, event: Event) -> None:
+        """Write the line of a transition; events that come by the thousand are left to spans and metrics."""
+        with self._shield:
+            self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        match event:
+            case OutageStarted():
+                self._outage_started(event)
+            case PrimaryRecovered():
+                self._primary_recovered(event)
+            case OutageEnded():
+                self._outage_ended(event)
+            case ProbeFinished():
+                self._show_hidden_outage()
+            case FailedOver():
+                self._failed_over(event)
+            case ThreadDrained():
+                self._thread_drained(event)
+            case DeadLettered():
+                self._dead_lettered(event)
+            case Diverged():
+                self._diverged(event)
+            case ConfigurationFault():
+                self._configuration_fault(event)
+            case Notice():
+                method = _NOTICE_METHODS.get(event.level.upper(), "warning")
+                if method is not None:
+                    self._write(method, event.message)
+            case _:
+                pass
+
+    def _outage_started(self, event: OutageStarted) -> None:
+        """A primary that flaps is shown as whole outages, the rest as a count: never a start without its end."""
+        held_back = self._reopenings.admit() if self._in_outage else self._outages.admit()
+        self._in_outage = True
+        if held_back is None:
+            self._hidden_opening = event, self._clock()
+        else:
+            self._show_opening(event, held_back)
+
+    def _show_opening(self, event: OutageStarted, held_back: int = 0) -> None:
+        self._hidden_opening, self._outage_shown = None, True
+        self._write(
+            "warning",
+            f"outage: the primary {event.backend} is not usable ({event.reason}). Live calls no longer touch it: "
+            "writes wait in the journal until it recovers (with on_outage=raise they fail instead), reads are "
+            f"answered from warm memory where that is complete{more_held_back(held_back, 'openings ')}",
+        )
+
+    def _show_hidden_outage(self) -> None:
+        """A primary that flapped and now stays away is more than one of a count; probes come all through an outage."""
+        if self._hidden_opening is not None:
+            event, opened = self._hidden_opening
+            if self._clock() - opened >= _HIDDEN_AT_MOST:
+                self._show_opening(event)
+
+    def _primary_recovered(self, event: PrimaryRecovered) -> None:
+        hidden, self._hidden_opening = self._hidden_opening, None
+        if hidden is None:
+            self._write(
+                "info",
+                f"the primary {event.backend} takes writes again after {event.outage_seconds:.1f} s; "
+                f"{event.pending} journaled operations are being written to it now",
+            )
+
+    def _outage_ended(self, event: OutageEnded) -> None:
+        shown = self._outage_shown or not self._in_outage
+        self._in_outage, self._outage_shown, self._hidden_opening = False, False, None
+        if not shown:
+            return
+        rest = (
+            "the threads of the dead letters stay on the journal until they are mended"
+            if event.dead_letters
+            else "the journal is empty and the primary holds everything"
+        )
+        self._write(
+            "info",
+            f"outage of {event.backend} over after {event.outage_seconds:.1f} s: {event.journaled} operations "
+            f"journaled, {event.drained} written to the primary, {event.dead_letters} dead letters, "
+            f"{event.divergences} divergences; {rest}",
+        )
+
+    def _failed_over(self, event: FailedOver) -> None:
+        if self._in_outage:
+            return
+        held_back = self._failovers.admit()
+        if held_back is not None:
+            self._write(
+                "warning",
+                f"the primary {event.backend} could not take a {event.operation} ({event.reason}): it is in the "
+                f"journal and will be written to the primary from there{more_held_back(held_back)}",
+            )
+
+    def _thread_drained(self, event: ThreadDrained) -> None:
+        limit = self._unfinished_drains.get(event.outcome)
+        held_back = limit.admit() if limit is not None else None
+        if held_back is None:
+            return
+        if event.outcome == "paused":
+            method, rest = "info", "paused; the rest stays in the journal and is tried again"
+        else:
+            method, rest = "warning", "frozen; the rest stays in the journal until the refused operation is mended"
+        self._write(
+            method,
+            f"draining thread {event.thread_id} into {event.backend}: {event.operations} operations written, then "
+            f"{rest}{more_held_back(held_back, 'threads ')}",
+        )
+
+    def _dead_lettered(self, event: DeadLettered) -> None:
+        held_back = self._dead_letters.admit()
+        if held_back is not None:
+            self._write(
+                "error",
+                f"dead letter: {event.backend} refuses a journaled {event.operation} of thread {event.thread_id} for "
+                f"good ({event.error}). The operation is kept, the thread stays on the journal until it is mended, "
+                f"other threads go on{more_held_back(held_back)}",
+            )
+
+    def _diverged(self, event: Diverged) -> None:
+        held_back = self._divergences.admit()
+        if held_back is not None:
+            namespace = f" (namespace {event.checkpoint_ns})" if event.checkpoint_ns else ""
+            self._write(
+                "warning",
+                f"divergence: thread {event.thread_id}{namespace} was written in {event.backend} by someone else while "
+                f"this process journaled it: head {event.found_head} instead of {event.expected_head}. Both branches "
+                f"are kept; the journaled one as {event.kept_as}{more_held_back(held_back)}",
+            )
+
+    def _configuration_fault(self, event: ConfigurationFault) -> None:
+        now = self._clock()
+        self._faults = {fault: written for fault, written in self._faults.items() if now - written < 300.0}
+        if (event.backend, event.error) not in self._faults:
+            self._faults[event.backend, event.error] = now
+            self._write(
+                "error",
+                f"the primary {event.backend} refuses for a reason that waiting does not mend: {event.error}. "
+                f"To mend it: {event.fix}",
+            )
+
+    def _write(self, method: str, line: str) -> None:
+        getattr(self._logger, method)(one_line(line))
+
+
+class PoolNoiseFilter(logging.Filter):
+    """Drops the warnings that psycopg's pool repeats while its database is away, for the pools that are ours.
+
+    A record is ours when one of its arguments is the name of a pool that begins with `pool_prefix`, or one of our
+    connections, claimed as the pool opened them. `folded` counts what was dropped; records of other pools and below
+    WARNING pass untouched.
+    """
+
+    def __init__(self, pool_prefix: str) -> None:
+        super().__init__()
+        self._pool_prefix = pool_prefix
+        self._connections: WeakSet[object] = WeakSet()
+        self.folded = 0
+
+    def claim(self, connection: object) -> None:
+        """Mark a new connection as ours; meant for the pool's `configure` callback."""
+        self._connections.add(connection)
+
+    def install(self) -> None:
+        """Start filtering; again is harmless."""
+        logging.getLogger("psycopg.pool").addFilter(self)
+
+    def remove(self) -> None:
+        """Stop filtering; again is harmless."""
+        logging.getLogger("psycopg.pool").removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING or not isinstance(record.args, tuple):
+            return True
+        if not any(self._is_ours(argument) for argument in record.args):
+            return True
+        self.folded += 1
+        return False
+
+    def _is_ours(self, argument: object) -> bool:
+        return argument.startswith(self._pool_prefix) if isinstance(argument, str) else argument in self._connections
+
+
+def _checked(logger: object) -> object:
+    for name in ("info", "warning", "error"):
+        method = getattr(logger, name, None)
+        if not callable(method) or inspect.iscoroutinefunction(method):
+            raise CheckpointerConfigurationError(
+                f"logger_service needs a plain method {name}(message), and {type(logger).__name__} has none: "
+                "pass a logging.Logger or leave it out"
+            )
+    return logger
+
+
+def _to_standard_error(line: str) -> None:
+    if logging.lastResort is not None:
+        logging.lastResort.handle(logging.LogRecord(LOGGER_NAME, logging.WARNING, __file__, 0, line, None, None))

@@ -1,0 +1,326 @@
+"""Spans and metrics through opentelemetry-api: the names, units and attributes of the library's telemetry.
+
+Thread ids are on spans only; on metrics they would make one series per conversation.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
+from weakref import WeakKeyDictionary
+
+import opentelemetry.metrics._internal as metrics_internal
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import Meter, MeterProvider, NoOpMeter
+from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode, Tracer, TracerProvider
+
+from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.telemetry.events import (
+    AttemptAbandoned,
+    ConfigurationFault,
+    DeadLettered,
+    Diverged,
+    Event,
+    FailedOver,
+    OperationScope,
+    OutageEnded,
+    OutageStarted,
+    PrimaryRecovered,
+    ProbeFinished,
+    RetryScheduled,
+    ThreadDrained,
+)
+from enhanced_checkpointing.telemetry.instruments import GaugeSource, Instruments
+from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, Shield
+
+Attributes = dict[str, str | int | float]
+
+_INSTRUMENTATION_SCOPE = "enhanced_checkpointing"
+_NOTHING: AbstractContextManager[object] = nullcontext()
+_DATABASE_NAMES = {"postgres": "postgresql"}
+_FAILED_OUTCOMES = frozenset({"error", "unavailable"})
+
+_instruments_of: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
+_instruments_lock = threading.Lock()
+
+
+class _Signals:
+    """The tracer and the instruments of one pair of providers; a missing one is a no-op."""
+
+    def __init__(
+        self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None, shield: Shield
+    ) -> None:
+        self.shield = shield
+        self.providers = (tracer_provider, meter_provider)
+        self.tracer: Tracer = NoOpTracer()
+        if tracer_provider is not None:
+            self.tracer = tracer_provider.get_tracer(_INSTRUMENTATION_SCOPE)
+        meter: Meter = NoOpMeter(_INSTRUMENTATION_SCOPE)
+        if meter_provider is not None:
+            meter = meter_provider.get_meter(_INSTRUMENTATION_SCOPE)
+        # An SDK switched off by OTEL_SDK_DISABLED hands out no-ops too.
+        self.active = not (isinstance(self.tracer, NoOpTracer) and isinstance(meter, NoOpMeter))
+        with _instruments_lock:
+            shared = _instruments_of.get(meter_provider) if meter_provider is not None else None
+            self.instruments = shared or Instruments(meter)
+            if meter_provider is not None:
+                _instruments_of[meter_provider] = self.instruments
+
+    def observe(self, source: GaugeSource) -> None:
+        with _instruments_lock:
+            self.instruments.sources = (*self.instruments.sources, source)
+
+    def forget(self, source: GaugeSource) -> None:
+        with _instruments_lock:
+            self.instruments.sources = tuple(kept for kept in self.instruments.sources if kept is not source)
+
+
+class _OperationSpan:
+    """One live call: its span is current inside, its duration and outcome are recorded at the end."""
+
+    __slots__ = ("_context", "_scope", "_signals", "_span", "_started", "_token")
+
+    def __init__(self, signals: _Signals, scope: OperationScope) -> None:
+        self._signals = signals
+        self._scope = scope
+
+    def __enter__(self) -> None:
+        scope = self._scope
+        self._span: Span = trace.INVALID_SPAN
+        self._context: otel_context.Context | None = None
+        with self._signals.shield:
+            attributes = _attributes(scope.backend)
+            if scope.thread_id is not None:
+                attributes["checkpoint.thread_id"] = scope.thread_id
+            self._span = self._signals.tracer.start_span(f"checkpoint.{scope.operation}", attributes=attributes)
+            self._context = trace.set_span_in_context(self._span)
+            self._token = otel_context.attach(self._context)
+        self._started = perf_counter()
+
+    def __exit__(self, *_error: object) -> None:
+        seconds = perf_counter() - self._started
+        with self._signals.shield:  # before the span ends, so that the sample can point at it
+            scope, instruments = self._scope, self._signals.instruments
+            labels = {"operation": scope.operation, "backend": scope.backend, "outcome": scope.outcome}
+            instruments.duration.record(seconds, labels)
+            instruments.operations.add(1, labels)
+        with self._signals.shield:
+            # An async generator may be closed from another context than it was opened in; there is nothing to detach.
+            if self._context is not None and otel_context.get_current() is self._context:
+                otel_context.detach(self._token)
+            self._end_span()
+
+    def _end_span(self) -> None:
+        scope = self._scope
+        attributes: Attributes = {"checkpoint.route": scope.route, "checkpoint.outcome": scope.outcome}
+        if scope.error_type is not None:
+            attributes["error.type"] = scope.error_type
+        self._span.set_attributes(attributes)
+        if scope.outcome in _FAILED_OUTCOMES:
+            self._span.set_status(Status(StatusCode.ERROR, scope.error_type or scope.outcome))
+        self._span.end()
+
+
+class OpenTelemetrySink:
+    """Makes spans and metrics of what happens; without configured providers an operation costs about a microsecond.
+
+    `tracer_provider` and `meter_provider` stand for the global ones when None; a global provider that is set later is
+    noticed at the next operation or event.
+    """
+
+    def __init__(
+        self, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+    ) -> None:
+        self._own_providers = (tracer_provider, meter_provider)
+        self._lock = threading.Lock()
+        self._gauges: GaugeSource | None = None
+        self._outage: Span | None = None
+        self._shield = Shield(logging.getLogger(LOGGER_NAME).warning)
+        self._signals = _Signals(None, None, self._shield)
+        with self._shield:
+            global_providers()
+            self._current_signals()
+
+    def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
+        """Return the span of one live call, current while it is entered."""
+        with self._shield:
+            signals = self._current_signals()
+            if signals.active:
+                return _OperationSpan(signals, scope)
+        return _NOTHING
+
+    def emit(self, event: Event) -> None:
+        """Count the event and put it on the span it belongs to."""
+        with self._shield:
+            signals = self._current_signals()
+            if signals.active:
+                self._count(event, signals)
+                self._trace(event, signals)
+
+    def observe(self, gauges: GaugeSource) -> None:
+        """Read `gauges` at every collection, from the thread of the metric reader, until `close()`."""
+        with self._shield, self._lock:
+            self._forget_gauges()
+            self._gauges = gauges
+            self._signals.observe(gauges)
+
+    def close(self) -> None:
+        """Report no gauges any more and end the span of an outage that is still open."""
+        with self._shield, self._lock:
+            self._forget_gauges()
+            outage, self._outage = self._outage, None
+            if outage is not None:
+                outage.set_attribute("checkpoint.outcome", "unfinished")
+                outage.end()
+
+    def _current_signals(self) -> _Signals:
+        tracer_provider, meter_provider = self._own_providers
+        # The public getters look into the environment each time, which costs more than all the rest of an idle call.
+        tracer_provider = tracer_provider or trace._TRACER_PROVIDER
+        meter_provider = meter_provider or metrics_internal._METER_PROVIDER
+        signals = self._signals
+        if signals.providers[0] is tracer_provider and signals.providers[1] is meter_provider:
+            return signals
+        with self._lock:
+            gauges = self._gauges
+            self._forget_gauges()
+            self._signals = signals = _Signals(tracer_provider, meter_provider, self._shield)
+            self._gauges = gauges
+            if gauges is not None:
+                signals.observe(gauges)
+        return signals
+
+    def _forget_gauges(self) -> None:
+        if self._gauges is not None:
+            self._signals.forget(self._gauges)
+            self._gauges = None
+
+    def _count(self, event: Event, signals: _Signals) -> None:
+        instruments = signals.instruments
+        match event:
+            case RetryScheduled():
+                instruments.retries.add(1, {"operation": event.operation, "backend": event.backend})
+            case FailedOver():
+                instruments.failovers.add(1, {"operation": event.operation, "backend": event.backend})
+            case ProbeFinished():
+                outcome = "error" if event.error_type else "primary"
+                instruments.probe_duration.record(event.seconds, {"backend": event.backend, "outcome": outcome})
+            case ThreadDrained():
+                instruments.reconciled.add(event.operations, {"backend": event.backend})
+            case Diverged():
+                instruments.divergences.add(1, {"backend": event.backend})
+            case DeadLettered():
+                instruments.dead_letters.add(1, {"backend": event.backend, "operation": event.operation})
+            case _:
+                pass
+
+    def _trace(self, event: Event, signals: _Signals) -> None:
+        match event:
+            case OutageStarted():
+                self._open_outage(signals, event.backend, event.started_at).add_event(
+                    "checkpoint.breaker_opened", {"checkpoint.reason": redact(event.reason)}
+                )
+            case OutageEnded():
+                self._end_outage(signals, event)
+            case ProbeFinished():
+                attributes = _attributes(event.backend, route="primary", outcome="primary")
+                if event.error_type:
+                    attributes |= {"checkpoint.outcome": "error", "error.type": event.error_type}
+                self._past_span("checkpoint.probe", signals, event.started_at, event.seconds, attributes)
+            case ThreadDrained():
+                attributes = _attributes(event.backend, route="journal", outcome=event.outcome)
+                attributes |= {"checkpoint.thread_id": event.thread_id, "checkpoint.operations": event.operations}
+                self._past_span("checkpoint.drain", signals, event.started_at, event.seconds, attributes)
+            case _:
+                self._add_span_event(event)
+
+    def _add_span_event(self, event: Event) -> None:
+        """Retries belong to the call that they delay, transitions to the outage."""
+        outage = self._outage or trace.get_current_span()
+        match event:
+            case RetryScheduled():
+                attributes: Attributes = {"checkpoint.attempt": event.attempt, "checkpoint.delay": event.delay}
+                _event_on(trace.get_current_span(), "retry", attributes | {"error.type": event.error_type})
+            case AttemptAbandoned():
+                attributes = {"checkpoint.waited": event.waited, "checkpoint.outstanding": event.outstanding}
+                _event_on(trace.get_current_span(), "attempt_abandoned", attributes)
+            case FailedOver():
+                _event_on(trace.get_current_span(), "failed_over", {"checkpoint.reason": redact(event.reason)})
+            case PrimaryRecovered():
+                attributes = {"checkpoint.outage_seconds": event.outage_seconds, "checkpoint.pending": event.pending}
+                _event_on(outage, "primary_recovered", attributes)
+            case DeadLettered():
+                attributes = {"checkpoint.thread_id": event.thread_id, "checkpoint.operation": event.operation}
+                _event_on(outage, "dead_letter", attributes | {"checkpoint.error": redact(event.error)})
+            case Diverged():
+                attributes = {"checkpoint.thread_id": event.thread_id, "checkpoint.kept_as": event.kept_as}
+                _event_on(outage, "divergence", attributes)
+            case ConfigurationFault():
+                attributes = {"checkpoint.error": redact(event.error), "checkpoint.fix": redact(event.fix)}
+                _event_on(outage, "configuration_fault", attributes)
+            case _:
+                pass
+
+    def _open_outage(self, signals: _Signals, backend: str, started_at: float) -> Span:
+        """Return the span of the outage: a breaker that opens again before the journal is drained continues it."""
+        with self._lock:
+            if self._outage is None:
+                self._outage = signals.tracer.start_span(
+                    "checkpoint.outage",
+                    context=otel_context.Context(),  # a root: the call that met the outage first ends long before it
+                    start_time=_nanoseconds(started_at),
+                    attributes=_attributes(backend, route="journal", outcome="open"),
+                )
+            return self._outage
+
+    def _end_outage(self, signals: _Signals, event: OutageEnded) -> None:
+        span = self._open_outage(signals, event.backend, event.started_at)
+        with self._lock:
+            self._outage = None
+        for count in ("journaled", "drained", "dead_letters", "divergences", "outage_seconds"):
+            span.set_attribute(f"checkpoint.{count}", getattr(event, count))
+        span.set_attribute("checkpoint.outcome", "drained")
+        span.end()
+
+    def _past_span(
+        self, name: str, signals: _Signals, started_at: float, seconds: float, attributes: Attributes
+    ) -> None:
+        """A span of what is over: below the call that caused it, else below the outage, else a root."""
+        parent = otel_context.get_current()
+        if not trace.get_current_span().is_recording():  # background tasks inherit whatever span started them
+            parent = otel_context.Context()
+            if self._outage is not None:
+                parent = trace.set_span_in_context(self._outage, parent)
+        span = signals.tracer.start_span(name, parent, attributes=attributes, start_time=_nanoseconds(started_at))
+        if attributes["checkpoint.outcome"] in ("error", "frozen"):
+            span.set_status(Status(StatusCode.ERROR, str(attributes.get("error.type", "frozen"))))
+        span.end(_nanoseconds(started_at + seconds))
+
+
+def global_providers() -> tuple[TracerProvider | None, MeterProvider | None]:
+    """Return the providers that the application has set, None for each that it has not."""
+    trace.get_tracer_provider()  # these load a provider named by OTEL_PYTHON_TRACER_PROVIDER or _METER_PROVIDER
+    metrics.get_meter_provider()
+    return trace._TRACER_PROVIDER, metrics_internal._METER_PROVIDER
+
+
+def _attributes(backend: str, **more: str) -> Attributes:
+    attributes: Attributes = {
+        "checkpoint.backend": backend,
+        "db.system.name": _DATABASE_NAMES.get(backend, backend),
+    }
+    for name, value in more.items():
+        attributes[f"checkpoint.{name}"] = value
+    return attributes
+
+
+def _event_on(span: Span, name: str, attributes: Attributes) -> None:
+    if span.is_recording():  # an abandoned attempt may report after the span of its call has ended
+        span.add_event(f"checkpoint.{name}", attributes)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

@@ -1,0 +1,36 @@
+"""Everything that is open between a manager's start and its end, in the order in which it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.saver import FailoverSaver
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.failover.sync_bridge import LoopBridge
+from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.resilience.breaker import Breaker
+from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.upkeep.outages import Outages
+from enhanced_checkpointing.upkeep.prober import Prober
+from enhanced_checkpointing.upkeep.reconciler import Reconciler
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One of each; without a journal there is nothing to reconcile."""
+
+    loop: asyncio.AbstractEventLoop
+    backend: Backend
+    breaker: Breaker
+    guard: Guard
+    journal: Journal | None
+    standby: Standby
+    engine: Engine
+    bridge: LoopBridge
+    saver: FailoverSaver
+    prober: Prober
+    reconciler: Reconciler | None
+    outages: Outages

@@ -1,0 +1,260 @@
+"""Replays the journal into the recovered primary, thread by thread, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+
+from langgraph.checkpoint.base import CheckpointTuple
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.journal.contract import Journal, JournalRecord
+from enhanced_checkpointing.operations import Operation, SharingSerializer, operations_of
+from enhanced_checkpointing.resilience.breaker import Breaker, Clock
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Telemetry, ThreadDrained
+from enhanced_checkpointing.upkeep.divergence import diverged, moved_to, namespaces_to_check, sibling_id
+
+SHORTEST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds between passes while the primary takes calls but refuses to be drained."""
+
+
+class Drain(Enum):
+    """How the draining of one thread ended."""
+
+    DRAINED = "drained"
+    PAUSED = "paused"
+    """The primary could not take it now: nothing else is tried before a pause."""
+    FENCED = "waiting for a lost session"
+    """A session that a write was left behind on still lives: only this thread waits."""
+    FROZEN = "frozen"
+
+
+class Reconciler:
+    """The only one who writes to the primary on behalf of a thread that the journal holds."""
+
+    def __init__(
+        self,
+        *,
+        config: CheckpointerConfig,
+        backend: Backend,
+        guard: Guard,
+        breaker: Breaker,
+        journal: Journal,
+        standby: Standby,
+        serializer: SharingSerializer,
+        telemetry: Telemetry,
+        on_drained: Callable[[], None],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._backend = backend
+        self._guard = guard
+        self._breaker = breaker
+        self._journal = journal
+        self._standby = standby
+        self._serializer = serializer
+        self._telemetry = telemetry
+        self._on_drained = on_drained
+        self._clock = clock
+        self._woken = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._draining: dict[str, asyncio.Task[Drain]] = {}
+        self._targets: dict[str, str] = {}
+        """Where the records of a diverged thread go, from the first that was replayed to the last."""
+        self.drained = 0
+        """Operations replayed so far."""
+        self.dead_letters = 0
+        self.divergences = 0
+
+    def wake(self) -> None:
+        """There is something to drain, or the primary is back."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Drain for ever, whenever there is something to drain and the primary takes calls."""
+        pause = SHORTEST_PAUSE
+        while True:
+            if self._breaker.is_open or not self._journal.waiting_threads():
+                await self._woken.wait()
+                self._woken.clear()
+                pause = SHORTEST_PAUSE
+            if await self.drain_all():
+                pause = SHORTEST_PAUSE
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def drain_all(self) -> bool:
+        """Drain what waits now, several threads at a time, oldest first; True when nothing is left waiting."""
+        waiting = iter(self._journal.waiting_threads())
+        await asyncio.gather(*(self._drain_each(waiting) for _ in range(self._config.drain_concurrency)))
+        done = not self._breaker.is_open and not self._journal.waiting_threads()
+        if done:
+            self._on_drained()
+        return done
+
+    async def drain_first(self, thread_id: str, deadline: Deadline) -> bool:
+        """Drain one thread ahead of the others, for a read that waits; True when the journal holds nothing of it."""
+        if not self._breaker.is_open:
+            await deadline.wait_for(self._start(thread_id))
+        return not self._journal.holds(thread_id)
+
+    async def wait_drained(self, timeout: float) -> bool:
+        """Wait until nothing waits to be drained; False when `timeout` seconds were over before, or a thread froze."""
+        deadline = Deadline(self._clock, timeout)
+        while self._journal.waiting_threads() or self._draining:
+            self._changed.clear()
+            changed = asyncio.ensure_future(self._changed.wait())
+            try:
+                if not await deadline.wait_for(changed):
+                    return False
+            finally:
+                changed.cancel()
+        return self._journal.status().pending == 0 and not self._journal.status().frozen_threads
+
+    async def close(self) -> None:
+        """End drains under way; a record that is just being replayed stays in the journal and is replayed again."""
+        draining = list(self._draining.values())
+        for task in draining:
+            task.cancel()
+        if draining:
+            await asyncio.wait(draining)
+
+    async def _drain_each(self, waiting: Iterator[str]) -> None:
+        for thread_id in waiting:
+            if self._breaker.is_open or await asyncio.shield(self._start(thread_id)) is Drain.PAUSED:
+                return
+
+    def _start(self, thread_id: str) -> asyncio.Task[Drain]:
+        """Drain a thread once, however many ask for it at the same time."""
+        task = self._draining.get(thread_id)
+        if task is None:
+            task = asyncio.create_task(self._drain(thread_id), name=f"drain {thread_id}")
+            self._draining[thread_id] = task
+            task.add_done_callback(lambda _: self._ended(thread_id))
+        return task
+
+    def _ended(self, thread_id: str) -> None:
+        del self._draining[thread_id]
+        self._changed.set()
+
+    async def _drain(self, thread_id: str) -> Drain:
+        started_at, begun, before = time.time(), self._clock(), self.drained
+        outcome = Drain.PAUSED
+        try:
+            outcome = await self._replay(thread_id)
+        except CallFailed as failed:
+            if failed.kind is FailureKind.CONFIGURATION:
+                fault = ConfigurationFault(self._backend.name, redact(failed.error), failed.failure.fix)
+                self._telemetry.emit(fault)
+        finally:
+            seconds, operations = self._clock() - begun, self.drained - before
+            self._telemetry.emit(
+                ThreadDrained(self._backend.name, thread_id, started_at, seconds, operations, outcome.value)
+            )
+        return outcome
+
+    async def _replay(self, thread_id: str) -> Drain:
+        """Replay a thread's records, oldest first, until none is left.
+
+        The thread goes back to the primary by itself: it is on the journal just as long as the journal holds it.
+
+        Raises:
+            CallFailed: the primary could not take a record now; it stays where it is.
+        """
+        if not await self._guard.once("fence", lambda: self._backend.fence(thread_id), deadline=self._deadline()):
+            return Drain.FENCED
+        target = self._targets.get(thread_id) or await self._find_target(thread_id)
+        while (record := await self._journal.next_record(thread_id)) is not None:
+            try:
+                await self._apply(moved_to(record.operation, target))
+            except CallFailed as failed:
+                if failed.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
+                    raise
+                await self._bury(record, failed)
+                return Drain.FROZEN
+            await self._journal.mark_applied(record)
+            self.drained += 1
+            self._changed.set()
+            await asyncio.sleep(0)  # live calls first
+        if thread_id in self._journal.status().frozen_threads:
+            return Drain.FROZEN
+        if self._targets.pop(thread_id, None) is not None:
+            self._standby.forget(thread_id)  # the warm copy lacks the other branch
+        return Drain.DRAINED
+
+    async def _apply(self, operation: Operation) -> None:
+        await self._guard.call(
+            "drain",
+            lambda: self._backend.apply(operation),
+            deadline=self._deadline(),
+            subject=operation.thread_id,
+            writes=True,
+        )
+
+    async def _bury(self, record: JournalRecord, failed: CallFailed) -> None:
+        error = redact(failed.error)
+        await self._journal.bury(record, error)
+        self.dead_letters += 1
+        operation = record.operation
+        self._telemetry.emit(DeadLettered(self._backend.name, operation.thread_id, operation.name, error))
+
+    async def _find_target(self, thread_id: str) -> str:
+        """The thread that takes the records: itself, or its sibling when the branches are to be kept apart."""
+        records = await self._journal.records(thread_id)
+        oldest = namespaces_to_check(records)
+        heads = {namespace: await self._head(thread_id, namespace) for namespace in oldest}
+        branches = diverged(records, oldest, heads)
+        if not branches:
+            return thread_id
+        apart = self._config.on_divergence == "quarantine"
+        target = sibling_id(thread_id, records) if apart else thread_id
+        self.divergences += 1
+        for branch in branches:
+            self._telemetry.emit(
+                Diverged(
+                    self._backend.name, thread_id, branch.checkpoint_ns, branch.expected_head, branch.found_head, target
+                )
+            )
+            if apart and branch.expected_head is not None:
+                await self._copy_ancestors(thread_id, branch.checkpoint_ns, branch.expected_head, target)
+        self._targets[thread_id] = target
+        return target
+
+    async def _head(self, thread_id: str, checkpoint_ns: str) -> str | None:
+        found = await self._find(thread_id, checkpoint_ns, None)
+        return found.checkpoint["id"] if found is not None else None
+
+    async def _copy_ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, target: str) -> None:
+        """Give the sibling the whole chain that the branch grew from, so that delta channels find their beginning."""
+        chain: list[CheckpointTuple] = []
+        current: str | None = checkpoint_id
+        while current is not None and (found := await self._find(thread_id, checkpoint_ns, current)) is not None:
+            chain.append(found)
+            current = found.parent_config["configurable"]["checkpoint_id"] if found.parent_config else None
+        for found in reversed(chain):
+            for operation in operations_of(found, self._serializer):
+                await self._apply(moved_to(operation, target))
+
+    async def _find(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> CheckpointTuple | None:
+        configurable = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
+        if checkpoint_id is not None:
+            configurable["checkpoint_id"] = checkpoint_id
+        return await self._guard.call(
+            "drain",
+            lambda: self._backend.ask(lambda saver: saver.aget_tuple({"configurable": configurable})),
+            deadline=self._deadline(),
+            subject=thread_id,
+        )
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._clock, self._config.deadline)

@@ -1,0 +1,84 @@
+"""What is true now, read off the open parts without I/O: for health reports and metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from enhanced_checkpointing import health
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.journal.contract import JournalStatus
+from enhanced_checkpointing.telemetry.events import Gauges, SystemState
+from enhanced_checkpointing.upkeep.outages import Counts
+from enhanced_checkpointing.upkeep.parts import Parts
+
+NO_JOURNAL = JournalStatus(pending=0, oldest_at=None, size=0, capacity=0, dead_letters=0, frozen_threads=())
+
+
+def primary_healthy(parts: Parts) -> bool:
+    """Whether the primary takes live calls, and the newest probe found nothing wrong."""
+    return not parts.breaker.is_open and parts.prober.last_error is None
+
+
+def counts(parts: Parts) -> Counts:
+    """Totals since the start."""
+    if parts.reconciler is None:
+        return Counts(parts.engine.journaled, 0, 0, 0)
+    reconciler = parts.reconciler
+    return Counts(parts.engine.journaled, reconciler.drained, reconciler.dead_letters, reconciler.divergences)
+
+
+def gauges(parts: Parts) -> Gauges:
+    """The current values of the metrics; called from the metric reader's thread."""
+    journal = _journal_status(parts)
+    state = SystemState.OUTAGE if parts.breaker.is_open else SystemState.HEALTHY
+    if state is SystemState.HEALTHY and journal.pending:
+        state = SystemState.DRAINING
+    return Gauges(
+        state=state,
+        journal_pending=journal.pending,
+        journal_oldest_age=_age(journal),
+        journal_size=journal.size,
+        standby_size=parts.standby.size,
+        pool=parts.backend.gauges(),
+    )
+
+
+def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The health report of an open manager."""
+    journal = _journal_status(parts)
+    started_at = parts.outages.started_at
+    return health.report(
+        primary=health.PrimaryHealth(
+            backend=parts.backend.name,
+            healthy=primary_healthy(parts),
+            breaker_open=parts.breaker.is_open,
+            outage_seconds=None if started_at is None else time.time() - started_at,
+            error=parts.prober.last_error or parts.outages.reason,
+            outstanding_attempts=parts.guard.outstanding,
+            pool=parts.backend.gauges(),
+            notes=parts.backend.notes(),
+        ),
+        journal=health.JournalHealth(
+            mode=config.journal,
+            durable=parts.journal is not None and parts.journal.durable,
+            accepts=parts.journal is not None and config.on_outage == "journal" and journal.size < journal.capacity,
+            pending=journal.pending,
+            oldest_age=_age(journal),
+            size=journal.size,
+            capacity=journal.capacity,
+            dead_letters=journal.dead_letters,
+            frozen_threads=journal.frozen_threads,
+        ),
+        standby=health.StandbyHealth(threads=len(parts.standby), size=parts.standby.size),
+        divergences=counts(parts).divergences,
+        parts=companions,
+    )
+
+
+def _journal_status(parts: Parts) -> JournalStatus:
+    return parts.journal.status() if parts.journal is not None else NO_JOURNAL
+
+
+def _age(journal: JournalStatus) -> float:
+    return 0.0 if journal.oldest_at is None else max(0.0, time.time() - journal.oldest_at)

@@ -1,0 +1,77 @@
+"""Fixtures of all tests: PostgreSQL servers, databases, a watch for leaks; and the runner of `async def` tests.
+
+Asynchronous fixtures do not exist here: such a test uses asynchronous context managers instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from tests.support.leaks import LeakWatch
+from tests.support.postgres import (
+    ClusterTemplate,
+    PostgresServer,
+    fresh_database,
+    running_postgres,
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test in an event loop of its own, and what asks for `no_leaks` under its watch."""
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    watch = pyfuncitem.funcargs.get("no_leaks")
+    if isinstance(watch, LeakWatch):
+        watch.run(pyfuncitem.obj, arguments)
+        return True
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        asyncio.run(pyfuncitem.obj(**arguments), debug=False)
+        return True
+    return None
+
+
+@pytest.fixture(scope="session")
+def cluster_template() -> Iterator[ClusterTemplate]:
+    """Makes servers of one's own cheaply: `with cluster_template.server({"max_connections": "10"}) as server:`."""
+    template = ClusterTemplate()
+    yield template
+    template.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(cluster_template: ClusterTemplate) -> Iterator[PostgresServer]:
+    """One server for all tests that leave it healthy."""
+    with running_postgres(cluster_template) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of a fresh, empty database on the shared server."""
+    with fresh_database(postgres_server.url()) as url:
+        yield url
+
+
+@pytest.fixture
+def twin_database_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A second one, for the run without faults that a faulty run is compared with."""
+    with fresh_database(postgres_server.url()) as url:
+        yield url
+
+
+@pytest.fixture
+def private_postgres(cluster_template: ClusterTemplate) -> Iterator[LocalPostgres]:
+    """A server of this test's own, to be killed, frozen and restarted."""
+    with cluster_template.server() as server:
+        yield server
+
+
+@pytest.fixture
+def no_leaks() -> LeakWatch:
+    """A test that asks for it fails when it leaves tasks, threads or descriptors behind; it may set `grace_seconds`."""
+    return LeakWatch()
