@@ -16,7 +16,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, PostgresStartError, find_wheel_binaries, free_port
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres, PostgresStartError, find_wheel_binaries
+from enhanced_checkpointing.cli.postgres_binaries import free_port
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import ClusterTemplate, postgres_binaries, require_or_skip
 
@@ -132,6 +133,14 @@ def test_start_that_fails_shows_what_the_server_wrote() -> None:
         LocalPostgres(postgres_binaries(), settings={"shared_buffers": "nonsense"}),
     ):
         pass
+
+
+def test_directory_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("not a cluster")
+    with pytest.raises(ValueError, match="left alone"):
+        LocalPostgres(postgres_binaries(), data_directory=tmp_path)
+    assert (tmp_path / "precious").read_text() == "not a cluster"
+    assert tmp_path.stat().st_uid == os.geteuid()
 
 
 def test_close_keeps_a_cluster_that_was_there_before(cluster_template: ClusterTemplate) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shutil
@@ -35,33 +34,17 @@ from enhanced_checkpointing.cli.server_processes import (
     command_line,
     freeze_each,
     processes_in,
+    remove_leftovers,
     signal_each,
+    start_watchdog,
+    stop_watchdog,
     wait_until,
 )
 
-__all__ = [
-    "LocalPostgres",
-    "PostgresStartError",
-    "find_system_binaries",
-    "find_wheel_binaries",
-    "free_port",
-    "reachable_temporary_directory",
-]
+__all__ = ["LocalPostgres", "PostgresStartError", "find_system_binaries", "find_wheel_binaries"]
 
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _CLIENT_BACKEND = re.compile(rb"^postgres: .* 127\.0\.0\.1\(\d+\)")
-_REMOVE_SEGMENT = 0  # IPC_RMID of shmctl(2)
-
-# When our process ends, however that comes, its end of the pipe closes: then nothing of the server stays behind.
-_WATCHDOG = """
-read -r _
-pid=$(head -n 1 "$1/postmaster.pid" 2>/dev/null)
-if [ -n "$pid" ] && [ "/proc/$pid/cwd" -ef "$1" ]; then
-    kill -STOP "$pid"
-    kill -KILL $(cat "/proc/$pid/task/$pid/children") "$pid"
-fi
-if [ -n "$2" ]; then rm -rf -- "$2"; fi
-"""
 
 
 class PostgresStartError(RuntimeError):
@@ -72,7 +55,8 @@ class LocalPostgres:
     """One cluster on 127.0.0.1 with a port that it keeps over restarts, and fsync on.
 
     `settings` are read at each start and may be changed in between. A cluster that is already in `data_directory`
-    is used as it is and is kept by `close()`; one that was made here is removed. The superuser is `postgres`.
+    is used as it is and is kept by `close()`; one that was made here is removed. A directory with anything else in it
+    is refused with a `ValueError`. The superuser is `postgres`.
     Started by root, the server runs as `nobody`, because PostgreSQL refuses to run as root.
     """
 
@@ -88,9 +72,15 @@ class LocalPostgres:
         self.port = free_port()
         self.settings = dict(settings or {})
         self._password = password
-        self._temporary = reachable_temporary_directory("postgres-") if data_directory is None else None
-        self.data_directory = (self._temporary / "data") if self._temporary else Path(data_directory or "").resolve()
-        self._made_here = not (self.data_directory / "PG_VERSION").exists()
+        if data_directory is None:
+            self._removable: Path | None = reachable_temporary_directory("postgres-")
+            self.data_directory = self._removable / "data"
+        else:
+            self.data_directory = data_directory.resolve()
+            has_cluster = (self.data_directory / "PG_VERSION").exists()
+            if not has_cluster and self.data_directory.exists() and any(self.data_directory.iterdir()):
+                raise ValueError(f"{self.data_directory} is neither empty nor a cluster: it is left alone")
+            self._removable = None if has_cluster else self.data_directory
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
 
@@ -156,7 +146,8 @@ class LocalPostgres:
                 umask=0o077,
                 **server_user(),
             )
-        self._watch()
+        if self._watchdog is None:
+            self._watchdog = start_watchdog(self.data_directory, removes=self._removable)
         self._wait_until_ready(self._process, timeout)
 
     def stop(self, mode: str = "fast", timeout: float = 60.0) -> None:
@@ -180,7 +171,7 @@ class LocalPostgres:
         # Repeated, as the postmaster may have forked meanwhile: with one child alive the next start would refuse.
         wait_until(lambda: not signal_each(self._processes(), signal.SIGKILL), "the killed processes to end")
         self._process = None
-        self._remove_leftovers()
+        remove_leftovers(self.data_directory)
 
     def freeze(self) -> None:
         """Hang the whole server: the kernel still accepts connections, nobody answers."""
@@ -214,17 +205,14 @@ class LocalPostgres:
 
     def close(self) -> None:
         """End the server, also a frozen one, and remove a cluster that was made here."""
-        if self._made_here:
-            self.kill()
-            directory = self._temporary or self.data_directory
-            if directory.exists():
-                shutil.rmtree(directory)
-        else:
+        if self._removable is None:
             self.stop()
-        if self._watchdog is not None and self._watchdog.stdin is not None:
-            self._watchdog.kill()  # before its pipe closes, which is its sign to act
-            self._watchdog.wait()
-            self._watchdog.stdin.close()
+        else:
+            self.kill()
+            if self._removable.exists():
+                shutil.rmtree(self._removable)
+        if self._watchdog is not None:
+            stop_watchdog(self._watchdog)
             self._watchdog = None
 
     def __enter__(self) -> Self:
@@ -239,18 +227,6 @@ class LocalPostgres:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _watch(self) -> None:
-        if self._watchdog is None:
-            removed = str(self._temporary or self.data_directory) if self._made_here else ""
-            self._watchdog = subprocess.Popen(
-                ["sh", "-c", _WATCHDOG, "sh", str(self.data_directory), removed],
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -277,13 +253,3 @@ class LocalPostgres:
         if pid not in self._processes():
             raise ValueError(f"{pid} is not a process of this server")
         return pid
-
-    def _remove_leftovers(self) -> None:
-        """What a killed postmaster leaves: its pid file, whose number another process may get, and a memory segment."""
-        pid_file = self.data_directory / "postmaster.pid"
-        if not pid_file.exists():
-            return
-        lines = pid_file.read_text().splitlines()
-        if len(lines) > 6 and lines[6].strip():
-            ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), _REMOVE_SEGMENT, None)
-        pid_file.unlink()

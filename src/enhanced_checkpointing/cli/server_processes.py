@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["command_line", "freeze_each", "processes_in", "signal_each", "wait_until"]
+__all__ = [
+    "command_line",
+    "freeze_each",
+    "processes_in",
+    "remove_leftovers",
+    "signal_each",
+    "start_watchdog",
+    "stop_watchdog",
+    "wait_until",
+]
+
+_REMOVE_SEGMENT = 0  # IPC_RMID of shmctl(2)
+
+# When our process ends, however that comes, its end of the pipe closes: then nothing of the server stays behind.
+_WATCHDOG = """
+read -r _
+pid=$(head -n 1 "$1/postmaster.pid" 2>/dev/null)
+if [ -n "$pid" ] && [ "/proc/$pid/cwd" -ef "$1" ]; then
+    kill -STOP "$pid"
+    kill -KILL $(cat "/proc/$pid/task/$pid/children") "$pid"
+fi
+if [ -n "$2" ]; then rm -rf -- "$2"; fi
+"""
 
 
 def processes_in(directory: Path) -> list[int]:
@@ -66,3 +90,32 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10.0) 
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout} s for {what}")
         time.sleep(0.005)
+
+
+def start_watchdog(data_directory: Path, *, removes: Path | None) -> subprocess.Popen[bytes]:
+    """A process that waits for our end, kills the server of `data_directory` and removes the directory `removes`."""
+    return subprocess.Popen(
+        ["sh", "-c", _WATCHDOG, "sh", str(data_directory), str(removes or "")],
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def stop_watchdog(watchdog: subprocess.Popen[bytes]) -> None:
+    """Send it home; before its pipe closes, which is its sign to act."""
+    watchdog.kill()
+    watchdog.communicate()
+
+
+def remove_leftovers(data_directory: Path) -> None:
+    """What a killed postmaster leaves: its pid file, whose number another process may get, and a memory segment."""
+    pid_file = data_directory / "postmaster.pid"
+    if not pid_file.exists():
+        return
+    lines = pid_file.read_text().splitlines()
+    if len(lines) > 6 and lines[6].strip():
+        ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), _REMOVE_SEGMENT, None)
+    pid_file.unlink()

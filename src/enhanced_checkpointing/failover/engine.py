@@ -228,8 +228,7 @@ class Engine:
     def _ask_standby(
         self, scope: OperationScope, thread_id: str, standby: Callable[[], T], failed: CallFailed | None
     ) -> T:
-        if not self._standby.knows(thread_id) and self._may_be_new(thread_id):
-            self._standby.note_empty(thread_id, "")
+        self._start_fresh_if_new(thread_id)
         try:
             answer = standby()
         except CheckpointUnavailableError as error:
@@ -242,12 +241,14 @@ class Engine:
         scope.outcome = "standby"
         return answer
 
-    def _may_be_new(self, thread_id: str) -> bool:
-        """Whether a thread that this process never saw may start without the primary having been asked."""
-        if self._config.on_unknown_thread == "start_fresh":
-            return True
+    def _start_fresh_if_new(self, thread_id: str) -> None:
+        """Take a thread that this process never saw for empty, if that is allowed, or its id is younger than the last
+        contact with the primary."""
+        if self._standby.knows(thread_id):
+            return
         made_at = created_at(thread_id)
-        return made_at is not None and made_at > self._last_contact
+        if self._config.on_unknown_thread == "start_fresh" or (made_at is not None and made_at > self._last_contact):
+            self._standby.note_empty(thread_id, "")
 
     async def _list_everything(
         self, fetch: Callable[[BaseCheckpointSaver[Any]], Awaitable[Sequence[CheckpointTuple]]]
@@ -342,6 +343,7 @@ class Engine:
         if self._journal is None or not self._may_journal:
             scope.outcome = "unavailable"
             raise self._unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
+        self._start_fresh_if_new(operation.thread_id)
         await self._journal.append(operation, self._standby.base_head(operation), deadline)
         self.journaled += 1
         scope.outcome = "journaled"

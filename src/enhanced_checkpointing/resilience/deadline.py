@@ -20,10 +20,11 @@ class Deadline:
     Time in which the event loop stood still is not charged: the answer may have been there all along.
     """
 
-    __slots__ = ("_clock", "_ends_at", "stalled")
+    __slots__ = ("_clock", "_ends_at", "seconds", "stalled")
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
+        self.seconds = seconds
         self._ends_at = clock() + seconds
         self.stalled = 0.0
 

@@ -210,7 +210,9 @@ class Guard:
             self._leave(task, attempt, cut=attempt.writes)
             raise
         if not in_time:
-            self._late(ticket, attempt, task, deadline.now() - started_at, silent=self._last_answer < started_at)
+            waited = deadline.now() - started_at
+            silent = self._last_answer < started_at and waited >= deadline.seconds / 2
+            self._late(ticket, attempt, task, waited, silent=silent)
         if task.cancelled():
             raise asyncio.CancelledError
         error = task.exception()
@@ -239,7 +241,7 @@ class Guard:
         if queued:
             busy = TimeoutError(f"all connections were busy with our own calls for {waited:.1f} s")
             raise CallFailed(Failure(FailureKind.SATURATED, busy), timed_out=True)
-        late = TimeoutError(f"no answer within {waited:.1f} s")
+        late = TimeoutError(f"no answer within {waited:.2f} s")
         self._breaker.failed(ticket, _brief(late), definite=silent)
         if len(self._abandoned) >= self._abandoned_limit:
             self._breaker.trip(f"{len(self._abandoned)} calls hang")

@@ -1,0 +1,1 @@
+"""Measurements, each with one figure that the README promises: `python -m benchmarks.<name>`. Not tests."""

@@ -1,0 +1,1 @@
+"""The terminal: `checkpointing` and its commands. Nothing of the library imports it."""

@@ -1,0 +1,128 @@
+"""LangGraph's published conformance suite through the saver: healthy, with the primary dead, and after the drain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.conformance import checkpointer_test, validate
+from langgraph.checkpoint.conformance.capabilities import BASE_CAPABILITIES
+from langgraph.checkpoint.conformance.report import CapabilityReport
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from tests.support.checkpointer import Switched, recovered, saver_of, switched
+
+BACKENDS: dict[str, type[BaseCheckpointSaver[Any]]] = {
+    "memory": InMemorySaver,
+    "sqlite": AsyncSqliteSaver,
+    "postgres": AsyncPostgresSaver,
+}
+BASE = {capability.value for capability in BASE_CAPABILITIES}
+MAINTENANCE = {"delete_for_runs", "copy_thread", "prune"}
+
+
+def maintenance_of(saver: type[BaseCheckpointSaver[Any]]) -> set[str]:
+    """The maintenance capabilities that a bare saver has."""
+    return {name for name in MAINTENANCE if getattr(saver, f"a{name}") is not getattr(BaseCheckpointSaver, f"a{name}")}
+
+
+class AlternatingSaver(BaseCheckpointSaver[str]):
+    """Makes every write while the primary is dead, and every read after it came back and was drained."""
+
+    def __init__(self, primary: Switched) -> None:
+        super().__init__()
+        self._primary = primary
+        self._saver = saver_of(primary.manager)
+        self._dead = False
+
+    async def _for_writing(self) -> BaseCheckpointSaver[str]:
+        if not self._dead:
+            await self._primary.off()
+            self._dead = True
+        return self._saver
+
+    async def _for_reading(self) -> BaseCheckpointSaver[str]:
+        if self._dead:
+            assert self._primary.manager.health_status["journal"]["pending"] > 0, "nothing was journaled"
+            await self._primary.on()
+            self._dead = False
+        await recovered(self._primary.manager)
+        return self._saver
+
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        return await (await self._for_writing()).aput(config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+        await (await self._for_writing()).aput_writes(config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await (await self._for_writing()).adelete_thread(thread_id)
+
+    async def aget_tuple(self, config: Any) -> Any:
+        return await (await self._for_reading()).aget_tuple(config)
+
+    async def alist(
+        self, config: Any, *, filter: Any = None, before: Any = None, limit: int | None = None
+    ) -> AsyncIterator[Any]:
+        async for found in (await self._for_reading()).alist(config, filter=filter, before=before, limit=limit):
+            yield found
+
+    async def aprune(self, thread_ids: Any, *, strategy: str = "keep_latest") -> None:
+        await (await self._for_reading()).aprune(thread_ids, strategy=strategy)
+
+
+async def conformance(name: str, saver: Any, skipped: set[str]) -> CapabilityReport:
+    """Run the suite over fresh savers from the async generator function `saver`."""
+    registered = checkpointer_test(name=name, skip_capabilities=skipped)(saver)
+    return await validate(registered)
+
+
+def assert_passed(report: CapabilityReport, capabilities: set[str]) -> None:
+    failures = {name: result.failures for name, result in report.results.items() if result.failures}
+    assert not failures
+    passed = {name for name, result in report.results.items() if result.passed and result.tests_passed}
+    assert passed == capabilities
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_suite_passes_while_the_primary_is_healthy(backend: str, database_url: str, tmp_path: Path) -> None:
+    async def saver() -> AsyncGenerator[BaseCheckpointSaver[str], None]:
+        async with switched(backend, database_url, tmp_path / "primary.sqlite") as primary:
+            yield saver_of(primary.manager)
+            assert primary.manager.health_status["overall_status"] == "healthy"
+
+    assert_passed(await conformance(backend, saver, set()), BASE | maintenance_of(BACKENDS[backend]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_suite_passes_while_the_primary_is_dead_from_the_first_call(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
+    async def saver() -> AsyncGenerator[BaseCheckpointSaver[str], None]:
+        path = tmp_path / "primary.sqlite"
+        async with switched(backend, database_url, path, on_unknown_thread="start_fresh") as primary:
+            await primary.off()
+            yield saver_of(primary.manager)
+            assert not primary.manager.health_status["primary_healthy"]
+            await primary.on()
+
+    # Maintenance needs the primary, and raises in an outage.
+    assert_passed(await conformance(backend, saver, MAINTENANCE), BASE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_suite_passes_after_the_drain_of_all_that_was_written_in_an_outage(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
+    async def saver() -> AsyncGenerator[BaseCheckpointSaver[str], None]:
+        async with switched(backend, database_url, tmp_path / "primary.sqlite") as primary:
+            yield AlternatingSaver(primary)
+            await primary.on()
+
+    maintained = maintenance_of(BACKENDS[backend])
+    assert_passed(await conformance(backend, saver, MAINTENANCE - maintained), BASE | maintained)
