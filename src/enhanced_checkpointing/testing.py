@@ -55,9 +55,8 @@ class _Fault:
     hanging: Future[None] | None = None
     calls: Counter[str] = field(default_factory=Counter)
 
-    def arrive(self, method: str) -> Future[None] | None:
-        """Count a call, raise what it is to fail with, and return what it is to wait for."""
-        self.calls[method] += 1
+    def meet(self) -> Future[None] | None:
+        """Raise what a call is to fail with, or return what it is to wait for."""
         if self.error is not None:
             raise self.error.with_traceback(None)
         return self.hanging
@@ -82,7 +81,7 @@ class FlakySaver(BaseCheckpointSaver[Any]):
         return self._fault.calls
 
     def fail_with(self, error: BaseException) -> None:
-        """From now on every call raises `error`; calls that hang go on to the inner saver."""
+        """From now on every call raises `error`, those that hang too."""
         self._now(error=error)
 
     def hang(self) -> None:
@@ -99,14 +98,14 @@ class FlakySaver(BaseCheckpointSaver[Any]):
             before.set_result(None)
 
     async def _arrive(self, method: str) -> None:
-        hanging = self._fault.arrive(method)
-        if hanging is not None:
+        self.calls[method] += 1
+        while (hanging := self._fault.meet()) is not None:
             # Shielded: the one future is what all calls wait for, and one that is cancelled must not end it for all.
             await asyncio.shield(asyncio.wrap_future(hanging))
 
     def _arrive_here(self, method: str) -> None:
-        hanging = self._fault.arrive(method)
-        if hanging is not None:
+        self.calls[method] += 1
+        while (hanging := self._fault.meet()) is not None:
             hanging.result()
 
     # Asynchronous
@@ -243,8 +242,8 @@ def make_flaky(manager: EnhancedCheckpointerManager) -> FlakySaver:
     if isinstance(backend, (SqliteBackend, PostgresBackend)):
         raise CheckpointerError(
             f"The {backend.name} primary works on connections of its own, past any saver in front of it, so its faults "
-            "must be real: stop the server, or make the file unreadable. make_flaky() is for create_memory_checkpointer() "
-            "and backends of your own. Nothing was changed."
+            "must be real: stop the server, or lock the file. make_flaky() is for create_memory_checkpointer() and for "
+            "backends of your own. Nothing was changed."
         )
     if not isinstance(backend.saver, FlakySaver):
         backend.saver = FlakySaver(backend.saver)

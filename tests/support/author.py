@@ -39,9 +39,7 @@ class Author:
         """The next checkpoint; `bumped` channels get a new version without a value, as delta channels do."""
         self._step += 1
         changed = {channel for channel, value in values.items() if self._values.get(channel, self) != value}
-        new_versions: dict[str, str | int | float] = {
-            name: f"{self._step:032}.0" for name in sorted({*changed, *bumped})
-        }
+        new_versions: dict[str, str | int | float] = dict.fromkeys(sorted({*changed, *bumped}), f"{self._step:032}.0")
         self._versions |= {name: str(version) for name, version in new_versions.items()}
         self._values = dict(values)
         checkpoint = empty_checkpoint()

@@ -19,6 +19,7 @@ from enhanced_checkpointing import (
     create_postgres_checkpointer,
     create_sqlite_checkpointer,
 )
+from enhanced_checkpointing.testing import make_flaky
 from tests.support.fault_proxy import FaultProxy
 
 FAST: dict[str, Any] = {
@@ -117,7 +118,6 @@ class SwitchedMemory:
 
     def __init__(self, manager: EnhancedCheckpointerManager) -> None:
         self.manager = manager
-        from enhanced_checkpointing.testing import make_flaky
 
         self._flaky = make_flaky(manager)
 

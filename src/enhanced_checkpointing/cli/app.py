@@ -42,8 +42,10 @@ def demo(
     conversations: Annotated[int, typer.Option(min=1, max=50, help="Conversations at the same time.")] = 6,
     turns: Annotated[
         int, typer.Option(min=2, max=50, help="Turns of each, about 4 seconds long; one fault in all but the last.")
-    ] = 6,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end; the story on stderr.")] = False,
+    ] = 5,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end; the story on stderr.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live display.")] = False,
     plant_difference: Annotated[bool, typer.Option("--plant-difference", hidden=True)] = False,
 ) -> None:

@@ -52,6 +52,7 @@ class Script:
     """What the user of one conversation says; `turns` are the inputs of the graph, one after the other."""
 
     title: str
+    seed: int
     turns: tuple[Update, ...]
 
 
@@ -64,7 +65,7 @@ def write_script(seed: int, number: int, turns: int) -> Script:
         for turn in range(turns)
     ]
     said[0]["case"] = f"{subject}, case {chance.randrange(1000, 10_000)}"
-    return Script(subject, tuple(said))
+    return Script(subject, seed, tuple(said))
 
 
 class TeamModel(BaseChatModel):
@@ -126,7 +127,7 @@ def build_team(model: TeamModel) -> Team:
 def _build_worker(name: str, model: TeamModel) -> Team:
     async def look(state: WorkerState) -> Update:
         spoken = await _say(model, name, state["messages"], state["case"])
-        return {"notes": [spoken["messages"][0].text]}
+        return {"notes": [str(spoken["messages"][0].text)]}
 
     async def report(state: WorkerState) -> Update:
         return await _say(model, name, state["messages"], f"{state['case']}; notes: {'; '.join(state['notes'])}")
@@ -142,7 +143,7 @@ def _build_worker(name: str, model: TeamModel) -> Team:
 
 async def _say(model: TeamModel, name: str, messages: Sequence[BaseMessage], brief: str) -> Update:
     answer = await model.ainvoke([SystemMessage(brief, name=name), *messages])
-    return {"messages": [AIMessage(answer.text, name=name, id=f"message-{len(messages)}")]}
+    return {"messages": [AIMessage(str(answer.text), name=name, id=f"message-{len(messages)}")]}
 
 
 def _answer(seed: int, messages: Sequence[BaseMessage]) -> str:

@@ -30,7 +30,9 @@ read -r _
 pid=$(head -n 1 "$1/postmaster.pid" 2>/dev/null)
 if [ -n "$pid" ] && [ "/proc/$pid/cwd" -ef "$1" ]; then
     kill -STOP "$pid"
+    segment=$(sed -n '7s/.* //p' "$1/postmaster.pid")
     kill -KILL $(cat "/proc/$pid/task/$pid/children") "$pid"
+    ipcrm -m "$segment"
 fi
 if [ -n "$2" ]; then rm -rf -- "$2"; fi
 """

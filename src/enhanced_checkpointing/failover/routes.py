@@ -77,7 +77,7 @@ class Lanes:
         lane = self._lanes.setdefault(thread_id, _Lane())
         lane.users += 1
         try:
-            if lane.lock.locked():
+            if lane.users > 1:  # not `locked()`: the lock is free for a moment while it is handed over
                 await _acquire(lane.lock, deadline)
             else:
                 await lane.lock.acquire()
@@ -96,12 +96,12 @@ async def _acquire(lock: asyncio.Lock, deadline: Deadline) -> None:
     try:
         if await deadline.wait_for(acquiring):
             return
+        # The call in front has the same deadline and is just being journaled: it hands over within a moment.
+        await asyncio.wait({acquiring}, timeout=HAND_OVER_SECONDS)
     except asyncio.CancelledError:
         if not acquiring.cancel() and not acquiring.cancelled():
             lock.release()
         raise
-    # The call in front has the same deadline and is just being journaled: it hands over within a moment.
-    await asyncio.wait({acquiring}, timeout=HAND_OVER_SECONDS)
     if not acquiring.done():
         acquiring.cancel()
         raise TimeoutError("another call of this thread did not end in time")

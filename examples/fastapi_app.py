@@ -1,0 +1,66 @@
+"""A chat service. Run it: `pip install fastapi uvicorn`, then `uvicorn examples.fastapi_app:app`.
+
+It needs no database: the development profile keeps checkpoints in memory. With CHECKPOINT_ENVIRONMENT=production and
+DATABASE_URL set it keeps them in PostgreSQL, and goes on answering while that is down.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from langgraph.graph import START, MessagesState, StateGraph
+from pydantic import BaseModel
+
+from enhanced_checkpointing import CheckpointUnavailableError, initialize_enhanced_checkpointing
+
+
+def reply(state: MessagesState) -> dict[str, Any]:
+    """Stands for a model: what it answers shows that it remembers."""
+    said = [str(message.content) for message in state["messages"] if message.type == "human"]
+    return {"messages": [("ai", f"You said {len(said)} things, the first was: {said[0]}")]}
+
+
+builder = StateGraph(MessagesState).add_node("reply", reply).add_edge(START, "reply")
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    manager = await initialize_enhanced_checkpointing()
+    try:
+        app.state.manager = manager
+        app.state.graph = builder.compile(checkpointer=manager.get_checkpointer())
+        yield
+    finally:
+        await manager.cleanup()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+class Message(BaseModel):
+    """What a user says."""
+
+    text: str
+
+
+@app.post("/threads/{thread_id}/messages")
+async def chat(thread_id: str, message: Message, request: Request) -> dict[str, str]:
+    state = request.app.state
+    thread = state.manager.create_thread_config(thread_id)
+    answer = await state.graph.ainvoke({"messages": [("user", message.text)]}, thread)
+    return {"reply": str(answer["messages"][-1].content)}
+
+
+@app.exception_handler(CheckpointUnavailableError)
+async def not_known_now(request: Request, error: CheckpointUnavailableError) -> JSONResponse:
+    """The thread may exist, but nobody can read it now: the client should try again, not start afresh."""
+    return JSONResponse({"detail": "This conversation cannot be read now. Try again."}, 503, {"Retry-After": "5"})
+
+
+@app.get("/readyz")
+async def ready(request: Request) -> JSONResponse:
+    """Without I/O. Degraded is ready: agents run, and somebody should look."""
+    health = request.app.state.manager.health_status
+    return JSONResponse(health, 503 if health["overall_status"] == "unhealthy" else 200)

