@@ -6,6 +6,7 @@ DATABASE_URL set it keeps them in PostgreSQL, and every run goes on with the sam
 
 import asyncio
 
+from langchain_core.messages import HumanMessage
 from langgraph.graph import START, MessagesState, StateGraph
 
 from enhanced_checkpointing import initialize_enhanced_checkpointing
@@ -16,8 +17,7 @@ builder = StateGraph(MessagesState).add_node("reply", lambda state: {"messages":
 async def main() -> None:
     async with await initialize_enhanced_checkpointing() as manager:
         graph = builder.add_edge(START, "reply").compile(checkpointer=manager.get_checkpointer())
-        thread = manager.create_thread_config("conversation-1")
-        print(len((await graph.ainvoke({"messages": [("user", "Hello")]}, thread))["messages"]), "messages so far")
+        print(await graph.ainvoke({"messages": [HumanMessage("Hello")]}, manager.create_thread_config("one")))
 
 
 asyncio.run(main())

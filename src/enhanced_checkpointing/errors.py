@@ -41,8 +41,8 @@ class JournalFullError(CheckpointerError):
 
 _URL_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s:]*):(?P<password>[^/\s]*)@")
 _NAMED_SECRET = re.compile(
-    r"(?P<name>\b(?:password|passwd|pwd|passfile|sslpassword|secret|token|api[-_]?key)\s*[=:]\s*)"
-    r"(?P<value>'(?:[^'\\]|\\.)*'|\"[^\"]*\"|[^\s&,;]+)",
+    r"(?P<name>(?:password|passwd|pwd|passfile|secret|token|api[-_]?key)['\"]?\s*[=:]\s*)"
+    r"(?P<value>'(?:[^'\\]|\\.)*'|\"[^\"]*\"|(?:\\.|[^\s&])+)",
     re.IGNORECASE,
 )
 

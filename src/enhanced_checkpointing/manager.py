@@ -7,9 +7,10 @@ settings -> config -> backend -> breaker, guard -> journal -> standby -> engine 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack
 
@@ -55,6 +56,9 @@ T = TypeVar("T")
 SETTLE_SECONDS = 2.0
 """How long calls under way, and attempts left behind, are waited for at the end."""
 
+TURN_SECONDS = 0.01
+"""Pause between two looks whether another start or stop of the same manager has ended."""
+
 
 class EnhancedCheckpointerManager:
     """Owns a checkpointer and everything behind it.
@@ -70,6 +74,7 @@ class EnhancedCheckpointerManager:
         self._parts: Parts | None = None
         self._supervisor: Supervisor[Parts] | None = None
         self._loop_thread: LoopThread | None = None
+        self._changing = threading.Lock()
 
     # Life
 
@@ -83,14 +88,15 @@ class EnhancedCheckpointerManager:
             CheckpointerConfigurationError: something is wrong that waiting does not mend.
             CheckpointUnavailableError: the primary is down, and `require_primary=True`.
         """
-        if self.config.enabled and self._parts is None:
-            if not self.config.enable_async:
-                self._loop_thread = LoopThread()
-            try:
-                await self._at_home(self._start)
-            except BaseException:
-                self._leave_loop_thread()
-                raise
+        async with self._alone():
+            if self.config.enabled and self._parts is None:
+                if not self.config.enable_async:
+                    self._loop_thread = LoopThread()
+                try:
+                    await self._at_home(self._start)
+                except BaseException:
+                    self._leave_loop_thread()
+                    raise
         return self._primary_healthy
 
     async def cleanup(self) -> None:
@@ -99,11 +105,13 @@ class EnhancedCheckpointerManager:
         Calling it again, or at the same time, or without `initialize`, is harmless. What stays in the journal is
         logged with its count.
         """
-        if self._supervisor is not None:
-            await self._at_home(self._end)
-            self._leave_loop_thread()
-        for fault in await self._companions.close(SETTLE_SECONDS):
-            self._telemetry.emit(Notice("WARNING", fault))
+        async with self._alone():
+            if self._supervisor is not None:
+                try:
+                    await self._at_home(self._end)
+                finally:
+                    self._leave_loop_thread()
+            await self._close_companions()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -128,8 +136,11 @@ class EnhancedCheckpointerManager:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._loop_thread is not None:
-            self._loop_thread.run(self.cleanup())
-            self._leave_loop_thread()
+            try:
+                self._loop_thread.run(self._end())
+                self._loop_thread.run(self._close_companions())
+            finally:
+                self._leave_loop_thread()
 
     # What it hands out
 
@@ -228,15 +239,20 @@ class EnhancedCheckpointerManager:
     # Opening and closing, in order
 
     async def _start(self) -> None:
-        self._supervisor = Supervisor(
+        supervisor = Supervisor(
             open_all=self._open, background=_background, before_closing=self._before_closing, telemetry=self._telemetry
         )
-        self._parts = await self._supervisor.start()
+        self._parts = await supervisor.start()
+        self._supervisor = supervisor
 
     async def _end(self) -> None:
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             await supervisor.end()
+
+    async def _close_companions(self) -> None:
+        for fault in await self._companions.close(SETTLE_SECONDS):
+            self._telemetry.emit(Notice("WARNING", fault))
 
     async def _open(self, stack: AsyncExitStack) -> Parts:
         config, telemetry = self.config, self._telemetry
@@ -382,6 +398,16 @@ class EnhancedCheckpointerManager:
 
     def _gauges(self) -> Gauges:
         return status.gauges(self._parts) if self._parts is not None else Gauges()
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Start and stop one at a time, whichever loops ask for it; a lock of asyncio would belong to one of them."""
+        while not self._changing.acquire(blocking=False):
+            await asyncio.sleep(TURN_SECONDS)
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run `work()` on the loop where the parts live, from whichever loop asks."""

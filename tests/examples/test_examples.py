@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -36,20 +37,22 @@ def on_postgres(monkeypatch: pytest.MonkeyPatch, database_url: str) -> str:
     return database_url
 
 
-def run_ten_lines(folder: Path) -> str:
+def messages_of_ten_lines(folder: Path) -> list[str]:
+    """Run the program and return the kinds of the messages that it printed, in order."""
     ran = subprocess.run([sys.executable, TEN_LINES], cwd=folder, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
-    return ran.stdout.strip()
+    return re.findall(r"(Human|AI)Message\(", ran.stdout)
 
 
 def test_ten_lines_run_without_a_database_and_leave_no_file(tmp_path: Path) -> None:
-    assert run_ten_lines(tmp_path) == "2 messages so far"
+    assert messages_of_ten_lines(tmp_path) == ["Human", "AI"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ten_lines_go_on_with_the_conversation_on_postgres(tmp_path: Path, on_postgres: str) -> None:
-    assert [run_ten_lines(tmp_path) for _ in range(2)] == ["2 messages so far", "4 messages so far"]
+    assert messages_of_ten_lines(tmp_path) == ["Human", "AI"]
+    assert messages_of_ten_lines(tmp_path) == ["Human", "AI", "Human", "AI"]
 
 
 @asynccontextmanager

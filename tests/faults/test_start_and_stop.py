@@ -79,7 +79,7 @@ async def test_start_with_a_frozen_server_is_bounded_and_degraded(
 
 
 TEN_STARTS = """
-import asyncio, multiprocessing, sys
+import asyncio, multiprocessing, sys, time
 from enhanced_checkpointing import EnhancedCheckpointerManager, create_postgres_checkpointer
 
 def start(url, together):
@@ -88,7 +88,9 @@ def start(url, together):
             health = manager.health_status
             assert health["primary_healthy"], health
     together.wait()
+    started_at = time.monotonic()
     asyncio.run(run())
+    assert time.monotonic() - started_at < 30
 
 forking = multiprocessing.get_context("fork")  # after the imports, which would cost ten times as much else
 together = forking.Barrier(10)
@@ -101,7 +103,7 @@ sys.exit([process.exitcode for process in processes] != [0] * 10)
 
 def test_ten_processes_set_up_a_fresh_database_at_once(database_url: str) -> None:
     command = [sys.executable, "-c", TEN_STARTS, database_url]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert finished.returncode == 0, finished.stderr
     with psycopg.connect(database_url) as connection:
         migrations = connection.execute("SELECT count(*), count(DISTINCT v) FROM checkpoint_migrations").fetchone()
@@ -236,4 +238,17 @@ async def test_start_that_is_cancelled_while_the_server_hangs_leaves_nothing(
     assert time.monotonic() - started_at < STOP_BOUND
     private_postgres.thaw()
     assert await manager.initialize() is True
+    await manager.cleanup()
+
+
+async def test_cleanup_that_is_cancelled_leaves_nothing_in_a_loop_of_its_own(
+    private_postgres: LocalPostgres, no_leaks: LeakWatch
+) -> None:
+    manager = EnhancedCheckpointerManager(postgres(private_postgres.url(), enable_async=False))
+    await manager.initialize()
+    private_postgres.kill()
+    await run_graphs(saver_of(manager), ["counting_chain"])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):  # the drain is waited for now
+            await manager.cleanup()
     await manager.cleanup()

@@ -27,7 +27,7 @@ FAST: dict[str, Any] = {
     "probe_interval": 0.5,
     "probe_backoff_min": 0.05,
     "probe_backoff_max": 0.2,
-    "shutdown_grace": 2.0,
+    "shutdown_grace": 0.3,
 }
 """Settings under which a fault test waits for moments, not for seconds."""
 

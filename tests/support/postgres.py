@@ -162,9 +162,9 @@ def fresh_database(url: str) -> Iterator[str]:
 def _container(image: str) -> Iterator[str]:
     try:
         from docker.errors import DockerException  # type: ignore[import-untyped]
-        from testcontainers.postgres import PostgresContainer
+        from testcontainers.community.postgres import PostgresContainer
     except ImportError:
-        require_or_skip("no testcontainers: `pip install 'testcontainers>=4.9'`")
+        require_or_skip("no testcontainers: `pip install 'testcontainers>=4.15'`")
     try:
         container = PostgresContainer(image, username="postgres", driver=None)
         container.start()

@@ -66,7 +66,7 @@ async def test_wait_over_several_looks_still_ends_with_the_future(monkeypatch: p
 async def test_only_a_long_standstill_of_the_loop_is_excused(
     monkeypatch: pytest.MonkeyPatch, stall: float, in_time: bool
 ) -> None:
-    """The clock jumps while the first look waits; an answer that comes in the second look is in time only if excused."""
+    """The clock jumps while the first look waits; an answer in the second look is in time only if excused."""
     monkeypatch.setattr(deadlines, "LOOK_EVERY", 0.02)
     clock, loop = FakeClock(), asyncio.get_running_loop()
     deadline = Deadline(clock, 0.06)

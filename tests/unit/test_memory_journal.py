@@ -135,7 +135,7 @@ async def test_journal_that_is_full_refuses_after_the_deadline_and_drops_nothing
     await desk.add("a")
     await desk.add("a")
     started_at = time.monotonic()
-    with pytest.raises(JournalFullError, match="1,024 of 1,024 bytes.*512 bytes.*CHECKPOINT_JOURNAL_MAX_BYTES"):
+    with pytest.raises(JournalFullError, match=r"1,024 of 1,024 bytes.*512 bytes.*CHECKPOINT_JOURNAL_MAX_BYTES"):
         await desk.add("b", seconds=0.05)
     assert 0.04 < time.monotonic() - started_at < 0.15
     assert desk.journal.status().pending == 2

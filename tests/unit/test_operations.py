@@ -206,7 +206,7 @@ def test_writes_and_deletions_can_be_replayed_as_they_are() -> None:
 
 
 def test_writes_without_a_checkpoint_are_refused() -> None:
-    with pytest.raises(CheckpointerError, match="checkpoint_id.*nothing was written"):
+    with pytest.raises(CheckpointerError, match=r"checkpoint_id.*nothing was written"):
         accept_writes(config_of("thread"), [("n", 1)], "task", "", serializer=SharingSerializer())
 
 

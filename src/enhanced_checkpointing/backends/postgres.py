@@ -28,6 +28,17 @@ SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under wh
 TRY_SETUP_LOCK = sql.SQL("SELECT pg_try_advisory_xact_lock({}) AS locked").format(SETUP_LOCK)
 SETUP_POLL_SECONDS = 0.1
 
+# What live calls need. One who may not do it all is told at the start, not by the first call that needs it.
+MISSING_PRIVILEGES = """
+    SELECT needed.privilege || ' on ' || needed.name AS missing
+    FROM (
+        SELECT name, privilege
+        FROM unnest(ARRAY['checkpoints', 'checkpoint_blobs', 'checkpoint_writes']) AS name,
+             unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
+    ) AS needed
+    WHERE NOT has_table_privilege(needed.name, needed.privilege)
+"""
+
 
 class PostgresBackend(Backend):
     """Writes go out as one pipeline, one transaction, one round trip; reads are those of the official saver."""
@@ -51,15 +62,15 @@ class PostgresBackend(Backend):
 
     async def setup(self) -> None:
         async with self._connections.alone() as connection:
-            if await _tables_are_current(connection):
-                return
-            if not self.config.auto_setup:
-                raise CheckpointerConfigurationError(
-                    "The checkpoint tables are missing or of an older version, and CHECKPOINT_AUTO_SETUP=false forbids "
-                    "making them. Start once with CHECKPOINT_AUTO_SETUP=true, by a user that may create tables. "
-                    "Nothing was stored."
-                )
-            await self._migrate(connection)
+            if not await _tables_are_current(connection):
+                if not self.config.auto_setup:
+                    raise CheckpointerConfigurationError(
+                        "The checkpoint tables are missing or of an older version, and CHECKPOINT_AUTO_SETUP=false "
+                        "forbids making them. Start once with CHECKPOINT_AUTO_SETUP=true, by a user that may create "
+                        "tables. Nothing was stored."
+                    )
+                await self._migrate(connection)
+            await _check_privileges(connection)
 
     async def probe(self) -> None:
         async with self._connections.alone() as connection, connection.transaction(force_rollback=True):
@@ -152,3 +163,12 @@ async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:
     cursor = await connection.execute("SELECT max(v) AS newest FROM checkpoint_migrations")
     row = await cursor.fetchone()
     return row is not None and row["newest"] is not None and row["newest"] >= len(AsyncPostgresSaver.MIGRATIONS) - 1
+
+
+async def _check_privileges(connection: AsyncConnection[DictRow]) -> None:
+    cursor = await connection.execute(MISSING_PRIVILEGES)
+    if missing := [row["missing"] for row in await cursor.fetchall()]:
+        raise CheckpointerConfigurationError(
+            f"The database user may not do all that checkpoints need: it lacks {', '.join(missing)}. Grant the user of "
+            "DATABASE_URL SELECT, INSERT, UPDATE and DELETE on the checkpoint tables. Nothing was stored."
+        )

@@ -76,13 +76,19 @@ _REFUSED_FOR_GOOD = (
     "no encryption",
     "root certificate file",
     "invalid connection option",
-    "invalid sslmode",
+    ' value: "',  # as in: invalid sslmode value: "maybe"
     "unsupported startup parameter",
     "unrecognized configuration parameter",
     "no such user",
     "no such database",
 )
-_NEVER_CONNECTED = ("connection failed", "connection timeout expired", "failed to resolve host", "could not translate")
+_NEVER_CONNECTED = (
+    "connection failed",
+    "connection is bad",  # before anything was sent: a parameter that libpq refuses, a socket that is not there
+    "connection timeout expired",
+    "failed to resolve host",
+    "could not translate",
+)
 
 
 def classify_postgres(error: BaseException) -> Failure:

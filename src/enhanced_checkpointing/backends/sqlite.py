@@ -145,16 +145,16 @@ class SqliteBackend(Backend):
 
     def retire(self, saver: AsyncSqliteSaver) -> None:
         """Give up a connection on which a statement hangs: interrupt it, roll back, close, all in the background."""
-        if self._saver is saver:
-            self._saver = None
+        if self._saver is not saver:
+            return  # by another call that hung on it; closing a connection of aiosqlite twice would hang for ever
+        self._saver = None
         task = asyncio.get_running_loop().create_task(_close_interrupted(saver.conn), name="close a hung SQLite file")
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
 
     async def close(self) -> None:
         if self._saver is not None:
-            saver, self._saver = self._saver, None
-            self.retire(saver)
+            self.retire(self._saver)
         if self._retired:
             await asyncio.wait(set(self._retired), timeout=self.config.deadline)
 

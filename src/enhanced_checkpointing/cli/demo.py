@@ -151,7 +151,7 @@ async def _watch(manager: EnhancedCheckpointerManager, record: Record) -> None:
     """Keep the record's state at what the manager's health says."""
     while True:
         health = manager.health_status
-        record.pending, record.dead_letters = health["journal"]["pending"], health["journal"]["dead_letters"]
+        record.note_journal(health["journal"]["pending"], health["journal"]["dead_letters"])
         if health["primary_checkpointer"]["breaker"] == "open":
             record.enter(State.OUTAGE)
         else:

@@ -111,7 +111,8 @@ class Record:
     """What is broken now."""
     pending: int = 0
     """Operations that wait in the journal."""
-    dead_letters: int = 0
+    drained: int = 0
+    """Operations that left it for the database."""
     faults: Counter[str] = field(default_factory=Counter)
     meter: CallMeter = field(default_factory=CallMeter)
     guarded: list[Conversation] = field(default_factory=list)
@@ -123,10 +124,10 @@ class Record:
         """Seconds since the start."""
         return time.monotonic() - self.started
 
-    @property
-    def drained(self) -> int:
-        """What left the journal for the primary."""
-        return max(self.meter.outcomes["journaled"] - self.pending - self.dead_letters, 0)
+    def note_journal(self, pending: int, dead_letters: int) -> None:
+        """Take over what waits in the journal; what left it otherwise than as a dead letter is drained."""
+        self.pending = pending
+        self.drained = max(self.drained, self.meter.outcomes["journaled"] - pending - dead_letters)
 
     @property
     def turns_done(self) -> float:

@@ -202,12 +202,12 @@ def _event_line(event: Event) -> Text:
 
 
 def _report(report: Report) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("conversation", no_wrap=True)
     table.add_column("messages", justify="right", no_wrap=True)
     table.add_column("checkpoints", justify="right", no_wrap=True)
     table.add_column("its twin", no_wrap=True)
-    table.add_column("lost by the bare saver")
+    table.add_column("bare saver lost it in", no_wrap=True, overflow="ellipsis")
     for number, row in enumerate(report.conversations, start=1):
         table.add_row(
             f"{number} {row.title}",
@@ -223,6 +223,6 @@ def _report(report: Report) -> RenderableType:
 
 def _bare(row: Row) -> Text:
     if row.bare_saver_lost_it is None:
-        return Text("no", style="green")
+        return Text("no, kept", style="green")
     reason = row.bare_saver_lost_it.partition(":")[0]
-    return Text(f"in turn {row.bare_saver_turn}, {reason}", style="magenta")
+    return Text(f"turn {row.bare_saver_turn}, {reason}", style="magenta")

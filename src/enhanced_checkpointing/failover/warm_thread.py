@@ -51,7 +51,9 @@ class WarmThread:
     @property
     def is_blank(self) -> bool:
         """Whether no checkpoint and no write is here."""
-        return not any(self._saver.storage.values()) and not self._saver.writes
+        # A saver that is asked for a namespace makes room for it, so an empty namespace is not a checkpoint.
+        stored = any(any(namespaces.values()) for namespaces in self._saver.storage.values())
+        return not stored and not self._saver.writes
 
     def head(self, checkpoint_ns: str) -> str | None:
         """The newest checkpoint of a namespace, as far as this process knows it."""
@@ -115,6 +117,7 @@ class WarmThread:
             writes = tuple((task_id, self._freeze(value)) for task_id, _, value in history["writes"])
             self._histories[key] = (seed, writes)
             self.size += OVERHEAD + sum(len(value.data) for _, value in writes)
+            self.size += len(seed.data) if seed is not None else 0
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Answer a read.

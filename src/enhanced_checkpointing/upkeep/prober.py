@@ -156,10 +156,10 @@ class Prober:
 
     async def _sleep(self, pause: float) -> bool:
         """Pause, with a tenth of jitter; True when the breaker opened meanwhile, so that the pause starts anew."""
-        self._hurried.clear()
         try:
             async with asyncio.timeout(pause * (0.9 + 0.2 * self._jitter())):
                 await self._hurried.wait()
         except TimeoutError:
             return False
+        self._hurried.clear()  # only here: an opening while a probe was under way, or before the first, counts too
         return True

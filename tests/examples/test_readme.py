@@ -1,0 +1,131 @@
+"""The documents say what is so: their code runs, their table is that of the settings, the tests they name exist."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from enhanced_checkpointing import CheckpointerSettings
+from enhanced_checkpointing.config import variable_of
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/guarantees.md")
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`")
+PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+PROMISES = "DELOMNKH"
+
+ENTER_LIFESPAN = """
+if "lifespan" in globals():
+    async def start_and_stop() -> None:
+        async with app.router.lifespan_context(app):
+            assert app.state.manager.health_status["overall_status"] == "healthy"
+
+    asyncio.run(start_and_stop())
+"""
+
+
+def clean_environment() -> dict[str, str]:
+    chosen = ("DATABASE_URL", "POSTGRES_URL", "DEV_USE_SQLITE", "SQLITE_PATH")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() not in chosen and not name.upper().startswith("CHECKPOINT_")
+    }
+
+
+def settings_table() -> list[str]:
+    """The rows that the README must have: every variable, its default, its unit and its meaning."""
+    rows = []
+    for name, field in CheckpointerSettings.model_fields.items():
+        unit = f" {field.json_schema_extra['unit']}" if isinstance(field.json_schema_extra, dict) else ""
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        shown = f"`{default}`{unit}" if default is not None else "not set"
+        rows.append(f"| `{variable_of(name)}` | {shown} | {field.description} |")
+    return rows
+
+
+def core_of(example: str) -> str:
+    """An example without its docstring."""
+    source = (ROOT / "examples" / example).read_text(encoding="utf-8")
+    return source.partition('"""\n\n')[2]
+
+
+def test_table_of_the_readme_lists_exactly_the_settings_and_their_defaults() -> None:
+    assert re.findall(r"^\| `[A-Z_]+` \|.*$", README, flags=re.MULTILINE) == settings_table()
+
+
+def test_ten_lines_of_the_readme_are_ten_and_those_of_the_example() -> None:
+    assert PYTHON_BLOCKS[0] == core_of("ten_lines.py")
+    assert len([line for line in PYTHON_BLOCKS[0].splitlines() if line.strip()]) == 10
+
+
+def test_lifespan_of_the_readme_is_that_of_the_example() -> None:
+    (block,) = [block for block in PYTHON_BLOCKS if "async def lifespan" in block]
+    imports, lifespan = block.split("\n\n\n", maxsplit=1)
+    example = core_of("fastapi_app.py")
+    assert lifespan.strip() in example
+    ours = [node for node in ast.parse(imports).body if isinstance(node, ast.ImportFrom)]
+    theirs = [node for node in ast.parse(example).body if isinstance(node, ast.ImportFrom)]
+    for node in ours:
+        names = {alias.name for other in theirs if other.module == node.module for alias in other.names}
+        assert {alias.name for alias in node.names} <= names
+
+
+def test_every_python_block_of_the_readme_runs(tmp_path: Path) -> None:
+    """One after the other in one program, as somebody who reads along would run them."""
+    assert len(PYTHON_BLOCKS) >= 3
+    program = "\n".join([*PYTHON_BLOCKS, ENTER_LIFESPAN])
+    ran = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", program],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_readme_gives_the_two_commands_that_do_everything() -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    assert blocks[0].splitlines() == ['pip install ".[demo]" && checkpointing demo', "pip install nox && nox"]
+    assert README.index(blocks[0]) < README.index(PYTHON_BLOCKS[0])
+
+
+@pytest.mark.parametrize("letter", PROMISES)
+def test_every_promise_of_the_readme_names_tests_that_hold_it(letter: str) -> None:
+    (row,) = re.findall(rf"^\| \*\*{letter}\*\* .*$", README, flags=re.MULTILINE)
+    assert NAMED_TEST.search(row), row
+
+
+def test_every_row_of_the_guarantees_says_what_holds_it() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    for table in re.findall(r"^\|[^\n]*\| Held by \|\n\|[-| ]+\|\n((?:\|[^\n]*\n)+)", text, flags=re.MULTILINE):
+        for row in table.splitlines():
+            assert NAMED_TEST.search(row) or "not tested in this release" in row, row
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_test_and_file_that_a_document_names_exists(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for file, name in NAMED_TEST.findall(text):
+        assert (ROOT / file).is_file(), f"{document} names {file}"
+        if name:
+            assert re.search(rf"^ *(?:async )?def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), (
+                f"{document} names {file}::{name}"
+            )
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
+
+
+def test_readme_promises_no_figure_but_the_overhead() -> None:
+    prose = README[README.index("## What is promised") :]
+    assert "1.05" in prose
+    assert not re.search(r"\d\s*(?:%|operations per second|requests per second|puts per second)", prose)

@@ -1,0 +1,134 @@
+"""Calls from another thread, another event loop, after a fork, and without any loop: FAULTS row 43."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+
+from enhanced_checkpointing import (
+    CheckpointerError,
+    EnhancedCheckpointerManager,
+    create_memory_checkpointer,
+    create_postgres_checkpointer,
+    create_sqlite_checkpointer,
+)
+from tests.support.checkpointer import opened, postgres, saver_of
+from tests.support.checkpoints import Thread
+from tests.support.graphs import GRAPHS, run_case, run_case_sync
+
+CASE = GRAPHS["parallel"]
+
+
+async def test_sync_calls_from_many_threads_work(database_url: str) -> None:
+    async with opened(postgres(database_url)) as manager:
+        saver = saver_of(manager)
+        expected = await run_case(CASE, saver, "async")
+        names = [f"thread-{number}" for number in range(8)]
+        results = await asyncio.gather(*(asyncio.to_thread(run_case_sync, CASE, saver, name) for name in names))
+        assert results == [expected] * len(names)
+
+
+async def test_every_sync_method_on_the_loop_itself_raises_instead_of_waiting_for_ever(database_url: str) -> None:
+    async with opened(postgres(database_url)) as manager:
+        saver = saver_of(manager)
+        thread = Thread(saver, "loop")
+        await thread.put()
+        found = await saver.aget_tuple(thread.config)
+        assert found is not None
+        calls = {
+            "get_tuple": lambda: saver.get_tuple(thread.config),
+            "list": lambda: list(saver.list(thread.config)),
+            "put": lambda: saver.put(thread.config, found.checkpoint, {}, {}),
+            "put_writes": lambda: saver.put_writes(found.config, [("count", 1)], "task"),
+            "delete_thread": lambda: saver.delete_thread("loop"),
+            "get_delta_channel_history": lambda: saver.get_delta_channel_history(
+                config=found.config, channels=["count"]
+            ),
+            "prune": lambda: saver.prune(["loop"]),
+        }
+        for name, call in calls.items():
+            with pytest.raises(CheckpointerError, match="wait for itself"):
+                call()
+            assert name
+        assert await thread.stored_ids() == thread.ids
+
+
+async def test_async_calls_from_another_event_loop_work(database_url: str) -> None:
+    async with opened(postgres(database_url)) as manager:
+        saver = saver_of(manager)
+        expected = await run_case(CASE, saver, "home")
+
+        def elsewhere() -> dict[str, object]:
+            return asyncio.run(run_case(CASE, saver, "away"))
+
+        assert await asyncio.to_thread(elsewhere) == expected
+        healthy = await asyncio.to_thread(lambda: asyncio.run(manager.health_check()))
+        assert healthy["overall_status"] == "healthy"
+
+
+async def test_call_after_a_fork_raises_a_clear_error(database_url: str) -> None:
+    async with opened(postgres(database_url)) as manager:
+        saver = saver_of(manager)
+        thread = Thread(saver, "forked")
+        await thread.put()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                saver.get_tuple(thread.config)
+                os.write(writing, b"no error")
+            except CheckpointerError as error:
+                os.write(writing, str(error).encode())
+            except BaseException:
+                os.write(writing, traceback.format_exc().encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        os.waitpid(child, 0)
+        with os.fdopen(reading, "rb") as pipe:
+            said = pipe.read().decode()
+        assert "forked" in said
+        assert "initialize_enhanced_checkpointing() in the child" in said
+        await thread.put()
+        assert await thread.stored_ids() == thread.ids
+
+
+async def test_call_after_cleanup_raises_a_clear_error() -> None:
+    async with opened(create_memory_checkpointer()) as manager:
+        saver = saver_of(manager)
+        thread = Thread(saver, "closed")
+        await thread.put()
+    with pytest.raises(CheckpointerError, match="closed"):
+        await saver.aget_tuple(thread.config)
+    with pytest.raises(CheckpointerError, match="not open"):
+        manager.get_checkpointer()
+
+
+@pytest.mark.parametrize("backend", ["memory", "sqlite", "postgres"])
+def test_program_without_a_loop_uses_a_plain_with(backend: str, database_url: str, tmp_path: Path) -> None:
+    config = {
+        "memory": create_memory_checkpointer(),
+        "sqlite": create_sqlite_checkpointer(str(tmp_path / "plain.sqlite")),
+        "postgres": create_postgres_checkpointer(database_url),
+    }[backend]
+    threads_before = set(threading.enumerate())
+    with EnhancedCheckpointerManager(config) as manager:
+        first = run_case_sync(CASE, saver_of(manager), "plain")
+        assert run_case_sync(CASE, saver_of(manager), "again") == first
+        assert manager.health_status["overall_status"] == "healthy"
+    assert set(threading.enumerate()) == threads_before
+
+
+async def test_loop_of_its_own_lets_sync_calls_come_from_the_running_loop(database_url: str) -> None:
+    async with opened(create_postgres_checkpointer(database_url, enable_async=False)) as manager:
+        saver = saver_of(manager)
+        expected = await run_case(CASE, saver, "async")
+        assert run_case_sync(CASE, saver, "sync") == expected  # blocks this loop, as its caller chose
+        assert (await manager.health_check())["overall_status"] == "healthy"
+        assert await manager.delete_thread("sync")
+        assert await manager.wait_drained(1)

@@ -1,0 +1,92 @@
+"""Our own load and our own event loop are no outage: FAULTS rows 16, 32 and 35."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from enhanced_checkpointing import CheckpointUnavailableError
+from tests.support.checkpointer import opened, postgres, recovered, saver_of
+from tests.support.checkpoints import Thread
+
+
+async def test_more_calls_than_connections_wait_their_turn_without_failover(database_url: str) -> None:
+    async with opened(postgres(database_url, pool_max_size=2, deadline=5.0)) as manager:
+        threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(200)]
+        for _ in range(3):
+            await asyncio.gather(*(thread.put() for thread in threads))
+        assert manager._opened.engine.journaled == 0
+        assert manager.health_status["overall_status"] == "healthy"
+        with psycopg.connect(database_url) as connection:
+            assert connection.execute("SELECT count(*) FROM checkpoints").fetchone() == (600,)
+            sessions = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND application_name = 'enhanced-checkpointing'"
+            ).fetchone()
+        assert sessions is not None
+        assert sessions[0] <= 2 + 1  # and the prober's own
+
+
+async def test_write_that_waits_its_whole_deadline_for_a_connection_is_journaled_and_the_breaker_stays_closed(
+    database_url: str,
+) -> None:
+    async with opened(postgres(database_url, pool_max_size=1, deadline=0.6, probe_interval=60.0)) as manager:
+        saver = saver_of(manager)
+        first, second = Thread(saver, "first"), Thread(saver, "second")
+        await asyncio.gather(first.put(), second.put())
+        release = asyncio.Event()
+
+        async def hold_the_only_connection() -> None:
+            async with manager._opened.backend._connections.borrow():  # type: ignore[attr-defined]  # our own load
+                await release.wait()
+
+        holding = asyncio.create_task(hold_the_only_connection())
+        await asyncio.sleep(0.05)
+        assert await second.timed_put() <= 0.6 + 0.1 + 0.1
+        with pytest.raises(CheckpointUnavailableError, match="CHECKPOINT_POOL_MAX_SIZE"):
+            await saver.aget_tuple(first.config)
+        assert not manager._opened.breaker.is_open
+        release.set()
+        await holding
+        await recovered(manager)
+        assert await second.stored_ids() == second.ids
+
+
+async def test_event_loop_that_stands_still_does_not_open_the_breaker(database_url: str) -> None:
+    async with opened(postgres(database_url, deadline=1.0, probe_interval=0.2)) as manager:
+        threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(20)]
+        await asyncio.gather(*(thread.put() for thread in threads))
+        for _ in range(2):
+            writing = [asyncio.create_task(thread.put()) for thread in threads]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            time.sleep(2.5)  # noqa: ASYNC251  # a node that blocks the loop is the fault that is tested
+            await asyncio.gather(*writing)
+        assert not manager._opened.breaker.is_open
+        assert manager._opened.engine.journaled == 0
+        for thread in threads:
+            assert await thread.stored_ids() == thread.ids
+
+
+async def test_exhausted_default_thread_pool_bounds_every_call(database_url: str) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=2))
+    release = threading.Event()
+    async with opened(postgres(database_url, deadline=0.5)) as manager:
+        thread = Thread(saver_of(manager), "blocked")
+        await thread.put()
+        blocked = [asyncio.ensure_future(asyncio.to_thread(release.wait)) for _ in range(4)]
+        try:
+            for _ in range(5):
+                assert await thread.timed_put() <= 0.5 + 0.1 + 0.1
+                assert await thread.timed_get() <= 0.5 + 0.1 + 0.1
+        finally:
+            release.set()
+            await asyncio.gather(*blocked)
+        await recovered(manager)
+        assert await thread.stored_ids() == thread.ids

@@ -1,0 +1,142 @@
+"""Behind a real PgBouncer in transaction mode, where no two transactions need to meet the same server session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from enhanced_checkpointing import EnhancedCheckpointerManager, create_postgres_checkpointer
+from tests.support.checkpointer import FAST, opened, postgres, recovered, saver_of
+from tests.support.dump import assert_equal_dumps, dump_postgres
+from tests.support.graphs import GRAPHS, run_case
+from tests.support.leaks import LeakWatch
+from tests.support.pgbouncer import PgBouncer
+
+CASE = GRAPHS["subgraph"]
+THREADS = 20
+
+
+@pytest.fixture
+def pooler(database_url: str) -> Iterator[PgBouncer]:
+    with PgBouncer(database_url) as pooler:
+        yield pooler
+
+
+async def run_threads(manager: EnhancedCheckpointerManager, between: Any = None) -> None:
+    """Twenty conversations at once, each on a thread of its own."""
+    saver = saver_of(manager)
+    async with asyncio.TaskGroup() as group:
+        for number in range(THREADS):
+            group.create_task(run_case(CASE, saver, f"thread-{number}", between=between))
+
+
+async def assert_twin_is_equal(database_url: str, twin_database_url: str, schema: str = "public") -> None:
+    async with opened(postgres(twin_database_url)) as twin:
+        await run_threads(twin)
+    assert_equal_dumps(dump_postgres(database_url, schema=schema), dump_postgres(twin_database_url))
+
+
+def tables_of(url: str) -> set[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        return set(
+            connection.execute(
+                "SELECT schemaname, tablename FROM pg_tables WHERE tablename LIKE 'checkpoint%'"
+            ).fetchall()
+        )
+
+
+@pytest.mark.parametrize("prepare_threshold", [0, 5, None], ids=["at once", "at the fifth", "never"])
+async def test_concurrent_threads_through_the_pooler_equal_their_twin(
+    prepare_threshold: int | None,
+    pooler: PgBouncer,
+    database_url: str,
+    twin_database_url: str,
+    no_leaks: LeakWatch,
+) -> None:
+    config = postgres(pooler.url, postgres_prepare_threshold=prepare_threshold, require_primary=True, deadline=5.0)
+    async with opened(config) as manager:
+        await run_threads(manager)
+        report = await manager.health_check()
+        assert report["overall_status"] == "healthy"
+        assert report["primary_checkpointer"]["transaction_pooler"] is True
+        assert report["journal"]["pending"] == 0
+    await assert_twin_is_equal(database_url, twin_database_url)
+
+
+async def test_direct_connection_is_not_taken_for_a_pooler(database_url: str) -> None:
+    async with opened(postgres(database_url)) as manager:
+        assert (await manager.health_check())["primary_checkpointer"]["transaction_pooler"] is False
+
+
+@pytest.mark.parametrize("postgres_schema", [None, "agents"])
+async def test_pooler_that_dies_under_load_loses_nothing(
+    postgres_schema: str | None, pooler: PgBouncer, database_url: str, twin_database_url: str, no_leaks: LeakWatch
+) -> None:
+    turned = 0
+
+    async def break_once(turn: int) -> None:
+        nonlocal turned
+        turned += turn
+        if turned == THREADS // 2:
+            pooler.kill()
+
+    config = postgres(pooler.url, postgres_schema=postgres_schema, deadline=5.0)
+    async with opened(config) as manager:
+        await run_threads(manager, between=break_once)
+        assert manager.health_status["journal"]["pending"] > 0
+        pooler.start()
+        await recovered(manager)
+        assert manager.health_status["primary_checkpointer"]["transaction_pooler"] is True
+        assert manager.health_status["divergences"]["count"] == 0
+    await assert_twin_is_equal(database_url, twin_database_url, postgres_schema or "public")
+
+
+async def test_schema_setting_holds_for_every_session_behind_the_pooler(
+    pooler: PgBouncer, database_url: str, twin_database_url: str, no_leaks: LeakWatch
+) -> None:
+    async with (
+        opened(postgres(pooler.url, postgres_schema="first", require_primary=True, deadline=5.0)) as first,
+        opened(postgres(pooler.url, postgres_schema="second", require_primary=True, deadline=5.0)) as second,
+    ):
+        await run_threads(first)
+        assert await saver_of(second).aget_tuple({"configurable": {"thread_id": "thread-0"}}) is None
+    names = ("checkpoints", "checkpoint_blobs", "checkpoint_writes", "checkpoint_migrations")
+    assert tables_of(database_url) == {(schema, name) for schema in ("first", "second") for name in names}
+    await assert_twin_is_equal(database_url, twin_database_url, "first")
+    # What another client of the pooler meets on the same server sessions is as it was.
+    with psycopg.connect(pooler.url, autocommit=True) as stranger:
+        for _ in range(10):
+            assert stranger.execute("SHOW search_path").fetchone() == ('"$user", public',)
+
+
+async def test_fence_ends_no_session_behind_the_pooler(
+    pooler: PgBouncer, database_url: str, no_leaks: LeakWatch
+) -> None:
+    no_leaks.grace_seconds = 5.0
+    config = create_postgres_checkpointer(pooler.url, **FAST)
+    with psycopg.connect(database_url, autocommit=True) as blocker, psycopg.connect(database_url) as stranger:
+        mine = stranger.execute("SELECT pg_backend_pid()").fetchone()
+        async with opened(config) as manager:
+            await run_case(CASE, saver_of(manager), "thread")
+            before = sessions(blocker)
+            with blocker.transaction():
+                blocker.execute("LOCK TABLE checkpoints, checkpoint_blobs, checkpoint_writes")
+                await run_case(CASE, saver_of(manager), "late")  # the first write is left behind on its session
+                assert manager.health_status["journal"]["pending"] > 0
+            await recovered(manager)
+            assert manager.health_status["primary_checkpointer"]["pool"]["lost_sessions"] == 0
+        assert stranger.execute("SELECT pg_backend_pid()").fetchone() == mine
+        assert before <= sessions(blocker)
+
+
+def sessions(connection: psycopg.Connection[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    """Every session of this database, with the time of its start."""
+    return set(
+        connection.execute(
+            "SELECT pid, backend_start FROM pg_stat_activity WHERE datname = current_database()"
+        ).fetchall()
+    )

@@ -1,0 +1,193 @@
+"""What can be read while the primary cannot: FAULTS rows 33, 40 and 44."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base.id import uuid6
+
+from enhanced_checkpointing import CheckpointUnavailableError
+from tests.support.checkpointer import opened, postgres, recovered, saver_of, switched
+from tests.support.checkpoints import Thread
+from tests.support.graphs import GRAPHS, run_case
+
+
+async def test_fresh_process_raises_for_a_cold_thread_and_never_answers_none(database_url: str, tmp_path: Path) -> None:
+    async with opened(postgres(database_url)) as earlier:
+        await Thread(saver_of(earlier), "cold").put()
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        saver = saver_of(primary.manager)
+        await primary.off()
+        config: RunnableConfig = {"configurable": {"thread_id": "cold", "checkpoint_ns": ""}}
+        with pytest.raises(CheckpointUnavailableError, match="'cold'"):
+            await saver.aget_tuple(config)
+        with pytest.raises(CheckpointUnavailableError, match="'cold'"):
+            [found async for found in saver.alist(config)]
+        with pytest.raises(CheckpointUnavailableError, match="'cold'"):
+            await saver.aget_delta_channel_history(config=config, channels=["log"])
+        await primary.on()
+        await recovered(primary.manager)
+        assert await saver.aget_tuple(config) is not None
+
+
+async def test_threads_that_are_known_to_be_new_start_in_an_outage(database_url: str, tmp_path: Path) -> None:
+    case = GRAPHS["subgraph"]
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        manager = primary.manager
+        saver = saver_of(manager)
+        assert await saver.aget_tuple({"configurable": {"thread_id": "seen-empty", "checkpoint_ns": ""}}) is None
+        await primary.off()
+        declared = manager.create_thread_config("declared", new=True)["configurable"]["thread_id"]
+        young = str(uuid6())
+        results = [await run_case(case, saver, thread_id) for thread_id in ("seen-empty", declared, young)]
+        assert results[0] == results[1] == results[2]
+        await primary.on()
+        await recovered(manager)
+        for thread_id in ("seen-empty", declared, young):
+            assert await saver.aget_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}) is not None
+
+
+async def test_thread_id_older_than_the_last_contact_is_not_taken_for_new(database_url: str, tmp_path: Path) -> None:
+    old = str(uuid6())
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        await Thread(saver_of(primary.manager), "contact").put()
+        await primary.off()
+        with pytest.raises(CheckpointUnavailableError):
+            await saver_of(primary.manager).aget_tuple({"configurable": {"thread_id": old, "checkpoint_ns": ""}})
+
+
+async def test_history_of_a_thread_that_began_here_is_complete_in_an_outage(database_url: str, tmp_path: Path) -> None:
+    async with switched("postgres", database_url, tmp_path) as primary:
+        saver = saver_of(primary.manager)
+        thread = Thread(saver, "whole")
+        assert await saver.aget_tuple(thread.config) is None  # as LangGraph does before its first put
+        for _ in range(3):
+            await thread.put()
+        healthy = [found.checkpoint for found in await thread.stored()]
+        await primary.off()
+        await thread.put()
+        assert [found.checkpoint for found in await thread.stored()][:3] == healthy
+        assert await thread.stored_ids() == thread.ids
+        limited = [found async for found in saver.alist(thread.config, limit=2)]
+        assert [found.checkpoint["id"] for found in limited] == thread.ids[:-3:-1]
+
+
+async def test_history_that_is_partly_warm_is_refused_as_a_whole(database_url: str, tmp_path: Path) -> None:
+    async with opened(postgres(database_url)) as earlier:
+        thread = Thread(saver_of(earlier), "part")
+        for _ in range(4):
+            await thread.put()
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        saver = saver_of(primary.manager)
+        head = await saver.aget_tuple(thread.config)
+        assert head is not None
+        second: RunnableConfig = {"configurable": {**thread.config["configurable"], "checkpoint_id": thread.ids[1]}}
+        assert await saver.aget_tuple(second) is not None
+        await primary.off()
+        assert (await saver.aget_tuple(thread.config)) == head
+        again = await saver.aget_tuple(second)
+        assert again is not None
+        assert again.checkpoint["channel_values"] == {"count": [1], "profile": ["Ada"]}
+        with pytest.raises(CheckpointUnavailableError, match="history"):
+            [found async for found in saver.alist(thread.config)]
+        third: RunnableConfig = {"configurable": {**thread.config["configurable"], "checkpoint_id": thread.ids[2]}}
+        with pytest.raises(CheckpointUnavailableError):
+            await saver.aget_tuple(third)
+
+
+async def test_time_travel_read_does_not_pass_for_the_newest_checkpoint(database_url: str, tmp_path: Path) -> None:
+    async with opened(postgres(database_url)) as earlier:
+        thread = Thread(saver_of(earlier), "travelled")
+        for _ in range(3):
+            await thread.put()
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        saver = saver_of(primary.manager)
+        first: RunnableConfig = {"configurable": {**thread.config["configurable"], "checkpoint_id": thread.ids[0]}}
+        assert await saver.aget_tuple(first) is not None
+        await primary.off()
+        with pytest.raises(CheckpointUnavailableError):
+            await saver.aget_tuple(thread.config)
+
+
+async def test_delta_channels_are_answered_from_a_whole_chain_or_not_at_all(database_url: str, tmp_path: Path) -> None:
+    if "delta_channel" not in GRAPHS:
+        pytest.skip("this LangGraph has no delta channels")  # the lowest supported version
+    case = GRAPHS["delta_channel"]
+    async with opened(postgres(database_url)) as earlier:
+        await run_case(case, saver_of(earlier), "delta")
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        saver = saver_of(primary.manager)
+        config: RunnableConfig = {"configurable": {"thread_id": "delta", "checkpoint_ns": ""}}
+        head = await saver.aget_tuple(config)
+        assert head is not None
+        channels = [name for name in head.checkpoint["channel_versions"] if name == "log"]
+        await primary.off()
+        with pytest.raises(CheckpointUnavailableError, match="log"):
+            await saver.aget_delta_channel_history(config=head.config, channels=channels)
+        await primary.on()
+        await recovered(primary.manager)
+        healthy = await saver.aget_delta_channel_history(config=head.config, channels=channels)
+        await primary.off()
+        assert await saver.aget_delta_channel_history(config=head.config, channels=channels) == healthy
+        graph = case.builder().compile(checkpointer=saver)
+        await graph.ainvoke(case.turns[0], {"configurable": {"thread_id": "delta"}})
+        during = await graph.aget_state({"configurable": {"thread_id": "delta"}})
+        await primary.on()
+        await recovered(primary.manager)
+        assert (await graph.aget_state({"configurable": {"thread_id": "delta"}})).values == during.values
+
+
+async def test_listing_of_all_threads_needs_the_primary(database_url: str, tmp_path: Path) -> None:
+    async with switched("postgres", database_url, tmp_path) as primary:
+        manager = primary.manager
+        await Thread(saver_of(manager), "one").put(user_id="ada")
+        await Thread(saver_of(manager), "two").put(user_id="grace")
+        assert [thread["thread_id"] for thread in await manager.list_threads(user_id="ada")] == ["one"]
+        assert [thread["thread_id"] for thread in await manager.list_threads()] == ["two", "one"]
+        await primary.off()
+        await Thread(saver_of(manager), "three").put()
+        with pytest.raises(CheckpointUnavailableError, match="all threads"):
+            await manager.list_threads()
+        with pytest.raises(CheckpointUnavailableError, match="Prune needs the primary"):
+            await saver_of(manager).aprune(["one"])
+
+
+async def test_clock_that_jumps_back_makes_nothing_go_backwards(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        saver = saver_of(primary.manager)
+        thread = Thread(saver, "clock")
+        await thread.put()
+        old = str(uuid6())
+        await thread.put()
+        monkeypatch.setattr(time, "time", lambda: real() - 7200)
+        monkeypatch.setattr(time, "time_ns", lambda: int((real() - 7200) * 1e9))
+        await thread.put()  # a contact at a time before the last
+        await primary.off()
+        for _ in range(3):
+            await thread.timed_put()
+            await thread.timed_get()
+        with pytest.raises(CheckpointUnavailableError):
+            await saver.aget_tuple({"configurable": {"thread_id": old, "checkpoint_ns": ""}})
+        await primary.on()
+        await recovered(primary.manager)
+        await thread.timed_get()
+        assert await thread.stored_ids() == thread.ids
+        assert manager_age(primary.manager.health_status) >= 0
+    async with opened(postgres(database_url)) as restarted:
+        again = Thread(saver_of(restarted), "clock")
+        again.ids = thread.ids
+        found = await saver_of(restarted).aget_tuple(again.config)
+        assert found is not None
+        assert found.checkpoint["id"] == thread.ids[-1]
+
+
+def manager_age(status: dict[str, object]) -> float:
+    journal = status["journal"]
+    assert isinstance(journal, dict)
+    return float(journal["oldest_age_seconds"])

@@ -1,0 +1,553 @@
+"""Replaying the journal into a recovered primary, here an `InMemorySaver` that can fail and hang."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from enhanced_checkpointing.backends.contract import classify_by_type
+from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.config import create_memory_checkpointer
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalRecord
+from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put, SharingSerializer, apply_shared
+from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, ThreadDrained
+from enhanced_checkpointing.testing import FlakySaver
+from enhanced_checkpointing.upkeep.reconciler import Drain, Reconciler
+from tests.support.author import Author, config_of
+from tests.support.recorder import Recorder
+
+DOWN = ConnectionRefusedError("down")
+
+
+class Refused(Exception):
+    """A failure whose kind it names itself."""
+
+    def __init__(self, kind: FailureKind) -> None:
+        super().__init__(f"refused, password=hunter2 ({kind.value})")
+        self.kind = kind
+
+
+class WatchedBackend(MemoryBackend):
+    """Memory that notes what reaches it, and can refuse single threads or keep one behind its fence."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.applied: list[Operation] = []
+        self.refusals: dict[str, FailureKind] = {}
+        self.fenced: set[str] = set()
+        self.running = 0
+        self.most_running = 0
+        self.gate: asyncio.Event | None = None
+
+    async def apply(self, operation: Operation) -> None:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+            if operation.thread_id in self.refusals:
+                raise Refused(self.refusals[operation.thread_id])
+            await super().apply(operation)
+            self.applied.append(operation)
+        finally:
+            self.running -= 1
+
+    async def fence(self, thread_id: str) -> bool:
+        return thread_id not in self.fenced
+
+    def classify(self, error: BaseException) -> Failure:
+        return Failure(error.kind, error, fix="Mend it.") if isinstance(error, Refused) else classify_by_type(error)
+
+
+class Setting:
+    """A reconciler with everything that it works on; nothing runs until a test starts it."""
+
+    def __init__(self, **fields: Any) -> None:
+        config = create_memory_checkpointer(**{"deadline": 0.2, "retries": 0, **fields})
+        self.serializer = SharingSerializer()
+        self.backend = WatchedBackend(config, self.serializer)
+        self.primary = self.backend.saver
+        self.saver = FlakySaver(self.primary)
+        self.backend.saver = self.saver  # type: ignore[assignment]
+        self.journal = MemoryJournal(10_000_000)
+        self.standby = Standby(self.serializer, 10_000_000, self.journal.holds)
+        self.recorder = Recorder()
+        self.quiet = 0
+        self.breaker = Breaker(time.monotonic, BreakerSettings(), lambda opened, reason: None)
+        guard = Guard(
+            "memory",
+            breaker=self.breaker,
+            classify=self.backend.classify,
+            saturated=self.backend.saturated,
+            telemetry=self.recorder,
+            retries=config.retries,
+        )
+        self.reconciler = Reconciler(
+            config=config,
+            backend=self.backend,
+            guard=guard,
+            breaker=self.breaker,
+            journal=self.journal,
+            standby=self.standby,
+            serializer=self.serializer,
+            telemetry=self.recorder,
+            on_drained=self._quiet,
+        )
+
+    def _quiet(self) -> None:
+        self.quiet += 1
+
+    def author(self, thread_id: str, checkpoint_ns: str = "") -> Author:
+        return Author(thread_id, checkpoint_ns, self.serializer)
+
+    async def add(self, operation: Operation, base_head: BaseHead = UNKNOWN) -> JournalRecord:
+        """Journal an operation as the engine does: the journal, the standby, then a word to the reconciler."""
+        record = await self.journal.append(operation, base_head, Deadline(time.monotonic, 1.0))
+        self.standby.apply(operation)
+        self.reconciler.wake()
+        return record
+
+    async def add_steps(self, thread_id: str, count: int = 3) -> list[Put]:
+        author = self.author(thread_id)
+        puts = [author.put({"profile": ["Ada"], "n": step}) for step in range(count)]
+        for put in puts:
+            await self.add(put)
+        return puts
+
+    def of(self, thread_id: str) -> list[Operation]:
+        return [operation for operation in self.backend.applied if operation.thread_id == thread_id]
+
+    def outcomes(self) -> dict[str, str]:
+        """How the last drain of each thread ended."""
+        return {event.thread_id: event.outcome for event in self.recorder.of(ThreadDrained)}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.ensure_future(self.reconciler.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await self.reconciler.close()
+
+
+def chain(saver: InMemorySaver, thread_id: str, checkpoint_ns: str = "") -> list[str]:
+    """The ids of a thread's checkpoints, oldest first."""
+    return [found.checkpoint["id"] for found in saver.list(config_of(thread_id, checkpoint_ns))][::-1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_operations_of_a_thread_reach_the_primary_in_the_order_in_which_they_were_accepted() -> None:
+    setting = Setting()
+    author = setting.author("a")
+    operations: list[Operation] = [
+        author.put({"n": 1}),
+        author.writes(("n", 2)),
+        DeleteThread("a"),
+        author.put({"n": 2}),
+    ]
+    for operation in operations:
+        await setting.add(operation)
+    assert await setting.reconciler.drain_all()
+    assert setting.backend.applied == [operation.replayable() for operation in operations]
+    assert not setting.journal.holds("a")
+    assert setting.reconciler.drained == 4
+    (drained,) = setting.recorder.of(ThreadDrained)
+    assert (drained.backend, drained.thread_id, drained.operations, drained.outcome) == ("memory", "a", 4, "drained")
+    assert setting.quiet == 1
+
+
+async def test_drained_primary_equals_one_that_never_failed() -> None:
+    setting, twin = Setting(), InMemorySaver(serde=SharingSerializer())
+    author = setting.author("a")
+    for step in range(4):
+        for operation in (author.put({"profile": ["Ada"], "n": step}), author.writes(("n", step + 1))):
+            await apply_shared(twin, operation)
+            if step < 2:
+                await apply_shared(setting.primary, operation)
+            else:
+                await setting.add(operation)
+    await setting.reconciler.drain_all()
+    assert list(setting.primary.list(config_of("a"))) == list(twin.list(config_of("a")))
+
+
+async def test_threads_are_drained_oldest_first_and_a_few_at_a_time() -> None:
+    setting = Setting(drain_concurrency=2)
+    for thread_id in "abcde":
+        await setting.add(DeleteThread(thread_id))
+    setting.backend.gate = asyncio.Event()
+    draining = asyncio.ensure_future(setting.reconciler.drain_all())
+    await until(lambda: setting.backend.running == 2)
+    setting.backend.gate.set()
+    assert await draining
+    assert setting.backend.most_running == 2
+    assert [operation.thread_id for operation in setting.backend.applied] == ["a", "b", "c", "d", "e"]
+
+
+async def test_refused_operation_freezes_its_thread_and_no_other() -> None:
+    setting = Setting(drain_concurrency=1)
+    await setting.add_steps("bad")
+    await setting.add_steps("good")
+    setting.backend.refusals["bad"] = FailureKind.DATA
+    assert await setting.reconciler.drain_all(), "nothing waits: what is frozen does not"
+    assert len(setting.of("good")) == 3
+    assert setting.of("bad") == []
+    (letter,) = setting.journal.dead_letters()
+    assert letter.error == "refused, password=*** (data)"
+    assert len(await setting.journal.records("bad")) == 2, "nothing is dropped"
+    assert setting.journal.holds("bad")
+    assert setting.outcomes() == {"bad": "frozen", "good": "drained"}
+    assert setting.recorder.of(DeadLettered) == [DeadLettered("memory", "bad", "put", "refused, password=*** (data)")]
+    assert setting.reconciler.dead_letters == 1
+    assert not await setting.reconciler.wait_drained(0.5)
+
+
+async def test_damaged_data_freezes_its_thread_too() -> None:
+    setting = Setting()
+    await setting.add_steps("bad")
+    setting.backend.refusals["bad"] = FailureKind.CORRUPTION
+    await setting.reconciler.drain_all()
+    assert setting.journal.status().frozen_threads == ("bad",)
+
+
+async def test_frozen_thread_is_not_replayed_past_its_dead_letter() -> None:
+    setting = Setting()
+    await setting.add_steps("bad")
+    setting.backend.refusals["bad"] = FailureKind.DATA
+    await setting.reconciler.drain_all()
+    setting.backend.refusals.clear()
+    await setting.reconciler.drain_all()
+    assert not await setting.reconciler.drain_first("bad", Deadline(time.monotonic, 1.0))
+    assert setting.of("bad") == []
+    assert setting.outcomes() == {"bad": "frozen"}
+
+
+@pytest.mark.parametrize("kind", [FailureKind.TRANSIENT, FailureKind.UNKNOWN, FailureKind.SATURATED])
+async def test_failure_that_passes_pauses_and_the_record_stays(kind: FailureKind) -> None:
+    setting = Setting(drain_concurrency=1)
+    puts = await setting.add_steps("a")
+    await setting.add_steps("b")
+    setting.backend.refusals["a"] = kind
+    assert not await setting.reconciler.drain_all()
+    assert setting.backend.applied == [], "after a pause nothing else is tried in this pass"
+    assert setting.outcomes() == {"a": "paused"}
+    assert setting.quiet == 0
+    assert setting.recorder.of(ConfigurationFault) == []
+    setting.backend.refusals.clear()
+    assert await setting.reconciler.drain_all()
+    assert setting.of("a") == [put.replayable() for put in puts]
+    assert len(setting.of("b")) == 3
+
+
+async def test_fault_that_waiting_does_not_mend_pauses_and_is_announced() -> None:
+    setting = Setting()
+    await setting.add_steps("a")
+    setting.backend.refusals["a"] = FailureKind.CONFIGURATION
+    assert not await setting.reconciler.drain_all()
+    assert setting.recorder.of(ConfigurationFault) == [
+        ConfigurationFault("memory", "refused, password=*** (configuration)", "Mend it.")
+    ]
+    assert setting.journal.status().pending == 3
+
+
+async def test_drain_that_was_interrupted_goes_on_where_it_stopped() -> None:
+    setting = Setting()
+    author = setting.author("a")
+    puts = [author.put({"n": step}) for step in range(3)]
+    base: BaseHead = None
+    for put in puts:
+        await setting.add(put, base)
+        base = put.checkpoint_id
+    applied = setting.backend.applied
+
+    async def fail_after_the_first() -> None:
+        await until(lambda: len(applied) == 1)
+        setting.saver.fail_with(DOWN)
+
+    await asyncio.gather(fail_after_the_first(), setting.reconciler.drain_all())
+    assert 1 <= len(applied) < 3
+    setting.saver.heal()
+    setting.breaker.close()
+    assert await setting.reconciler.drain_all()
+    assert applied == [put.replayable() for put in puts]
+    assert setting.recorder.of(Diverged) == [], "our own checkpoints are not another branch"
+
+
+async def test_nothing_is_drained_while_the_breaker_is_open() -> None:
+    setting = Setting()
+    await setting.add_steps("a")
+    setting.breaker.trip("down")
+    assert not await setting.reconciler.drain_all()
+    assert not await setting.reconciler.drain_first("a", Deadline(time.monotonic, 1.0))
+    assert setting.recorder.events == []
+    assert setting.quiet == 0
+
+
+async def test_lost_session_keeps_only_its_own_thread_waiting() -> None:
+    setting = Setting(drain_concurrency=1)
+    await setting.add_steps("fenced")
+    await setting.add_steps("free")
+    setting.backend.fenced.add("fenced")
+    assert not await setting.reconciler.drain_all()
+    assert setting.of("fenced") == []
+    assert len(setting.of("free")) == 3
+    assert setting.outcomes() == {"fenced": Drain.FENCED.value, "free": "drained"}
+    setting.backend.fenced.clear()
+    assert await setting.reconciler.drain_all()
+    assert len(setting.of("fenced")) == 3
+
+
+async def test_operation_that_comes_while_its_thread_is_drained_is_drained_with_it() -> None:
+    setting = Setting()
+    setting.backend.gate = asyncio.Event()
+    author = setting.author("a")
+    await setting.add(author.put({"n": 1}))
+    draining = asyncio.ensure_future(setting.reconciler.drain_all())
+    await until(lambda: setting.backend.running == 1)
+    await setting.add(author.put({"n": 2}))
+    setting.backend.gate.set()
+    assert await draining
+    assert len(setting.of("a")) == 2
+    assert len(setting.recorder.of(ThreadDrained)) == 1
+
+
+# A read that waits
+
+
+async def test_thread_that_a_read_waits_for_is_drained_ahead_of_the_others() -> None:
+    setting = Setting(drain_concurrency=1)
+    await setting.add_steps("first")
+    await setting.add_steps("wanted")
+    assert await setting.reconciler.drain_first("wanted", Deadline(time.monotonic, 1.0))
+    assert len(setting.of("wanted")) == 3
+    assert setting.of("first") == []
+
+
+async def test_drain_that_is_under_way_is_shared_and_not_done_twice() -> None:
+    setting = Setting()
+    setting.backend.gate = asyncio.Event()
+    await setting.add_steps("a")
+    asking = [
+        asyncio.ensure_future(setting.reconciler.drain_first("a", Deadline(time.monotonic, 2.0))) for _ in range(3)
+    ]
+    draining = asyncio.ensure_future(setting.reconciler.drain_all())
+    await until(lambda: setting.backend.running == 1)
+    setting.backend.gate.set()
+    assert await asyncio.gather(draining, *asking) == [True] * 4
+    assert setting.backend.most_running == 1
+    assert len(setting.of("a")) == 3
+
+
+async def test_read_waits_no_longer_than_its_deadline_and_the_drain_goes_on() -> None:
+    setting = Setting(deadline=2.0)
+    setting.backend.gate = asyncio.Event()
+    await setting.add_steps("a")
+    started_at = time.monotonic()
+    assert not await setting.reconciler.drain_first("a", Deadline(time.monotonic, 0.05))
+    assert time.monotonic() - started_at < 0.15
+    setting.backend.gate.set()
+    assert await setting.reconciler.wait_drained(1.0)
+    assert len(setting.of("a")) == 3
+
+
+# Two branches
+
+
+class Fork(Setting):
+    """A thread with two checkpoints at the primary, of which one more was written there, and two here."""
+
+    async def prepare(self) -> Fork:
+        author, theirs = self.author("a"), self.author("a")
+        self.shared = [author.put({"profile": ["Ada"], "n": step}) for step in range(2)]
+        for put in self.shared:
+            await apply_shared(self.primary, put)
+        await apply_shared(self.primary, author.writes(("n", 9)))
+        theirs.head = author.head
+        self.theirs = theirs.put({"profile": ["Ada"], "n": 100})
+        base: BaseHead = author.head
+        self.ours = [author.put({"profile": ["Ada"], "n": step}) for step in (10, 11)]
+        await apply_shared(self.primary, self.theirs)
+        for put in self.ours:
+            await self.add(put, base)
+            base = put.checkpoint_id
+        self.sibling = f"a~outage~{self.ours[0].checkpoint_id}"
+        return self
+
+    def ids(self, *puts: Put) -> list[str]:
+        return [put.checkpoint_id for put in puts]
+
+
+async def test_newest_wins_keeps_both_branches_in_the_thread_and_reports_them() -> None:
+    fork = await Fork(on_divergence="newest_wins").prepare()
+    assert await fork.reconciler.drain_all()
+    assert set(chain(fork.primary, "a")) == set(fork.ids(*fork.shared, fork.theirs, *fork.ours))
+    found = fork.primary.get_tuple(config_of("a"))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"profile": ["Ada"], "n": 11}
+    assert fork.recorder.of(Diverged) == [
+        Diverged("memory", "a", "", fork.shared[1].checkpoint_id, fork.theirs.checkpoint_id, "a")
+    ]
+    assert fork.reconciler.divergences == 1
+    assert not fork.standby.knows("a"), "the warm copy lacks the other branch"
+
+
+async def test_quarantine_keeps_their_branch_and_gives_ours_a_whole_thread_of_its_own() -> None:
+    fork = await Fork(on_divergence="quarantine").prepare()
+    assert await fork.reconciler.drain_all()
+    assert chain(fork.primary, "a") == fork.ids(*fork.shared, fork.theirs)
+    assert chain(fork.primary, fork.sibling) == fork.ids(*fork.shared, *fork.ours)
+    theirs, ours = (fork.primary.get_tuple(config_of(thread_id)) for thread_id in ("a", fork.sibling))
+    assert theirs is not None
+    assert ours is not None
+    assert theirs.checkpoint["channel_values"] == {"profile": ["Ada"], "n": 100}
+    assert ours.checkpoint["channel_values"] == {"profile": ["Ada"], "n": 11}
+    ancestor = fork.primary.get_tuple(config_of(fork.sibling, "", fork.shared[1].checkpoint_id))
+    assert ancestor is not None
+    assert ancestor.pending_writes == [("task", "n", 9)]
+    assert ancestor.parent_config == config_of(fork.sibling, "", fork.shared[0].checkpoint_id)
+    assert fork.recorder.of(Diverged)[0].kept_as == fork.sibling
+    assert not fork.journal.holds("a")
+    assert not fork.standby.knows("a")
+
+
+async def test_quarantine_that_was_interrupted_goes_on_in_the_same_sibling() -> None:
+    fork = await Fork(on_divergence="quarantine").prepare()
+    fork.backend.refusals[fork.sibling] = FailureKind.TRANSIENT
+    assert not await fork.reconciler.drain_all()
+    fork.backend.refusals.clear()
+
+    async def fail_after_our_first() -> None:
+        await until(lambda: fork.reconciler.drained == 1)
+        fork.saver.fail_with(DOWN)
+
+    await asyncio.gather(fail_after_our_first(), fork.reconciler.drain_all())
+    fork.saver.heal()
+    fork.breaker.close()
+    assert await fork.reconciler.drain_all()
+    assert chain(fork.primary, fork.sibling) == fork.ids(*fork.shared, *fork.ours)
+    assert chain(fork.primary, "a") == fork.ids(*fork.shared, fork.theirs)
+
+
+async def test_thread_that_was_deleted_meanwhile_is_quarantined_without_ancestors() -> None:
+    fork = await Fork(on_divergence="quarantine").prepare()
+    fork.primary.delete_thread("a")
+    assert await fork.reconciler.drain_all()
+    assert chain(fork.primary, "a") == []
+    assert chain(fork.primary, fork.sibling) == fork.ids(*fork.ours)
+
+
+async def test_thread_that_somebody_else_began_too_is_quarantined() -> None:
+    setting = Setting(on_divergence="quarantine")
+    theirs, ours = setting.author("a").put({"n": 1}), setting.author("a").put({"n": 2})
+    await apply_shared(setting.primary, theirs)
+    await setting.add(ours, None)
+    assert await setting.reconciler.drain_all()
+    assert chain(setting.primary, "a") == [theirs.checkpoint_id]
+    assert chain(setting.primary, f"a~outage~{ours.checkpoint_id}") == [ours.checkpoint_id]
+
+
+async def test_namespace_that_did_not_fork_goes_to_the_sibling_with_the_one_that_did() -> None:
+    fork = await Fork(on_divergence="quarantine").prepare()
+    child = fork.author("a", "child").put({"note": 1})
+    await fork.add(child, None)
+    assert await fork.reconciler.drain_all()
+    assert chain(fork.primary, fork.sibling, "child") == [child.checkpoint_id]
+    assert chain(fork.primary, "a", "child") == []
+
+
+async def test_thread_that_did_not_fork_stays_warm() -> None:
+    setting = Setting()
+    await setting.add(setting.author("a").put({"n": 1}), None)
+    assert await setting.reconciler.drain_all()
+    assert setting.standby.knows("a")
+    assert setting.reconciler.divergences == 0
+
+
+# In the background
+
+
+async def test_it_drains_what_is_journaled_and_what_waited_for_the_primary() -> None:
+    setting = Setting()
+    async with setting.running():
+        await setting.add_steps("a")
+        assert await setting.reconciler.wait_drained(1.0)
+        setting.breaker.trip("down")
+        await setting.add_steps("b")
+        await asyncio.sleep(0.02)
+        assert setting.of("b") == []
+        setting.breaker.close()
+        setting.reconciler.wake()
+        assert await setting.reconciler.wait_drained(1.0)
+    assert len(setting.of("a")) == len(setting.of("b")) == 3
+
+
+async def test_it_pauses_after_a_failure_and_tries_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enhanced_checkpointing.upkeep.reconciler.SHORTEST_PAUSE", 0.01)
+    setting = Setting()
+    setting.backend.refusals["a"] = FailureKind.SATURATED
+    async with setting.running():
+        await setting.add_steps("a")
+        await asyncio.sleep(0.1)
+        tries = len(setting.recorder.of(ThreadDrained))
+        assert 2 <= tries <= 6, "pauses grow"
+        setting.backend.refusals.clear()
+        assert await setting.reconciler.wait_drained(1.0)
+    assert len(setting.of("a")) == 3
+
+
+async def test_waiting_ends_with_its_time_and_tells_that_something_is_left() -> None:
+    setting = Setting()
+    await setting.add_steps("a")
+    started_at = time.monotonic()
+    assert not await setting.reconciler.wait_drained(0.03)
+    assert time.monotonic() - started_at < 0.13
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_waiting_for_nothing_ends_at_once() -> None:
+    assert await Setting().reconciler.wait_drained(0.0)
+
+
+async def test_closing_ends_a_drain_and_what_was_not_marked_stays_in_the_journal() -> None:
+    setting = Setting(deadline=5.0)
+    await setting.add_steps("a")
+    setting.saver.hang()
+    draining = asyncio.ensure_future(setting.reconciler.drain_all())
+    await until(lambda: setting.saver.calls.total() > 0)
+    await setting.reconciler.close()
+    with suppress(asyncio.CancelledError):
+        await draining
+    assert setting.journal.status().pending == 3
+    await asyncio.sleep(0.01)
+    assert len(asyncio.all_tasks()) == 1
+    await setting.reconciler.close()
+
+
+async def test_record_that_was_applied_without_a_reply_is_applied_again_without_harm() -> None:
+    setting = Setting()
+    puts = [replace(put, new_versions=put.new_versions) for put in await setting.add_steps("a")]
+    await apply_shared(setting.primary, puts[0].replayable())
+    before = setting.primary.get_tuple(puts[0].stored_config())
+    assert await setting.reconciler.drain_all()
+    assert setting.primary.get_tuple(puts[0].stored_config()) == before
+    assert chain(setting.primary, "a") == [put.checkpoint_id for put in puts]

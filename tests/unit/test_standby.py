@@ -1,0 +1,207 @@
+"""Many warm threads: which of them stay, and what is asked of which."""
+
+from __future__ import annotations
+
+import pytest
+
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.failover.warm_thread import OVERHEAD
+from enhanced_checkpointing.journal.contract import UNKNOWN
+from enhanced_checkpointing.operations import DeleteThread, SharingSerializer
+from tests.support.author import Author, config_of
+
+BIG = ["x" * 10_000]
+
+
+class Setting:
+    """A standby, the authors of its threads, and the threads that are pinned."""
+
+    def __init__(self, max_bytes: int = 10_000_000) -> None:
+        self.serializer = SharingSerializer()
+        self.pinned: set[str] = set()
+        self.standby = Standby(self.serializer, max_bytes, self.pinned.__contains__)
+        self._authors: dict[str, Author] = {}
+
+    def author(self, thread_id: str) -> Author:
+        return self._authors.setdefault(thread_id, Author(thread_id, serializer=self.serializer))
+
+    def write(self, *thread_ids: str, value: object = BIG) -> None:
+        for thread_id in thread_ids:
+            self.standby.apply(self.author(thread_id).put({"value": value}))
+
+    def warm(self) -> list[str]:
+        return [thread_id for thread_id in self._authors if self.standby.knows(thread_id)]
+
+
+def values_of(standby: Standby, thread_id: str) -> dict[str, object]:
+    found = standby.get_tuple(config_of(thread_id))
+    assert found is not None
+    return dict(found.checkpoint["channel_values"])
+
+
+def test_thread_that_is_not_warm_is_not_known_rather_than_not_found() -> None:
+    standby = Setting().standby
+    for ask in (
+        lambda: standby.get_tuple(config_of("cold")),
+        lambda: standby.history(config_of("cold"), None, None, None),
+        lambda: standby.delta_history(config_of("cold"), ["log"]),
+    ):
+        with pytest.raises(CheckpointUnavailableError, match="'cold' is not warm"):
+            ask()
+    assert len(standby) == 0, "asking must not make a thread warm"
+    assert standby.blob("cold", "", "n", "1") is None
+    assert not standby.knows("cold")
+
+
+def test_written_checkpoint_and_writes_are_answered() -> None:
+    setting = Setting()
+    setting.write("a")
+    setting.standby.apply(setting.author("a").writes(("n", 2)))
+    found = setting.standby.get_tuple(config_of("a"))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"value": BIG}
+    assert found.pending_writes == [("task", "n", 2)]
+
+
+def test_deleted_thread_is_known_to_be_empty() -> None:
+    setting = Setting()
+    setting.write("a")
+    setting.standby.apply(DeleteThread("a"))
+    assert setting.standby.get_tuple(config_of("a")) is None
+    assert setting.standby.history(config_of("a"), None, None, None) == []
+    assert setting.standby.size == OVERHEAD
+
+
+def test_answer_of_the_primary_is_kept_and_so_is_that_there_is_nothing() -> None:
+    setting = Setting()
+    setting.write("source")
+    found = setting.standby.get_tuple(config_of("source"))
+    setting.standby.forget("source")
+    setting.standby.warm(config_of("source"), found)
+    setting.standby.warm(config_of("empty"), None)
+    assert setting.standby.get_tuple(config_of("source")) == found
+    assert setting.standby.get_tuple(config_of("empty")) is None
+
+
+def test_missing_old_checkpoint_says_nothing_of_the_thread() -> None:
+    standby = Setting().standby
+    standby.warm(config_of("a", "", "old-checkpoint"), None)
+    assert not standby.knows("a")
+
+
+def test_history_of_the_newest_checkpoint_is_kept_only_where_it_is_named() -> None:
+    standby = Setting().standby
+    history = {"log": {"writes": [("task", "log", ["a"])]}}
+    standby.warm_history(config_of("a"), history)  # type: ignore[arg-type]  # a TypedDict, written plainly
+    assert not standby.knows("a")
+    standby.warm_history(config_of("a", "", "c"), history)  # type: ignore[arg-type]
+    assert standby.delta_history(config_of("a", "", "c"), ["log"]) == history
+
+
+def test_base_head_is_the_newest_that_is_known_or_known_to_be_none() -> None:
+    setting = Setting()
+    put = setting.author("a").put({"n": 1})
+    assert setting.standby.base_head(put) is UNKNOWN
+    setting.standby.apply(put)
+    following = setting.author("a").put({"n": 2})
+    assert setting.standby.base_head(following) == put.checkpoint_id
+    assert setting.standby.base_head(DeleteThread("a")) == put.checkpoint_id
+    child = Author("a", "child", setting.serializer).put({"n": 1})
+    assert setting.standby.base_head(child) is UNKNOWN
+    setting.standby.note_empty("new", "")
+    assert setting.standby.base_head(DeleteThread("new")) is None
+
+
+def test_bytes_of_an_unchanged_channel_are_found_by_its_version() -> None:
+    setting = Setting()
+    put = setting.author("a").put({"value": BIG})
+    setting.standby.apply(put)
+    version = put.skeleton["channel_versions"]["value"]
+    assert setting.standby.blob("a", "", "value", version) == put.values["value"]
+    assert setting.standby.blob("b", "", "value", version) is None
+
+
+def test_least_recently_used_threads_leave_when_there_are_too_many_bytes() -> None:
+    setting = Setting(max_bytes=40_000)
+    setting.write("a", "b", "c")
+    assert setting.warm() == ["a", "b", "c"]
+    setting.write("d")
+    assert setting.warm() == ["b", "c", "d"]
+    assert setting.standby.size <= 40_000
+    with pytest.raises(CheckpointUnavailableError):
+        setting.standby.get_tuple(config_of("a"))
+
+
+@pytest.mark.parametrize("use", ["read", "write", "warm", "history", "writes"])
+def test_every_use_keeps_a_thread(use: str) -> None:
+    setting = Setting(max_bytes=40_000)
+    setting.write("a", "b", "c")
+    if use == "read":
+        values_of(setting.standby, "a")
+    elif use == "write":
+        setting.write("a", value=1)
+    elif use == "warm":
+        setting.standby.warm(config_of("a"), setting.standby.get_tuple(config_of("a")))
+    elif use == "history":
+        setting.standby.warm_history(config_of("a", "", "c"), {"log": {"writes": []}})
+    else:
+        setting.standby.apply(setting.author("a").writes(("n", 1)))
+    setting.write("d")
+    assert setting.warm() == ["a", "c", "d"]
+
+
+def test_thread_that_the_journal_holds_never_leaves() -> None:
+    setting = Setting(max_bytes=25_000)
+    setting.pinned |= {"a", "b", "c"}
+    setting.write("a", "b", "c")
+    assert setting.warm() == ["a", "b", "c"]
+    assert setting.standby.size > 25_000, "pinned threads may exceed the bound"
+    setting.write("d")
+    assert setting.warm() == ["a", "b", "c"]
+    setting.pinned -= {"a", "b", "c"}
+    setting.write("e")
+    assert setting.warm() == ["c", "e"]
+    assert setting.standby.size <= 25_000
+
+
+def test_single_thread_that_is_too_large_leaves_too() -> None:
+    setting = Setting(max_bytes=5_000)
+    setting.write("a")
+    assert setting.warm() == []
+    assert setting.standby.size == 0
+
+
+def test_bound_of_zero_keeps_nothing_but_what_is_pinned() -> None:
+    setting = Setting(max_bytes=0)
+    setting.pinned.add("held")
+    setting.write("held", "other")
+    setting.standby.note_empty("empty", "")
+    assert setting.warm() == ["held"]
+    assert not setting.standby.knows("empty")
+
+
+def test_size_is_the_sum_of_what_is_warm_and_nothing_when_all_is_forgotten() -> None:
+    setting = Setting()
+    for thread_id in ("a", "b"):
+        setting.write(thread_id)
+        setting.standby.apply(setting.author(thread_id).writes(("n", BIG)))
+        setting.standby.warm_history(config_of(thread_id, "", "c"), {"log": {"writes": [("t", "log", BIG)]}})
+        setting.standby.warm(config_of(thread_id), setting.standby.get_tuple(config_of(thread_id)))
+    both = setting.standby.size
+    assert 60_000 < both < 70_000
+    setting.standby.forget("a")
+    assert setting.standby.size == both // 2
+    setting.standby.forget("a")
+    setting.standby.forget("b")
+    assert (setting.standby.size, len(setting.standby)) == (0, 0)
+
+
+def test_forgetting_after_maintenance_leaves_pinned_threads() -> None:
+    setting = Setting()
+    setting.pinned.add("held")
+    setting.write("a", "b", "held")
+    setting.standby.forget_all(["a", "held", "cold"])
+    assert setting.warm() == ["b", "held"]
+    setting.standby.forget_all(None)
+    assert setting.warm() == ["held"]
