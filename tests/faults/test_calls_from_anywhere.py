@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ async def test_every_sync_method_on_the_loop_itself_raises_instead_of_waiting_fo
         await thread.put()
         found = await saver.aget_tuple(thread.config)
         assert found is not None
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "get_tuple": lambda: saver.get_tuple(thread.config),
             "list": lambda: list(saver.list(thread.config)),
             "put": lambda: saver.put(thread.config, found.checkpoint, {}, {}),

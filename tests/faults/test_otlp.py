@@ -6,48 +6,17 @@ Providers are global and can be set once per process, so each application here i
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install enhanced-checkpointing[otlp]")
 
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.support.otlp import METRIC_UNITS, SPAN_NAMES, Endpoint, attributes, points, run, serving
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 OUTER_SPAN_ID = "b7ad6b7169203331"
-
-SPAN_NAMES = {
-    *("checkpoint.put", "checkpoint.put_writes", "checkpoint.get", "checkpoint.list", "checkpoint.delete"),
-    *("checkpoint.probe", "checkpoint.drain", "checkpoint.outage"),
-}
-METRIC_UNITS = {
-    "checkpointer.operation.duration": "s",
-    "checkpointer.operations": "{operation}",
-    "checkpointer.retries": "{retry}",
-    "checkpointer.failovers": "{operation}",
-    "checkpointer.state": "",
-    "checkpointer.journal.pending": "{operation}",
-    "checkpointer.journal.oldest_age": "s",
-    "checkpointer.journal.size": "By",
-    "checkpointer.reconcile.operations": "{operation}",
-    "checkpointer.reconcile.divergences": "{divergence}",
-    "checkpointer.reconcile.dead_letters": "{operation}",
-    "checkpointer.probe.duration": "s",
-    "checkpointer.standby.size": "By",
-    "checkpointer.pool.size": "{connection}",
-    "checkpointer.pool.available": "{connection}",
-    "checkpointer.pool.waiting": "{request}",
-}
 
 APPLICATION = """
 from opentelemetry import context, propagate, trace
@@ -78,77 +47,6 @@ shutdown()
 """.replace("OUTER_SPAN_ID", OUTER_SPAN_ID).replace("TRACE_ID", TRACE_ID)
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Takes OTLP over HTTP and keeps what it was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Receiver)
-        self.bodies: dict[str, list[bytes]] = {"/v1/traces": [], "/v1/metrics": []}
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def spans(self) -> dict[str, Any]:
-        """Every received span by its name."""
-        found: dict[str, Any] = {}
-        for body in self.bodies["/v1/traces"]:
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                assert attributes(resource.resource)["service.name"] == "shop-agent"
-                found |= {span.name: span for scope in resource.scope_spans for span in scope.spans}
-        return found
-
-    def metrics(self) -> dict[str, Any]:
-        """The last state of every received metric by its name."""
-        found: dict[str, Any] = {}
-        for body in self.bodies["/v1/metrics"]:
-            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-                assert attributes(resource.resource)["service.name"] == "shop-agent"
-                found |= {metric.name: metric for scope in resource.scope_metrics for metric in scope.metrics}
-        return {name: metric for name, metric in found.items() if name.startswith("checkpointer.")}
-
-
-class Receiver(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        assert self.headers["content-type"] == "application/x-protobuf"
-        self.server.bodies[self.path].append(body)
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet: the default writes every request to standard error."""
-
-
-@contextmanager
-def serving() -> Iterator[Endpoint]:
-    endpoint = Endpoint()
-    thread = threading.Thread(target=endpoint.serve_forever)
-    thread.start()
-    try:
-        yield endpoint
-    finally:
-        endpoint.shutdown()
-        thread.join()
-        endpoint.server_close()
-
-
-def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `program` as an application whose only telemetry settings are `environment`."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def received() -> Iterator[Endpoint]:
     """What one application's whole life sends."""
@@ -156,15 +54,6 @@ def received() -> Iterator[Endpoint]:
         finished = run(APPLICATION, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint.url)
         assert (finished.returncode, finished.stderr) == (0, "")
         yield endpoint
-
-
-def attributes(holder: Any) -> dict[str, Any]:
-    """The attributes of a decoded span, event, point or resource as plain values."""
-    return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in holder.attributes}
-
-
-def points(metric: Any) -> list[Any]:
-    return list(getattr(metric, metric.WhichOneof("data")).data_points)
 
 
 def test_every_span_arrives_with_its_attributes(received: Endpoint) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from enhanced_checkpointing import EnhancedCheckpointerManager, create_postgres_checkpointer
-from tests.support.checkpointer import FAST, opened, postgres, recovered, saver_of
+from enhanced_checkpointing import EnhancedCheckpointerManager
+from enhanced_checkpointing.backends.postgres import PostgresBackend
+from enhanced_checkpointing.backends.postgres_connections import LostSession
+from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.dump import assert_equal_dumps, dump_postgres
 from tests.support.graphs import GRAPHS, run_case
 from tests.support.leaks import LeakWatch
 from tests.support.pgbouncer import PgBouncer
 
-CASE = GRAPHS["subgraph"]
+CASE = GRAPHS["counting_chain"]
 THREADS = 20
 
 
@@ -95,6 +98,13 @@ async def test_pooler_that_dies_under_load_loses_nothing(
     await assert_twin_is_equal(database_url, twin_database_url, postgres_schema or "public")
 
 
+async def test_one_server_session_is_enough(database_url: str, no_leaks: LeakWatch) -> None:
+    with PgBouncer(database_url, pool_size=1) as narrow:
+        async with opened(postgres(narrow.url, require_primary=True)) as manager:
+            await run_case(CASE, saver_of(manager), "thread")
+            assert manager.health_status["overall_status"] == "healthy"
+
+
 async def test_schema_setting_holds_for_every_session_behind_the_pooler(
     pooler: PgBouncer, database_url: str, twin_database_url: str, no_leaks: LeakWatch
 ) -> None:
@@ -113,30 +123,37 @@ async def test_schema_setting_holds_for_every_session_behind_the_pooler(
             assert stranger.execute("SHOW search_path").fetchone() == ('"$user", public',)
 
 
-async def test_fence_ends_no_session_behind_the_pooler(
+async def test_write_that_was_left_behind_is_drained_behind_the_pooler(
     pooler: PgBouncer, database_url: str, no_leaks: LeakWatch
 ) -> None:
     no_leaks.grace_seconds = 5.0
-    config = create_postgres_checkpointer(pooler.url, **FAST)
-    with psycopg.connect(database_url, autocommit=True) as blocker, psycopg.connect(database_url) as stranger:
-        mine = stranger.execute("SELECT pg_backend_pid()").fetchone()
-        async with opened(config) as manager:
-            await run_case(CASE, saver_of(manager), "thread")
-            before = sessions(blocker)
+    with psycopg.connect(database_url, autocommit=True) as blocker:
+        async with opened(postgres(pooler.url)) as manager:
             with blocker.transaction():
                 blocker.execute("LOCK TABLE checkpoints, checkpoint_blobs, checkpoint_writes")
-                await run_case(CASE, saver_of(manager), "late")  # the first write is left behind on its session
+                found = await run_case(CASE, saver_of(manager), "late")  # the first write is left behind on its session
                 assert manager.health_status["journal"]["pending"] > 0
             await recovered(manager)
-            assert manager.health_status["primary_checkpointer"]["pool"]["lost_sessions"] == 0
-        assert stranger.execute("SELECT pg_backend_pid()").fetchone() == mine
-        assert before <= sessions(blocker)
+            graph = CASE.builder().compile(checkpointer=saver_of(manager))
+            assert (await graph.aget_state({"configurable": {"thread_id": "late"}})).values == found
 
 
-def sessions(connection: psycopg.Connection[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    """Every session of this database, with the time of its start."""
-    return set(
-        connection.execute(
-            "SELECT pid, backend_start FROM pg_stat_activity WHERE datname = current_database()"
-        ).fetchall()
-    )
+@pytest.mark.parametrize("through_pooler", [True, False])
+async def test_fence_spares_the_stranger_whose_process_id_the_pooler_made_up(
+    through_pooler: bool, pooler: PgBouncer, database_url: str, no_leaks: LeakWatch
+) -> None:
+    no_leaks.grace_seconds = 5.0
+    with psycopg.connect(database_url, autocommit=True) as stranger:
+        async with opened(postgres(pooler.url if through_pooler else database_url)) as manager:
+            await run_case(CASE, saver_of(manager), "thread")
+            backend = manager._opened.backend
+            assert isinstance(backend, PostgresBackend)
+            lost = LostSession(stranger.info.backend_pid, "thread", time.monotonic())
+            backend._connections._lost.append(lost)
+            assert await backend.fence("thread") is True
+            assert backend.gauges()["lost_sessions"] == 0
+        if through_pooler:
+            assert stranger.execute("SELECT 1").fetchone() == (1,)
+        else:  # so it would have been
+            with pytest.raises(psycopg.OperationalError):
+                stranger.execute("SELECT 1")

@@ -12,18 +12,15 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import (
-    CheckpointerConfig,
     CheckpointerError,
     CheckpointUnavailableError,
     EnhancedCheckpointerManager,
-    create_memory_checkpointer,
-    create_postgres_checkpointer,
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.manager import SETTLE_SECONDS
-from tests.support.checkpointer import FAST, eventually, opened, postgres, recovered, saver_of
+from tests.support.checkpointer import FAST, opened, postgres, recovered, saver_of
 from tests.support.dump import assert_equal_dumps, dump_postgres
-from tests.support.graphs import GRAPHS, run_case, run_case_sync
+from tests.support.graphs import GRAPHS, run_case
 from tests.support.leaks import LeakWatch
 from tests.support.twins import assert_equals_twin, run_graphs
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointTuple
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+)
 from langgraph.checkpoint.base.id import uuid6
 
 
@@ -29,7 +35,7 @@ class Thread:
         """Put the next checkpoint: the channel `count` changes each time, `profile` never after the first."""
         first = self._count_version is None
         self._count_version = self._saver.get_next_version(self._count_version, None)
-        versions = {"count": self._count_version, "profile": self._profile_version}
+        versions: ChannelVersions = {"count": self._count_version, "profile": self._profile_version}
         checkpoint = Checkpoint(
             v=4,
             id=str(uuid6(clock_seq=len(self.ids))),
@@ -42,8 +48,9 @@ class Thread:
         config: RunnableConfig = {"configurable": {"thread_id": self.thread_id, "checkpoint_ns": ""}}
         if self.ids:
             config["configurable"]["checkpoint_id"] = self.ids[-1]
-        new = versions if first else {"count": self._count_version}
-        stored = await self._saver.aput(config, checkpoint, {"source": "loop", "step": len(self.ids), **metadata}, new)
+        new: ChannelVersions = versions if first else {"count": self._count_version}
+        whole_metadata = cast("CheckpointMetadata", {"source": "loop", "step": len(self.ids), **metadata})
+        stored = await self._saver.aput(config, checkpoint, whole_metadata, new)
         self.ids.append(checkpoint["id"])
         return stored
 

@@ -95,7 +95,7 @@ class Setting:
         config = create_memory_checkpointer(**{**times, **fields})
         self.backend = FaultyBackend(config, SharingSerializer())
         self.saver = FlakySaver(self.backend.saver)
-        self.backend.saver = self.saver  # type: ignore[assignment]
+        self.backend.saver = self.saver
         self.recorder = Recorder()
         self.transitions: list[bool] = []
         self.breaker = Breaker(time.monotonic, BreakerSettings(), self._moved)

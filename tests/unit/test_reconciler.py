@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -27,9 +27,8 @@ from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLett
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep.reconciler import Drain, Reconciler
 from tests.support.author import Author, config_of
+from tests.support.checkpointer import eventually
 from tests.support.recorder import Recorder
-
-DOWN = ConnectionRefusedError("down")
 
 
 class Refused(Exception):
@@ -51,6 +50,8 @@ class WatchedBackend(MemoryBackend):
         self.running = 0
         self.most_running = 0
         self.gate: asyncio.Event | None = None
+        self.down_after: int | None = None
+        """How many operations are applied before the primary goes down."""
 
     async def apply(self, operation: Operation) -> None:
         self.running += 1
@@ -58,6 +59,8 @@ class WatchedBackend(MemoryBackend):
         try:
             if self.gate is not None:
                 await self.gate.wait()
+            if len(self.applied) == self.down_after:
+                raise ConnectionRefusedError("down")
             if operation.thread_id in self.refusals:
                 raise Refused(self.refusals[operation.thread_id])
             await super().apply(operation)
@@ -79,9 +82,9 @@ class Setting:
         config = create_memory_checkpointer(**{"deadline": 0.2, "retries": 0, **fields})
         self.serializer = SharingSerializer()
         self.backend = WatchedBackend(config, self.serializer)
-        self.primary = self.backend.saver
+        self.primary = InMemorySaver(serde=self.serializer)
         self.saver = FlakySaver(self.primary)
-        self.backend.saver = self.saver  # type: ignore[assignment]
+        self.backend.saver = self.saver
         self.journal = MemoryJournal(10_000_000)
         self.standby = Standby(self.serializer, 10_000_000, self.journal.holds)
         self.recorder = Recorder()
@@ -151,12 +154,6 @@ def chain(saver: InMemorySaver, thread_id: str, checkpoint_ns: str = "") -> list
     return [found.checkpoint["id"] for found in saver.list(config_of(thread_id, checkpoint_ns))][::-1]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_operations_of_a_thread_reach_the_primary_in_the_order_in_which_they_were_accepted() -> None:
     setting = Setting()
     author = setting.author("a")
@@ -197,7 +194,7 @@ async def test_threads_are_drained_oldest_first_and_a_few_at_a_time() -> None:
         await setting.add(DeleteThread(thread_id))
     setting.backend.gate = asyncio.Event()
     draining = asyncio.ensure_future(setting.reconciler.drain_all())
-    await until(lambda: setting.backend.running == 2)
+    await eventually(lambda: setting.backend.running == 2)
     setting.backend.gate.set()
     assert await draining
     assert setting.backend.most_running == 2
@@ -278,18 +275,14 @@ async def test_drain_that_was_interrupted_goes_on_where_it_stopped() -> None:
     for put in puts:
         await setting.add(put, base)
         base = put.checkpoint_id
-    applied = setting.backend.applied
-
-    async def fail_after_the_first() -> None:
-        await until(lambda: len(applied) == 1)
-        setting.saver.fail_with(DOWN)
-
-    await asyncio.gather(fail_after_the_first(), setting.reconciler.drain_all())
-    assert 1 <= len(applied) < 3
-    setting.saver.heal()
+    setting.backend.down_after = 1
+    assert not await setting.reconciler.drain_all()
+    assert setting.backend.applied == [puts[0].replayable()]
+    assert setting.outcomes() == {"a": "paused"}
+    setting.backend.down_after = None
     setting.breaker.close()
     assert await setting.reconciler.drain_all()
-    assert applied == [put.replayable() for put in puts]
+    assert setting.backend.applied == [put.replayable() for put in puts]
     assert setting.recorder.of(Diverged) == [], "our own checkpoints are not another branch"
 
 
@@ -323,7 +316,7 @@ async def test_operation_that_comes_while_its_thread_is_drained_is_drained_with_
     author = setting.author("a")
     await setting.add(author.put({"n": 1}))
     draining = asyncio.ensure_future(setting.reconciler.drain_all())
-    await until(lambda: setting.backend.running == 1)
+    await eventually(lambda: setting.backend.running == 1)
     await setting.add(author.put({"n": 2}))
     setting.backend.gate.set()
     assert await draining
@@ -351,7 +344,7 @@ async def test_drain_that_is_under_way_is_shared_and_not_done_twice() -> None:
         asyncio.ensure_future(setting.reconciler.drain_first("a", Deadline(time.monotonic, 2.0))) for _ in range(3)
     ]
     draining = asyncio.ensure_future(setting.reconciler.drain_all())
-    await until(lambda: setting.backend.running == 1)
+    await eventually(lambda: setting.backend.running == 1)
     setting.backend.gate.set()
     assert await asyncio.gather(draining, *asking) == [True] * 4
     assert setting.backend.most_running == 1
@@ -430,22 +423,31 @@ async def test_quarantine_keeps_their_branch_and_gives_ours_a_whole_thread_of_it
     assert not fork.standby.knows("a")
 
 
-async def test_quarantine_that_was_interrupted_goes_on_in_the_same_sibling() -> None:
+@pytest.mark.parametrize("applied", range(6))
+async def test_quarantine_that_was_interrupted_goes_on_in_the_same_sibling_and_counts_once(applied: int) -> None:
+    """Two ancestors, the writes of one, and our two checkpoints: it may stop before each of them."""
     fork = await Fork(on_divergence="quarantine").prepare()
-    fork.backend.refusals[fork.sibling] = FailureKind.TRANSIENT
-    assert not await fork.reconciler.drain_all()
-    fork.backend.refusals.clear()
-
-    async def fail_after_our_first() -> None:
-        await until(lambda: fork.reconciler.drained == 1)
-        fork.saver.fail_with(DOWN)
-
-    await asyncio.gather(fail_after_our_first(), fork.reconciler.drain_all())
-    fork.saver.heal()
+    fork.backend.down_after = applied
+    assert await fork.reconciler.drain_all() is (applied == 5)
+    fork.backend.down_after = None
     fork.breaker.close()
     assert await fork.reconciler.drain_all()
     assert chain(fork.primary, fork.sibling) == fork.ids(*fork.shared, *fork.ours)
     assert chain(fork.primary, "a") == fork.ids(*fork.shared, fork.theirs)
+    assert fork.reconciler.divergences == len(fork.recorder.of(Diverged)) == 1
+
+
+@pytest.mark.parametrize("applied", range(2))
+async def test_newest_wins_that_was_interrupted_counts_once_and_forgets_the_warm_copy(applied: int) -> None:
+    fork = await Fork(on_divergence="newest_wins").prepare()
+    fork.backend.down_after = applied
+    assert not await fork.reconciler.drain_all()
+    fork.backend.down_after = None
+    fork.breaker.close()
+    assert await fork.reconciler.drain_all()
+    assert set(chain(fork.primary, "a")) == set(fork.ids(*fork.shared, fork.theirs, *fork.ours))
+    assert fork.reconciler.divergences == len(fork.recorder.of(Diverged)) == 1
+    assert not fork.standby.knows("a")
 
 
 async def test_thread_that_was_deleted_meanwhile_is_quarantined_without_ancestors() -> None:
@@ -473,6 +475,19 @@ async def test_namespace_that_did_not_fork_goes_to_the_sibling_with_the_one_that
     assert await fork.reconciler.drain_all()
     assert chain(fork.primary, fork.sibling, "child") == [child.checkpoint_id]
     assert chain(fork.primary, "a", "child") == []
+
+
+async def test_thread_whose_head_cannot_be_read_for_good_freezes_and_does_not_hold_up_the_others() -> None:
+    setting = Setting(drain_concurrency=1)
+    await setting.add(setting.author("bad").put({"n": 1}), "base")
+    await setting.add(DeleteThread("good"))
+    setting.saver.fail_with(ValueError("cannot be deserialized"))
+    setting.backend.refusals["bad"] = FailureKind.DATA
+    await setting.reconciler.drain_first("bad", Deadline(time.monotonic, 1.0))
+    setting.saver.heal()
+    assert await setting.reconciler.drain_all()
+    assert setting.outcomes() == {"bad": "frozen", "good": "drained"}
+    assert [letter.error for letter in setting.journal.dead_letters()] == ["cannot be deserialized"]
 
 
 async def test_thread_that_did_not_fork_stays_warm() -> None:
@@ -521,6 +536,7 @@ async def test_waiting_ends_with_its_time_and_tells_that_something_is_left() -> 
     started_at = time.monotonic()
     assert not await setting.reconciler.wait_drained(0.03)
     assert time.monotonic() - started_at < 0.13
+    await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -533,7 +549,7 @@ async def test_closing_ends_a_drain_and_what_was_not_marked_stays_in_the_journal
     await setting.add_steps("a")
     setting.saver.hang()
     draining = asyncio.ensure_future(setting.reconciler.drain_all())
-    await until(lambda: setting.saver.calls.total() > 0)
+    await eventually(lambda: setting.saver.calls.total() > 0)
     await setting.reconciler.close()
     with suppress(asyncio.CancelledError):
         await draining

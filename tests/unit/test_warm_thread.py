@@ -138,7 +138,7 @@ def test_thread_that_began_here_answers_as_the_primary_does() -> None:
         setting.write(setting.author.put({"n": step, "profile": ["Ada"]}))
         setting.write(setting.author.writes(("n", step + 1), task_id=f"task-{step}"))
         setting.write(child.put({"note": [step]}))
-    everything = {"configurable": {"thread_id": "thread"}}
+    everything: RunnableConfig = {"configurable": {"thread_id": "thread"}}
     expected = sorted(setting.primary.list(everything), key=lambda item: item.checkpoint["id"], reverse=True)
     assert len(expected) == 6
     assert setting.warm.get_tuple(NEWEST) == setting.primary.get_tuple(NEWEST)

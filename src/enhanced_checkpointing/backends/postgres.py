@@ -15,8 +15,8 @@ from psycopg.rows import DictRow, dict_row
 
 from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres_failures import classify_postgres
-from enhanced_checkpointing.backends.postgres_rows import statements
+from enhanced_checkpointing.backends.postgres_failures import LostSessionError, classify_postgres
+from enhanced_checkpointing.backends.postgres_rows import statement
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.operations import Operation, SharingSerializer
@@ -41,7 +41,7 @@ MISSING_PRIVILEGES = """
 
 
 class PostgresBackend(Backend):
-    """Writes go out as one pipeline, one transaction, one round trip; reads are those of the official saver."""
+    """A write is one statement: one transaction, one round trip; reads are those of the official saver."""
 
     name = "postgres"
     db_system = "postgresql"
@@ -62,7 +62,9 @@ class PostgresBackend(Backend):
 
     async def setup(self) -> None:
         async with self._connections.alone() as connection:
-            if not await _tables_are_current(connection):
+            async with self._connections.in_schema(connection):
+                current = await _tables_are_current(connection)
+            if not current:
                 if not self.config.auto_setup:
                     raise CheckpointerConfigurationError(
                         "The checkpoint tables are missing or of an older version, and CHECKPOINT_AUTO_SETUP=false "
@@ -70,10 +72,15 @@ class PostgresBackend(Backend):
                         "tables. Nothing was stored."
                     )
                 await self._migrate(connection)
-            await _check_privileges(connection)
+            async with self._connections.in_schema(connection):
+                await _check_privileges(connection)
 
     async def probe(self) -> None:
-        async with self._connections.alone() as connection, connection.transaction(force_rollback=True):
+        async with (
+            self._connections.alone() as connection,
+            self._connections.in_schema(connection),
+            connection.transaction(force_rollback=True),
+        ):
             await connection.execute(
                 "INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata) "
                 "VALUES (%s, '', pg_backend_pid()::text, '{}', '{}')",
@@ -85,11 +92,13 @@ class PostgresBackend(Backend):
         return classify_postgres(error)
 
     async def apply(self, operation: Operation) -> None:
-        rows = statements(operation)
-        async with self._connections.borrow() as connection, connection.pipeline():
-            cursor = connection.cursor()
-            for query, parameters in rows:
-                await cursor.execute(query, parameters)
+        prepared = statement(operation)
+        if prepared is None:
+            return
+        if self._connections.may_still_write(operation.thread_id) and not await self.fence(operation.thread_id):
+            raise LostSessionError(f"a lost session may still write to thread {operation.thread_id!r}")
+        async with self._connections.borrow() as connection:
+            await connection.execute(*prepared)
 
     async def renew(self) -> None:
         await self._connections.renew()
@@ -113,24 +122,38 @@ class PostgresBackend(Backend):
         """Run the official migrations in one process at a time.
 
         The lock is only ever tried, never waited for: `CREATE INDEX CONCURRENTLY` waits for all transactions with a
-        snapshot, and a session that waits for a lock has one, so that waiting would be a deadlock. It belongs to a
-        transaction of a second connection, which works behind a transaction pooler too.
+        snapshot, and a session that waits for a lock has one, so that waiting would be a deadlock.
         """
-        async with self._connections.alone() as keeper:
+        if self._connections.behind_pooler:
+            await self._migrate_in_one_transaction(connection)
+            return
+        async with self._connections.alone() as keeper:  # holds the lock, which belongs to its transaction
             while not await _tables_are_current(connection):
                 async with keeper.transaction():
-                    cursor = await keeper.execute(TRY_SETUP_LOCK)
-                    row = await cursor.fetchone()
-                    if row is not None and row["locked"]:
+                    if await _got_setup_lock(keeper):
                         await self._create_tables(connection)
                         return
                 await asyncio.sleep(SETUP_POLL_SECONDS)
+
+    async def _migrate_in_one_transaction(self, connection: AsyncConnection[DictRow]) -> None:
+        """Behind a transaction pooler a session, and with it the schema setting, lasts no longer than a transaction."""
+        while True:
+            async with self._connections.in_schema(connection), connection.transaction():
+                if await _tables_are_current(connection):
+                    return
+                if await _got_setup_lock(connection):
+                    await self._create_tables(connection)
+                    return
+            await asyncio.sleep(SETUP_POLL_SECONDS)
 
     async def _create_tables(self, connection: AsyncConnection[DictRow]) -> None:
         if self.config.postgres_schema:
             schema = sql.Identifier(self.config.postgres_schema)
             await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS ") + schema)
-        await AsyncPostgresSaver(connection, serde=self.serializer).setup()
+        saver = AsyncPostgresSaver(connection, serde=self.serializer)
+        if self._connections.behind_pooler:  # in a transaction, where writes wait while an index is built
+            saver.MIGRATIONS = [migration.replace(" CONCURRENTLY", "") for migration in saver.MIGRATIONS]
+        await saver.setup()
 
 
 class _PooledSaver(AsyncPostgresSaver):
@@ -163,6 +186,12 @@ async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:
     cursor = await connection.execute("SELECT max(v) AS newest FROM checkpoint_migrations")
     row = await cursor.fetchone()
     return row is not None and row["newest"] is not None and row["newest"] >= len(AsyncPostgresSaver.MIGRATIONS) - 1
+
+
+async def _got_setup_lock(connection: AsyncConnection[DictRow]) -> bool:
+    cursor = await connection.execute(TRY_SETUP_LOCK)
+    row = await cursor.fetchone()
+    return row is not None and bool(row["locked"])
 
 
 async def _check_privileges(connection: AsyncConnection[DictRow]) -> None:

@@ -95,11 +95,7 @@ class PostgresConnections:
         try:
             if attempt is not None:
                 attempt.hold(lambda: self._sever(connection, process_id, attempt))
-            if self.behind_pooler and self._config.postgres_schema:
-                async with connection.transaction():
-                    await connection.execute(self._search_path(local=True))
-                    yield connection
-            else:
+            async with self.in_schema(connection):
                 yield connection
         except psycopg.Error:
             if attempt is not None and attempt.writes and connection.broken:
@@ -131,6 +127,17 @@ class PostgresConnections:
                 attempt.let_go()
             await connection.close()
 
+    @asynccontextmanager
+    async def in_schema(self, connection: Connection) -> AsyncIterator[None]:
+        """Where the schema setting holds: a connection has it for good, but behind a transaction pooler the next
+        transaction may meet another session, and so it is part of each."""
+        if self.behind_pooler and self._config.postgres_schema:
+            async with connection.transaction():
+                await connection.execute(self._search_path(local=True))
+                yield
+        else:
+            yield
+
     @property
     def saturated(self) -> bool:
         """Whether all connections that there may be are in the hands of our own calls."""
@@ -146,6 +153,10 @@ class PostgresConnections:
             "waiting": statistics.get("requests_waiting", 0),
             "lost_sessions": len(self._lost),
         }
+
+    def may_still_write(self, thread_id: str) -> bool:
+        """Whether a write to this thread was left behind on a session that is not known to be gone."""
+        return any(session.thread_id == thread_id for session in self._lost)
 
     async def fence(self, thread_id: str) -> bool:
         """End the sessions that writes to `thread_id` were left behind on; True when none can commit any more.
@@ -210,7 +221,7 @@ class PostgresConnections:
             min_size=self._config.pool_min_size,
             max_size=self._config.pool_max_size,
             open=False,
-            configure=self._configure,
+            configure=self._configure_pooled,
             name=f"{self._name}-{self._pools_made}",
             timeout=self._config.deadline,
             reconnect_timeout=0.0,
@@ -218,9 +229,17 @@ class PostgresConnections:
         await pool.open()
         return pool
 
+    async def _configure_pooled(self, connection: Connection) -> None:
+        try:
+            await self._configure(connection)
+        except psycopg.Error as error:
+            self._connect_failed(error)
+            raise
+
     async def _configure(self, connection: Connection) -> None:
         self._noise.claim(connection)
-        cursor = await connection.execute("SELECT pg_backend_pid() AS process_id")
+        # Not prepared: behind a pooler another client's statement of that name may already be in the session.
+        cursor = await connection.execute("SELECT pg_backend_pid() AS process_id", prepare=False)
         row = await cursor.fetchone()
         # A pooler hands out process ids of its own making.
         self.behind_pooler = row is not None and row["process_id"] != connection.info.backend_pid

@@ -14,6 +14,11 @@ from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 
 FIX_IN_MESSAGE = "The message says what to do."
 
+
+class LostSessionError(Exception):
+    """A session on which a write was lost could not be ended yet, so a later write of its thread must wait."""
+
+
 _BY_CODE = {
     "40001": FailureKind.TRANSIENT,  # serialization failure
     "40P01": FailureKind.TRANSIENT,  # deadlock
@@ -95,7 +100,7 @@ def classify_postgres(error: BaseException) -> Failure:
     """Say what an error of psycopg or of its pool means for the data."""
     if isinstance(error, (PoolTimeout, TooManyRequests)):
         return Failure(FailureKind.SATURATED, error)
-    if isinstance(error, PoolClosed):
+    if isinstance(error, (PoolClosed, LostSessionError)):
         return Failure(FailureKind.TRANSIENT, error)
     if isinstance(error, CheckpointerConfigurationError):
         return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=FIX_IN_MESSAGE)

@@ -1,89 +1,108 @@
-"""An operation as the statements that the official PostgreSQL saver would run. Pure: no I/O.
+"""An operation as one statement on the tables of the official PostgreSQL saver. Pure: no I/O.
 
-The rows are those of `langgraph-checkpoint-postgres`, so that either can read the other's data. The statements
-themselves are taken from the installed saver.
+One statement is one transaction and one round trip by itself. The rows are those that `langgraph-checkpoint-postgres`
+writes, so that either can read the other's data; a test compares the two against a real server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.types.json import Jsonb
 
 from enhanced_checkpointing.operations import Operation, Put, PutWrites, Serialized
 
-Statement = tuple[str, Sequence[Any]]
+Statement = tuple[str, dict[str, Any]]
 
-DELETE_THREAD_SQL = (
-    "DELETE FROM checkpoints WHERE thread_id = %s",
-    "DELETE FROM checkpoint_blobs WHERE thread_id = %s",
-    "DELETE FROM checkpoint_writes WHERE thread_id = %s",
+PUT_SQL = """
+INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+VALUES (%(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(parent)s, %(checkpoint)s, %(metadata)s)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
+DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
+"""
+
+# `b` asks for the binary format: as text, a blob would be sent in twice its size.
+PUT_WITH_BLOBS_SQL = f"""
+WITH blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(thread_id)s, %(checkpoint_ns)s, *
+    FROM unnest(%(channels)s::text[], %(versions)s::text[], %(tags)s::text[], %(blobs)b::bytea[])
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
 )
+{PUT_SQL}
+"""
+
+PUT_WRITES_SQL = """
+INSERT INTO checkpoint_writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, *
+FROM unnest(%(indexes)s::integer[], %(channels)s::text[], %(tags)s::text[], %(blobs)b::bytea[])
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+"""
+KEEP_FIRST = "DO NOTHING"
+KEEP_LAST = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
+
+DELETE_SQL = """
+WITH blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = %(thread_id)s),
+     writes AS (DELETE FROM checkpoint_writes WHERE thread_id = %(thread_id)s)
+DELETE FROM checkpoints WHERE thread_id = %(thread_id)s
+"""
 
 
-def statements(operation: Operation) -> list[Statement]:
-    """The statements of one operation; run between two syncs of a pipeline they are one transaction."""
+def statement(operation: Operation) -> Statement | None:
+    """The statement of one operation; None where there is nothing to write."""
     if isinstance(operation, Put):
         return _put(operation)
     if isinstance(operation, PutWrites):
         return _put_writes(operation)
-    return [(sql, (operation.thread_id,)) for sql in DELETE_THREAD_SQL]
+    return DELETE_SQL, {"thread_id": operation.thread_id}
 
 
-def _put(put: Put) -> list[Statement]:
+def _put(put: Put) -> Statement:
     blobs = {channel: value for channel, value in put.values.items() if type(value) is Serialized}
     inline: dict[str, Any] = {
         channel: True if channel in put.snapshot_channels else value
         for channel, value in put.values.items()
         if channel not in blobs or channel in put.snapshot_channels
     }
-    rows: list[Statement] = [
-        (
-            AsyncPostgresSaver.UPSERT_CHECKPOINT_BLOBS_SQL,
-            (put.thread_id, put.checkpoint_ns, channel, str(version), blobs[channel].tag, blobs[channel].data),
-        )
-        for channel, version in put.new_versions.items()
-        if channel in blobs
-    ]
     metadata = {key: value for key, value in cast("dict[str, Any]", put.metadata).items() if key != "writes"}
-    rows.append(
-        (
-            AsyncPostgresSaver.UPSERT_CHECKPOINTS_SQL,
-            (
-                put.thread_id,
-                put.checkpoint_ns,
-                put.checkpoint_id,
-                put.parent_checkpoint_id,
-                Jsonb({**put.skeleton, "channel_values": inline}),
-                Jsonb(metadata),
-            ),
-        )
-    )
-    return rows
+    parameters: dict[str, Any] = {
+        "thread_id": put.thread_id,
+        "checkpoint_ns": put.checkpoint_ns,
+        "checkpoint_id": put.checkpoint_id,
+        "parent": put.parent_checkpoint_id,
+        "checkpoint": Jsonb({**put.skeleton, "channel_values": inline}),
+        "metadata": Jsonb(metadata),
+    }
+    changed = [(channel, str(version)) for channel, version in put.new_versions.items() if channel in blobs]
+    if not changed:
+        return PUT_SQL, parameters
+    parameters["channels"] = [channel for channel, _ in changed]
+    parameters["versions"] = [version for _, version in changed]
+    parameters["tags"] = [blobs[channel].tag for channel, _ in changed]
+    parameters["blobs"] = [blobs[channel].data for channel, _ in changed]
+    return PUT_WITH_BLOBS_SQL, parameters
 
 
-def _put_writes(operation: PutWrites) -> list[Statement]:
+def _put_writes(operation: PutWrites) -> Statement | None:
+    if not operation.writes:
+        return None
     special = all(channel in WRITES_IDX_MAP for channel, _ in operation.writes)
-    sql = (
-        AsyncPostgresSaver.UPSERT_CHECKPOINT_WRITES_SQL if special else AsyncPostgresSaver.INSERT_CHECKPOINT_WRITES_SQL
-    )
-    return [
-        (
-            sql,
-            (
-                operation.thread_id,
-                operation.checkpoint_ns,
-                operation.checkpoint_id,
-                operation.task_id,
-                operation.task_path,
-                WRITES_IDX_MAP.get(channel, index),
-                channel,
-                value.tag,
-                value.data,
-            ),
-        )
-        for index, (channel, value) in enumerate(operation.writes)
-    ]
+    rows: dict[int, tuple[str, Serialized]] = {}
+    for position, (channel, value) in enumerate(operation.writes):
+        # Special channels have a row each; of two such writes the last stays, as with one statement after the other.
+        index = WRITES_IDX_MAP.get(channel, position)
+        if special or index not in rows:
+            rows[index] = (channel, value)
+    return PUT_WRITES_SQL + (KEEP_LAST if special else KEEP_FIRST), {
+        "thread_id": operation.thread_id,
+        "checkpoint_ns": operation.checkpoint_ns,
+        "checkpoint_id": operation.checkpoint_id,
+        "task_id": operation.task_id,
+        "task_path": operation.task_path,
+        "indexes": list(rows),
+        "channels": [channel for channel, _ in rows.values()],
+        "tags": [value.tag for _, value in rows.values()],
+        "blobs": [value.data for _, value in rows.values()],
+    }

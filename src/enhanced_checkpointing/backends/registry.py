@@ -27,7 +27,7 @@ def find_backend(name: str) -> type[Backend]:
     entry = next(iter(found))
     try:
         backend = entry.load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise CheckpointerConfigurationError(
             f"The backend {name!r} ({entry.value}) cannot be imported: {error}. Install what it needs. "
             "Nothing was opened."

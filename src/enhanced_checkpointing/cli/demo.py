@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from enhanced_checkpointing import EnhancedCheckpointerManager, initialize_enhanced_checkpointing
 from enhanced_checkpointing.cli.demo_conversations import Twin, converse, plant_difference, run_twin
-from enhanced_checkpointing.cli.demo_databases import DemoDatabase, open_database
+from enhanced_checkpointing.cli.demo_databases import open_database
+from enhanced_checkpointing.cli.demo_faults import DemoDatabase
 from enhanced_checkpointing.cli.demo_proof import compare, read_stored
 from enhanced_checkpointing.cli.demo_record import Conversation, Record, State
 from enhanced_checkpointing.cli.demo_report import Report, Row
@@ -93,8 +93,7 @@ async def _tell(plan: Plan, database: DemoDatabase, record: Record) -> Report:
     record.tell("demo", f"{plan.conversations} conversations begin on {database.title}")
     manager = await initialize_enhanced_checkpointing(custom_config=database.configure(), logger_service=record)
     try:
-        async with database.bare_saver() as bare_saver:
-            bare_ended = await _talk_through_faults(scripts, database, manager, bare_saver, record)
+        bare_ended = await _talk_through_faults(scripts, database, manager, record)
     finally:
         await manager.cleanup()
     record.tell("demo", "the checkpointer is closed; LangGraph's own saver reads what is stored")
@@ -116,16 +115,13 @@ def _conversations(kind: str, scripts: list[Script], twins: list[Twin]) -> list[
 
 
 async def _talk_through_faults(
-    scripts: list[Script],
-    database: DemoDatabase,
-    manager: EnhancedCheckpointerManager,
-    bare_saver: BaseCheckpointSaver[str],
-    record: Record,
+    scripts: list[Script], database: DemoDatabase, manager: EnhancedCheckpointerManager, record: Record
 ) -> list[tuple[str, ...]]:
     """Run all conversations on both savers and the faults beside them; returns what the bare ones ended with."""
     saver = manager.get_checkpointer()
     assert saver is not None
-    async with asyncio.TaskGroup() as group:
+    # The bare saver is closed before its conversations are waited for: one that hangs in it ends by nothing else.
+    async with asyncio.TaskGroup() as group, database.bare_saver() as bare_saver:
         watching = group.create_task(_watch(manager, record))
         guarded, bare = [], []
         for script, one, other in zip(scripts, record.guarded, record.bare, strict=True):
@@ -140,11 +136,9 @@ async def _talk_through_faults(
             record.tell("demo", f"the journal is still not empty after {STUCK_SECONDS:.0f} s")
         if not all(task.done() for task in bare):
             record.tell("demo", "the bare saver's conversations are behind; they may still end")
-        _, hanging = await asyncio.wait(bare, timeout=STUCK_SECONDS)
-        for task in hanging:
-            task.cancel()
+        await asyncio.wait(bare, timeout=STUCK_SECONDS)
         watching.cancel()
-    return [() if task.cancelled() else task.result() for task in bare]
+    return [task.result() for task in bare]
 
 
 async def _watch(manager: EnhancedCheckpointerManager, record: Record) -> None:
@@ -169,9 +163,11 @@ async def _break_and_mend(database: DemoDatabase, record: Record) -> None:
         await database.apply(fault)
         record.fault, broken_at, broken_until = fault.breaks, record.elapsed, record.turns_done + BROKEN_TURNS
         record.faults[fault.name] += 1
-        await asyncio.sleep(fault.seconds)
-        await _until_turns_are_done(record, broken_until)
-        await database.mend(fault)
+        try:
+            await asyncio.sleep(fault.seconds)
+            await _until_turns_are_done(record, broken_until)
+        finally:
+            await database.mend(fault)  # also when we are stopped: what hangs on a frozen server could not be closed
         record.fault = None
         record.tell("fault", f"{fault.mends} after {record.elapsed - broken_at:.1f} s")
         await _until(lambda: record.state is State.HEALTHY)

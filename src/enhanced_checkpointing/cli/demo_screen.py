@@ -19,7 +19,7 @@ from rich.text import Text
 from enhanced_checkpointing.cli.demo_record import Conversation, Event, Record, State
 from enhanced_checkpointing.cli.demo_report import Report, Row
 
-__all__ = ["Screen", "open_screen"]
+__all__ = ["Screen", "live_frame", "open_screen", "report_table"]
 
 FRAME_SECONDS = 0.125
 PROGRESS_SECONDS = 5.0
@@ -76,7 +76,7 @@ class _LineScreen:
             yield
 
     def print_report(self, report: Report) -> None:
-        self._console.print(_report(report))
+        self._console.print(report_table(report))
 
     def _print(self, at: float, source: str, text: str) -> None:
         self._console.print(Text(f"{at:5.1f} s  {source:<5}  {text}"), soft_wrap=True)
@@ -101,7 +101,7 @@ class _LiveScreen:
     @asynccontextmanager
     async def following(self, record: Record) -> AsyncIterator[None]:
         def frame() -> RenderableType:
-            return _frame(record, self._console.height)
+            return live_frame(record, self._console.height)
 
         with Live(frame(), console=self._console, auto_refresh=False) as live:
 
@@ -113,7 +113,7 @@ class _LiveScreen:
             await show()
 
     def print_report(self, report: Report) -> None:
-        self._console.print(_report(report))
+        self._console.print(report_table(report))
 
 
 @asynccontextmanager
@@ -133,9 +133,10 @@ async def _repeating(show: Callable[[], Awaitable[None]], seconds: float) -> Asy
             task.result()  # raises what went wrong in it
 
 
-def _frame(record: Record, height: int) -> RenderableType:
-    conversations = min(len(record.guarded), max(height - _FIXED_ROWS - 4, 1))
-    events = max(height - _FIXED_ROWS - conversations, 3)
+def live_frame(record: Record, height: int) -> RenderableType:
+    """One picture of a running demo, in at most `height` - 1 rows."""
+    conversations = min(len(record.guarded), max(height - _FIXED_ROWS - 5, 1))
+    events = max(height - _FIXED_ROWS - conversations - (len(record.guarded) > conversations), 3)
     return Group(
         Rule(f"{len(record.guarded)} conversations on {record.title}" if record.guarded else record.title),
         _state_line(record),
@@ -162,7 +163,7 @@ def _state_line(record: Record) -> RenderableType:
 def _figures(record: Record) -> str:
     outcomes = record.meter.outcomes
     return (
-        f"{outcomes['primary']} to the primary · {outcomes['journaled']} to the journal · "
+        f"{outcomes['primary']} to primary · {outcomes['journaled']} to journal · "
         f"{record.drained} drained · {record.pending} waiting"
     )
 
@@ -201,7 +202,8 @@ def _event_line(event: Event) -> Text:
     return line.append(f"{event.text}", style=style)
 
 
-def _report(report: Report) -> RenderableType:
+def report_table(report: Report) -> RenderableType:
+    """The proof, one line for each conversation, and the verdict."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("conversation", no_wrap=True)
     table.add_column("messages", justify="right", no_wrap=True)

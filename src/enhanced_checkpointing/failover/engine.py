@@ -277,11 +277,13 @@ class Engine:
 
     async def _finish(self, settling: Coroutine[Any, Any, None], name: str) -> None:
         """Wait for a write to be settled. A caller who is cancelled goes; the operation is settled all the same."""
-        task = asyncio.create_task(settling, name=f"settle {name}")
+        ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(_tell(settling, ended), name=f"settle {name}")
         self._settling.add(task)
         task.add_done_callback(self._settled)
-        await asyncio.wait({task})
-        task.result()
+        error = await ended
+        if error is not None:
+            raise error
 
     def _settled(self, task: asyncio.Task[None]) -> None:
         self._settling.discard(task)
@@ -412,3 +414,16 @@ NOT_STORED = (
 
 async def _nobody_drains(thread_id: str, deadline: Deadline) -> bool:
     return False
+
+
+async def _tell(settling: Coroutine[Any, Any, None], ended: asyncio.Future[BaseException | None]) -> None:
+    """Tell a waiting caller how a write was settled, one turn of the event loop before the task itself could."""
+    error: BaseException | None = None
+    try:
+        await settling
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if not ended.done():
+            ended.set_result(error)

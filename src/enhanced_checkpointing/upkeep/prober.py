@@ -34,7 +34,7 @@ class Finding(Enum):
     SILENT = "silent"
     """Nothing answered in time."""
     UNREACHED = "unreached"
-    """Nobody is there: the connection was refused."""
+    """Nobody is there, or a lock is in the way: asking again soon burdens nobody."""
 
 
 def next_pause(
@@ -152,7 +152,8 @@ class Prober:
             )
         if failed.timed_out:
             return Finding.SILENT
-        return Finding.REFUSING if failed.failure.answered else Finding.UNREACHED
+        refusing = failed.failure.answered and failed.kind is not FailureKind.TRANSIENT
+        return Finding.REFUSING if refusing else Finding.UNREACHED
 
     async def _sleep(self, pause: float) -> bool:
         """Pause, with a tenth of jitter; True when the breaker opened meanwhile, so that the pause starts anew."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 from langgraph.checkpoint.base import CheckpointTuple
@@ -36,6 +37,13 @@ class Drain(Enum):
     FENCED = "waiting for a lost session"
     """A session that a write was left behind on still lives: only this thread waits."""
     FROZEN = "frozen"
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How many operations of one thread this drain has replayed."""
+
+    operations: int = 0
 
 
 class Reconciler:
@@ -148,22 +156,22 @@ class Reconciler:
         self._changed.set()
 
     async def _drain(self, thread_id: str) -> Drain:
-        started_at, begun, before = time.time(), self._clock(), self.drained
+        started_at, begun, progress = time.time(), self._clock(), _Progress()
         outcome = Drain.PAUSED
         try:
-            outcome = await self._replay(thread_id)
+            outcome = await self._replay(thread_id, progress)
         except CallFailed as failed:
             if failed.kind is FailureKind.CONFIGURATION:
                 fault = ConfigurationFault(self._backend.name, redact(failed.error), failed.failure.fix)
                 self._telemetry.emit(fault)
         finally:
-            seconds, operations = self._clock() - begun, self.drained - before
+            seconds = self._clock() - begun
             self._telemetry.emit(
-                ThreadDrained(self._backend.name, thread_id, started_at, seconds, operations, outcome.value)
+                ThreadDrained(self._backend.name, thread_id, started_at, seconds, progress.operations, outcome.value)
             )
         return outcome
 
-    async def _replay(self, thread_id: str) -> Drain:
+    async def _replay(self, thread_id: str, progress: _Progress) -> Drain:
         """Replay a thread's records, oldest first, until none is left.
 
         The thread goes back to the primary by itself: it is on the journal just as long as the journal holds it.
@@ -173,9 +181,10 @@ class Reconciler:
         """
         if not await self._guard.once("fence", lambda: self._backend.fence(thread_id), deadline=self._deadline()):
             return Drain.FENCED
-        target = self._targets.get(thread_id) or await self._find_target(thread_id)
+        target = self._targets.get(thread_id)
         while (record := await self._journal.next_record(thread_id)) is not None:
             try:
+                target = target or await self._find_target(thread_id)
                 await self._apply(moved_to(record.operation, target))
             except CallFailed as failed:
                 if failed.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
@@ -184,6 +193,7 @@ class Reconciler:
                 return Drain.FROZEN
             await self._journal.mark_applied(record)
             self.drained += 1
+            progress.operations += 1
             self._changed.set()
             await asyncio.sleep(0)  # live calls first
         if thread_id in self._journal.status().frozen_threads:
@@ -218,15 +228,16 @@ class Reconciler:
             return thread_id
         apart = self._config.on_divergence == "quarantine"
         target = sibling_id(thread_id, records) if apart else thread_id
-        self.divergences += 1
+        for branch in branches:
+            if apart and branch.expected_head is not None:
+                await self._copy_ancestors(thread_id, branch.checkpoint_ns, branch.expected_head, target)
+        self.divergences += 1  # only now: a copy that was interrupted is made again, and is still one divergence
         for branch in branches:
             self._telemetry.emit(
                 Diverged(
                     self._backend.name, thread_id, branch.checkpoint_ns, branch.expected_head, branch.found_head, target
                 )
             )
-            if apart and branch.expected_head is not None:
-                await self._copy_ancestors(thread_id, branch.checkpoint_ns, branch.expected_head, target)
         self._targets[thread_id] = target
         return target
 

@@ -1,0 +1,67 @@
+"""Our rows are those of the official PostgreSQL saver: either can read, and go on with, what the other wrote."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+
+from tests.support.checkpointer import opened, postgres, saver_of
+from tests.support.checkpoints import Thread
+from tests.support.comparison import assert_equal_dumps
+from tests.support.dump import dump_postgres
+from tests.support.graphs import GRAPHS, Durability, GraphCase, run_case
+
+CASES = pytest.mark.parametrize("case", GRAPHS.values(), ids=GRAPHS)
+
+
+@asynccontextmanager
+async def bare(url: str) -> AsyncIterator[BaseCheckpointSaver[str]]:
+    async with AsyncPostgresSaver.from_conn_string(url) as saver:
+        await saver.setup()
+        yield saver
+
+
+@CASES
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+async def test_healthy_run_leaves_the_rows_of_the_bare_saver(
+    case: GraphCase, durability: Durability, database_url: str, twin_database_url: str
+) -> None:
+    async with opened(postgres(database_url)) as manager, bare(twin_database_url) as saver:
+        ours = await run_case(case, saver_of(manager), "thread", durability=durability)
+        assert ours == await run_case(case, saver, "thread", durability=durability)
+    assert_equal_dumps(dump_postgres(database_url), dump_postgres(twin_database_url))
+
+
+@CASES
+async def test_either_saver_goes_on_with_what_the_other_wrote(case: GraphCase, database_url: str) -> None:
+    async with opened(postgres(database_url)) as manager, bare(database_url) as saver:
+        for writer, reader in ((saver_of(manager), saver), (saver, saver_of(manager))):
+            thread_id = f"written-by-{type(writer).__name__}"
+            result = await run_case(case, writer, thread_id)
+            graph = case.builder().compile(checkpointer=reader)
+            config = {"configurable": {"thread_id": thread_id}}
+            assert (await graph.aget_state(config)).values == result  # type: ignore[arg-type]
+            read = [found async for found in reader.alist(config)]  # type: ignore[arg-type]
+            assert read == [found async for found in writer.alist(config)]  # type: ignore[arg-type]
+
+
+async def test_repeated_writes_leave_the_rows_of_the_bare_saver(database_url: str, twin_database_url: str) -> None:
+    async with opened(postgres(database_url)) as manager, bare(twin_database_url) as saver:
+        for target in (saver_of(manager), saver):
+            thread = Thread(target, "thread")
+            await thread.put()
+            config = {**thread.config["configurable"], "checkpoint_id": thread.ids[-1]}
+            for value in ("first", "second"):
+                await target.aput_writes(
+                    {"configurable": config}, [("__interrupt__", value), ("__interrupt__", value + "!")], "task"
+                )
+                await target.aput_writes({"configurable": config}, [("log", value), ("log", value + "!")], "task")
+                await target.aput_writes({"configurable": config}, [], "task")
+            await target.adelete_thread("another")
+    ours, theirs = dump_postgres(database_url), dump_postgres(twin_database_url)
+    assert [row["value"] for row in ours["checkpoint_writes"]] == ["second!", "first", "first!"]
+    assert_equal_dumps(ours, theirs)

@@ -1,0 +1,258 @@
+"""A sweep of everything that this library lets out during an outage: the password and its like are nowhere in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from enhanced_checkpointing import (
+    CheckpointerConfig,
+    CheckpointerError,
+    CheckpointerSettings,
+    EnhancedCheckpointerManager,
+)
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
+from tests.support.checkpointer import postgres, recovered, saver_of
+from tests.support.graphs import GRAPHS, run_case
+from tests.support.postgres import postgres_binaries
+
+PLAIN = "correcthorsebatterystaple"
+SPECIAL = "p@ss/w:rd %'\"\\ü&=?#"
+KEY_PASSWORD = "keyphrase-of-the-client-key"
+
+
+@pytest.fixture(scope="module", params=[PLAIN, SPECIAL], ids=["plain", "special characters"])
+def guarded_postgres(request: pytest.FixtureRequest) -> Iterator[LocalPostgres]:
+    """A server whose superuser has the password."""
+    with LocalPostgres(postgres_binaries(), password=request.param) as server:
+        yield server
+
+
+@dataclass
+class Sweep:
+    """What came out, as text, by where it came out."""
+
+    secrets: set[str]
+    found: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, place: str, *texts: object) -> None:
+        self.found += [(place, str(text)) for text in texts]
+
+    def add_error(self, error: BaseException) -> None:
+        """Its text, its repr, those of all its causes, and what a crash would print of it."""
+        chain: BaseException | None = error
+        while chain is not None:
+            self.add("error", chain, repr(chain), chain.args)
+            chain = chain.__cause__ or chain.__context__
+        self.add("traceback", *traceback.format_exception(error))
+
+    def assert_clean(self) -> None:
+        leaks = [f"{place}: {text}" for place, text in self.found if any(secret in text for secret in self.secrets)]
+        assert not leaks, "\n".join(["a secret came out", *leaks])
+
+
+def secrets_of(server: LocalPostgres) -> set[str]:
+    """The secrets in every form in which they could come out."""
+    password = server._password
+    assert password is not None
+    forms = {password, quote(password, safe=""), quote(password), password.replace("'", "\\'"), repr(password)[1:-1]}
+    return {*forms, json.dumps(password)[1:-1], KEY_PASSWORD}
+
+
+@dataclass
+class Outlets:
+    """Where the library's own words come out."""
+
+    sweep: Sweep
+    tracers: TracerProvider
+    meters: MeterProvider
+    spans: InMemorySpanExporter
+    metrics: InMemoryMetricReader
+
+    def collect(self, manager: EnhancedCheckpointerManager) -> None:
+        """Take what is shown of an open manager and of all its parts."""
+        parts = manager._opened
+        shown = [manager, manager.config, manager.get_checkpointer(), parts]
+        shown += [getattr(parts, name) for name in parts.__slots__]
+        self.sweep.add("repr", *map(repr, shown), *map(str, shown))
+        self.sweep.add("health", json.dumps(manager.health_status))
+        self.collect_spans()
+        data = self.metrics.get_metrics_data()
+        self.sweep.add("metrics", data.to_json() if data is not None else "")
+
+    def collect_spans(self) -> None:
+        self.sweep.add("spans", *(span.to_json() for span in self.spans.get_finished_spans()))
+
+
+class Recording(logging.Handler):
+    """Keeps each record with its arguments and its exception; psycopg's own records are psycopg's business."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__(logging.DEBUG)
+        self._sweep = sweep
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.startswith("psycopg"):
+            self._sweep.add("log", record.getMessage(), record.args, record.exc_text or "")
+            if record.exc_info and record.exc_info[1]:
+                self._sweep.add_error(record.exc_info[1])
+
+
+@contextmanager
+def outlets(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outlets]:
+    """Listen to everything at its most talkative."""
+    spans, metrics = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers, meters = TracerProvider(shutdown_on_exit=False), MeterProvider([metrics])
+    tracers.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("enhanced_checkpointing.manager.OpenTelemetrySink", lambda: OpenTelemetrySink(tracers, meters))
+    handler, root = Recording(sweep), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield Outlets(sweep, tracers, meters, spans, metrics)
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+        meters.shutdown()
+        tracers.shutdown()
+
+
+def config_of(server: LocalPostgres, **fields: Any) -> CheckpointerConfig:
+    return postgres(f"{server.url()}?sslpassword={KEY_PASSWORD}", on_unknown_thread="raise", **fields)
+
+
+async def fail_to_start(sweep: Sweep, config: CheckpointerConfig) -> None:
+    manager = EnhancedCheckpointerManager(config)
+    with pytest.raises(CheckpointerError) as refused:
+        await manager.initialize()
+    sweep.add_error(refused.value)
+    sweep.add("health", json.dumps(await manager.health_check()))
+
+
+async def go_through_an_outage(server: LocalPostgres, out: Outlets) -> None:
+    """A life with everything in it: refused starts, an outage, unanswered reads, an alarm, a drain, a stop."""
+    sweep = out.sweep
+    case = GRAPHS["counting_chain"]
+    host = f"127.0.0.1:{server.port}"
+    await fail_to_start(sweep, postgres(f"postgresql://postgres:{KEY_PASSWORD}@{host}/postgres"))
+    await fail_to_start(sweep, config_of(server).with_overrides(connection_string=f"{server.url('missing')}"))
+    async with EnhancedCheckpointerManager(config_of(server)) as manager:
+        saver = saver_of(manager)
+        await run_case(case, saver, "known")
+        server.kill()
+        await run_case(case, saver, "known")
+        with pytest.raises(CheckpointerError) as unavailable:
+            await saver.aget_tuple({"configurable": {"thread_id": "unknown"}})
+        sweep.add_error(unavailable.value)
+        with pytest.raises(CheckpointerError) as unlisted:
+            await manager.list_threads()
+        sweep.add_error(unlisted.value)
+        await manager.health_check()
+        out.collect(manager)
+        await fail_to_start(sweep, config_of(server, require_primary=True))
+        await asyncio.to_thread(server.start)
+        await recovered(manager)
+        change_password(server)  # new connections are refused: the same sessions live on
+        await manager.health_check()
+        out.collect(manager)
+        change_password(server, back=True)
+    out.collect_spans()
+
+
+def change_password(server: LocalPostgres, *, back: bool = False) -> None:
+    """Make the password of the configuration wrong, or right again."""
+    url = f"postgresql://keeper:keeper@127.0.0.1:{server.port}/postgres"
+    if not back:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("DROP ROLE IF EXISTS keeper")
+            connection.execute("CREATE ROLE keeper SUPERUSER LOGIN PASSWORD 'keeper'")
+    with psycopg.connect(url, autocommit=True) as connection:
+        password = psycopg.sql.Literal(server._password if back else "another")
+        connection.execute(psycopg.sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password))
+
+
+async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep(secrets_of(guarded_postgres))
+    monkeypatch.setenv("DATABASE_URL", guarded_postgres.url())
+    settings = CheckpointerSettings()
+    sweep.add("settings", settings, repr(settings), settings.model_dump(), settings.model_dump_json())
+    config = settings.to_config("production")
+    sweep.add("config", config, repr(config), config.model_dump(), config.model_dump_json())
+    with outlets(sweep, monkeypatch) as out:
+        await go_through_an_outage(guarded_postgres, out)
+    places = {place for place, text in sweep.found if len(text) > 2}
+    assert places == {"settings", "config", "log", "error", "traceback", "repr", "health", "spans", "metrics"}
+    assert any("password authentication failed" in text for _, text in sweep.found)
+    sweep.assert_clean()
+
+
+def in_log(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    logging.getLogger("enhanced_checkpointing.anywhere").debug("connecting to %s", url)
+
+
+def in_log_arguments(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    logging.getLogger("enhanced_checkpointing").info("connecting to %.1s", url)
+
+
+def in_logged_exception(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    logging.getLogger("enhanced_checkpointing").error("failed", exc_info=ValueError(url))
+
+
+def in_cause(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    error = CheckpointerError("not available")
+    error.__cause__ = ValueError(url)
+    out.sweep.add_error(error)
+
+
+def in_health(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    manager._opened.prober.last_error = f"cannot connect to {url}"
+
+
+def in_span(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    out.tracers.get_tracer("enhanced_checkpointing").start_span("probe", attributes={"url": url}).end()
+
+
+def in_metric(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    out.meters.get_meter("enhanced_checkpointing").create_counter("calls").add(1, {"url": url})
+
+
+def in_repr(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    object.__setattr__(manager.config, "database_path", url)
+
+
+PLANTS = (in_log, in_log_arguments, in_logged_exception, in_cause, in_health, in_span, in_metric, in_repr)
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+async def test_planted_leak_is_found(
+    plant: Callable[[str, EnhancedCheckpointerManager, Outlets], None],
+    guarded_postgres: LocalPostgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweep = Sweep(secrets_of(guarded_postgres))
+    with outlets(sweep, monkeypatch) as out:
+        async with EnhancedCheckpointerManager(config_of(guarded_postgres)) as manager:
+            await run_case(GRAPHS["counting_chain"], saver_of(manager), "thread")
+            out.collect(manager)
+            sweep.assert_clean()
+            plant(guarded_postgres.url(), manager, out)
+            out.collect(manager)
+    with pytest.raises(AssertionError, match="a secret came out"):
+        sweep.assert_clean()

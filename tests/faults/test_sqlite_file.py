@@ -1,0 +1,143 @@
+"""The file of a SQLite primary: where it may be, what a commit to it is worth, and what a failed call leaves of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enhanced_checkpointing import (
+    CheckpointCorruptionError,
+    CheckpointerConfigurationError,
+    EnhancedCheckpointerManager,
+)
+from enhanced_checkpointing.backends.sqlite import SqliteBackend
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from tests.support.checkpointer import eventually, opened, recovered, saver_of, sqlite
+from tests.support.disks import bound_by_modes, folder_without_root, set_modes
+from tests.support.dump import dump_sqlite
+from tests.support.graphs import GRAPHS, run_case
+from tests.support.leaks import LeakWatch
+
+CASE = GRAPHS["counting_chain"]
+DEADLINE = 0.5
+LATE = 0.25
+"""What a call may be late: 0.1 s are promised, the rest is for other work on the machine."""
+
+
+async def run_alone(path: Path) -> None:
+    async with opened(sqlite(path)) as manager:
+        await run_case(CASE, saver_of(manager), "thread")
+
+
+async def test_folder_of_the_file_is_made(tmp_path: Path, no_leaks: LeakWatch) -> None:
+    path = tmp_path / "a" / "new" / "folder" / "primary.sqlite"
+    async with opened(sqlite(path)) as manager:
+        assert manager.health_status["overall_status"] == "healthy"
+    assert path.exists()
+
+
+async def test_folder_that_may_not_be_made_ends_the_start(no_leaks: LeakWatch) -> None:
+    with folder_without_root() as folder:
+        set_modes(folder, 0o444, 0o555)
+        manager = EnhancedCheckpointerManager(sqlite(folder / "new" / "primary.sqlite"))
+        with (
+            bound_by_modes(),
+            pytest.raises(CheckpointerConfigurationError, match=r"SQLITE_PATH.*Permission denied"),
+        ):
+            await manager.initialize()
+        await manager.cleanup()
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+async def test_path_that_can_be_no_file_ends_the_start(place: str, tmp_path: Path, no_leaks: LeakWatch) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "primary.sqlite" if place == "file" else tmp_path
+    manager = EnhancedCheckpointerManager(sqlite(path))
+    with pytest.raises(CheckpointerConfigurationError, match="SQLITE_PATH"):
+        await manager.initialize()
+    await manager.cleanup()
+
+
+async def test_file_that_is_no_database_ends_the_start_and_is_left_as_it_is(
+    tmp_path: Path, no_leaks: LeakWatch
+) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear Ada, " * 100)
+    manager = EnhancedCheckpointerManager(sqlite(path))
+    with pytest.raises(CheckpointCorruptionError, match="file is not a database"):
+        await manager.initialize()
+    await manager.cleanup()
+    assert path.read_text() == "Dear Ada, " * 100
+
+
+async def test_missing_tables_without_auto_setup_end_the_start(tmp_path: Path, no_leaks: LeakWatch) -> None:
+    path = tmp_path / "primary.sqlite"
+    with pytest.raises(CheckpointerConfigurationError, match="CHECKPOINT_AUTO_SETUP=true"):
+        await EnhancedCheckpointerManager(sqlite(path, auto_setup=False)).initialize()
+    await run_alone(path)
+    async with opened(sqlite(path, auto_setup=False, require_primary=True)) as manager:
+        await run_case(CASE, saver_of(manager), "later")
+
+
+async def test_commits_are_on_the_disk_when_they_return(tmp_path: Path) -> None:
+    async with opened(sqlite(tmp_path / "primary.sqlite")) as manager:
+        backend = manager._opened.backend
+        assert isinstance(backend, SqliteBackend)
+        connection = (await backend.connected()).conn
+        for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
+            assert [tuple(row) for row in await connection.execute_fetchall(f"PRAGMA {pragma}")] == [(value,)]
+        backend.retire(await backend.connected())
+        connection = (await backend.connected()).conn  # one that replaces another is no weaker
+        assert [tuple(row) for row in await connection.execute_fetchall("PRAGMA synchronous")] == [(2,)]
+
+
+async def test_stop_leaves_one_whole_file(tmp_path: Path, no_leaks: LeakWatch) -> None:
+    await run_alone(tmp_path / "primary.sqlite")
+    assert os.listdir(tmp_path) == ["primary.sqlite"]
+
+
+FOR_EVER = "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number) SELECT max(n) FROM number"
+
+
+async def test_hung_statement_is_left_within_the_deadline_and_its_thread_ends(
+    tmp_path: Path, no_leaks: LeakWatch
+) -> None:
+    async with opened(sqlite(tmp_path / "primary.sqlite", deadline=DEADLINE)) as manager:
+        parts = manager._opened
+        started_at = time.monotonic()
+        with pytest.raises(CallFailed, match="no answer within"):
+            await parts.guard.call(
+                "get",
+                lambda: parts.backend.ask(lambda saver: saver.conn.execute_fetchall(FOR_EVER)),  # type: ignore[attr-defined]
+                deadline=Deadline(time.monotonic, DEADLINE),
+            )
+        assert time.monotonic() - started_at < DEADLINE + LATE
+        await eventually(lambda: parts.guard.outstanding == 0)
+        await recovered(manager)
+        await run_case(CASE, saver_of(manager), "thread")
+
+
+def write(manager: EnhancedCheckpointerManager, channel: str, task_id: str) -> Awaitable[None]:
+    config: Any = {"configurable": {"thread_id": "thread", "checkpoint_ns": "", "checkpoint_id": "1"}}
+    return saver_of(manager).aput_writes(config, [("first", 1), (channel, 2)], task_id)
+
+
+async def test_refused_call_is_rolled_back_before_the_next_one_commits(tmp_path: Path, no_leaks: LeakWatch) -> None:
+    path = tmp_path / "primary.sqlite"
+    async with opened(sqlite(path)) as manager:
+        with pytest.raises(UnicodeEncodeError):
+            await write(manager, "no text: \ud800", "refused")
+        with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # the refused call holds no lock either
+            other.rollback()
+        await write(manager, "second", "taken")
+        assert manager.health_status["overall_status"] == "healthy"
+    assert {row["task_id"] for row in dump_sqlite(path)["checkpoint_writes"]} == {"taken"}

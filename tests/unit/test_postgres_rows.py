@@ -1,0 +1,157 @@
+"""An operation as one statement: its parameters, and which values are inline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+
+from enhanced_checkpointing.backends.postgres_rows import (
+    DELETE_SQL,
+    KEEP_FIRST,
+    KEEP_LAST,
+    PUT_SQL,
+    PUT_WITH_BLOBS_SQL,
+    statement,
+)
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put, Serialized
+from tests.support.author import Author
+
+
+def prepared(operation: Operation) -> tuple[str, dict[str, Any]]:
+    found = statement(operation)
+    assert found is not None
+    return found
+
+
+def parameters_of(operation: Operation) -> dict[str, Any]:
+    return prepared(operation)[1]
+
+
+def body(put: Put) -> dict[str, Any]:
+    checkpoint = parameters_of(put)["checkpoint"].obj
+    assert isinstance(checkpoint, dict)
+    return checkpoint
+
+
+def frozen(put: Put, channel: str) -> Serialized:
+    value = put.values[channel]
+    assert isinstance(value, Serialized)
+    return value
+
+
+def test_put_stores_new_blobs_and_the_checkpoint_in_one_statement() -> None:
+    author = Author("thread", "ns")
+    author.put({"profile": ["Ada"], "n": 1})
+    put = author.put({"profile": ["Ada"], "log": ["a"], "n": 2})
+    sql, parameters = prepared(put)
+    log = frozen(put, "log")
+    assert sql == PUT_WITH_BLOBS_SQL
+    assert (parameters["channels"], parameters["versions"]) == (["log"], [put.new_versions["log"]])
+    assert (parameters["tags"], parameters["blobs"]) == ([log.tag], [log.data])
+    assert (parameters["thread_id"], parameters["checkpoint_ns"]) == ("thread", "ns")
+    assert (parameters["checkpoint_id"], parameters["parent"]) == (put.checkpoint_id, put.parent_checkpoint_id)
+    assert body(put)["channel_values"] == {"n": 2}
+    assert body(put)["channel_versions"] == put.skeleton["channel_versions"]
+    assert body(put)["id"] == put.checkpoint_id
+
+
+def test_replayed_put_stores_the_blobs_of_all_channels() -> None:
+    author = Author()
+    author.put({"profile": ["Ada"]})
+    put = author.put({"profile": ["Ada"], "log": ["a"]}).replayable()
+    assert sorted(parameters_of(put)["channels"]) == ["log", "profile"]
+
+
+def test_root_has_no_parent() -> None:
+    assert parameters_of(Author().put({"n": 1}))["parent"] is None
+
+
+@pytest.mark.parametrize("value", ["text", 7, 2.5, True, None])
+def test_small_values_are_inline_and_have_no_blob(value: object) -> None:
+    put = Author().put({"value": value})
+    assert prepared(put)[0] == PUT_SQL
+    assert body(put)["channel_values"] == {"value": value}
+
+
+def test_snapshot_of_a_delta_channel_is_a_blob_with_a_mark_in_the_checkpoint() -> None:
+    put = Author().put({"log": _DeltaSnapshot(["a"]), "flag": True})
+    assert body(put)["channel_values"] == {"log": True, "flag": True}
+    assert parameters_of(put)["channels"] == ["log"]
+    assert parameters_of(put)["blobs"] == [frozen(put, "log").data]
+
+
+def test_delta_channel_without_a_value_has_a_version_and_nothing_else() -> None:
+    put = Author().put({"n": 1}, bumped=["log"])
+    assert prepared(put)[0] == PUT_SQL
+    assert body(put)["channel_values"] == {"n": 1}
+    assert set(body(put)["channel_versions"]) == {"n", "log"}
+
+
+def test_version_of_a_blob_is_text_whatever_it_was() -> None:
+    put = replace(Author().put({"log": ["a"]}), new_versions={"log": 7})
+    assert parameters_of(put)["versions"] == ["7"]
+
+
+def test_metadata_is_stored_without_the_writes_that_old_versions_kept_there() -> None:
+    put = Author().put({"n": 1})
+    put = replace(put, metadata={**put.metadata, "writes": {"node": object()}})  # type: ignore[typeddict-unknown-key]
+    assert parameters_of(put)["metadata"].obj == {"source": "loop", "step": 1}
+
+
+def test_operation_is_not_changed_by_being_made_into_a_statement() -> None:
+    put = Author().put({"log": _DeltaSnapshot(["a"]), "n": 1})
+    before = (dict(put.values), dict(put.skeleton), dict(put.metadata))
+    statement(put)
+    assert (dict(put.values), dict(put.skeleton), dict(put.metadata)) == before
+    assert "channel_values" not in put.skeleton
+
+
+def test_ordinary_writes_keep_what_is_there_and_are_numbered_in_their_order() -> None:
+    author = Author("thread", "ns")
+    put = author.put({"n": 1})
+    writes = author.writes(("n", 2), ("log", ["a"]), task_id="task", task_path="~1")
+    sql, parameters = prepared(writes)
+    assert sql.endswith(KEEP_FIRST)
+    key = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
+    assert tuple(parameters[name] for name in key) == ("thread", "ns", put.checkpoint_id, "task", "~1")
+    assert (parameters["indexes"], parameters["channels"]) == ([0, 1], ["n", "log"])
+    assert parameters["blobs"] == [value.data for _, value in writes.writes]
+    assert parameters["tags"] == [value.tag for _, value in writes.writes]
+
+
+def test_special_writes_replace_what_is_there_at_places_of_their_own() -> None:
+    author = Author()
+    author.put({"n": 1})
+    sql, parameters = prepared(author.writes(("__error__", "oops"), ("__interrupt__", "why")))
+    assert sql.endswith(KEEP_LAST)
+    assert parameters["indexes"] == [-1, -3]
+
+
+def test_of_two_special_writes_for_one_place_the_last_stays() -> None:
+    author = Author()
+    author.put({"n": 1})
+    writes = author.writes(("__interrupt__", "first"), ("__interrupt__", "second"))
+    parameters = parameters_of(writes)
+    last = writes.writes[1][1]
+    assert (parameters["indexes"], parameters["blobs"]) == ([-3], [last.data])
+
+
+def test_special_write_among_ordinary_ones_replaces_nothing() -> None:
+    author = Author()
+    author.put({"n": 1})
+    sql, parameters = prepared(author.writes(("n", 2), ("__error__", "oops")))
+    assert sql.endswith(KEEP_FIRST)
+    assert parameters["indexes"] == [0, -1]
+
+
+def test_no_writes_are_no_statement() -> None:
+    author = Author()
+    author.put({"n": 1})
+    assert statement(author.writes()) is None
+
+
+def test_deletion_is_one_statement_for_one_thread() -> None:
+    assert statement(DeleteThread("thread")) == (DELETE_SQL, {"thread_id": "thread"})
