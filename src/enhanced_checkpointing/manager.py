@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -22,39 +22,29 @@ from enhanced_checkpointing import health
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
-from enhanced_checkpointing.errors import (
-    CheckpointCorruptionError,
-    CheckpointerConfigurationError,
-    CheckpointerError,
-    CheckpointUnavailableError,
-    redact,
-)
+from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.loop_thread import LoopThread
+from enhanced_checkpointing.failover.loop_thread import Home
+from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.saver import saver_class_for
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
-from enhanced_checkpointing.operations import SharingSerializer
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
 from enhanced_checkpointing.telemetry.events import Broadcast, Gauges, Notice, Telemetry
 from enhanced_checkpointing.telemetry.log import LoggingSink
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
-from enhanced_checkpointing.upkeep import status
+from enhanced_checkpointing.threads import directory
+from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.outages import Counts, Outages
 from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
 from enhanced_checkpointing.upkeep.supervisor import Supervisor
-
-T = TypeVar("T")
-
-SETTLE_SECONDS = 2.0
-"""How long calls under way, and attempts left behind, are waited for at the end."""
 
 TURN_SECONDS = 0.01
 """Pause between two looks whether another start or stop of the same manager has ended."""
@@ -73,7 +63,7 @@ class EnhancedCheckpointerManager:
         self._companions = Companions()
         self._parts: Parts | None = None
         self._supervisor: Supervisor[Parts] | None = None
-        self._loop_thread: LoopThread | None = None
+        self._home = Home()
         self._changing = threading.Lock()
 
     # Life
@@ -90,12 +80,11 @@ class EnhancedCheckpointerManager:
         """
         async with self._alone():
             if self.config.enabled and self._parts is None:
-                if not self.config.enable_async:
-                    self._loop_thread = LoopThread()
+                self._home.move_in(own_loop=not self.config.enable_async)
                 try:
-                    await self._at_home(self._start)
+                    await self._home.bring(self._start)
                 except BaseException:
-                    self._leave_loop_thread()
+                    self._home.move_out()
                     raise
         return self._primary_healthy
 
@@ -106,11 +95,10 @@ class EnhancedCheckpointerManager:
         logged with its count.
         """
         async with self._alone():
-            if self._supervisor is not None:
-                try:
-                    await self._at_home(self._end)
-                finally:
-                    self._leave_loop_thread()
+            try:
+                await self._home.bring(self._end)
+            finally:
+                self._home.move_out()
             await self._close_companions()
 
     async def __aenter__(self) -> Self:
@@ -123,24 +111,24 @@ class EnhancedCheckpointerManager:
         await self.cleanup()
 
     def __enter__(self) -> Self:
-        self._loop_thread = LoopThread()
-        try:
-            if self.config.enabled:
-                self._loop_thread.run(self._start())
-        except BaseException:
-            self._leave_loop_thread()
-            raise
+        if self.config.enabled:
+            self._home.move_in(own_loop=True)
+            try:
+                self._home.wait(self._start)
+            except BaseException:
+                self._home.move_out()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._loop_thread is not None:
+        if self.config.enabled:
             try:
-                self._loop_thread.run(self._end())
-                self._loop_thread.run(self._close_companions())
+                self._home.wait(self._end)
+                self._home.wait(self._close_companions)
             finally:
-                self._leave_loop_thread()
+                self._home.move_out()
 
     # What it hands out
 
@@ -162,49 +150,28 @@ class EnhancedCheckpointerManager:
         """
         if thread_id is None:
             thread_id, new = str(uuid6()), True
-        if new and self._parts is not None:
-            self._parts.standby.note_empty(thread_id, "")
+        parts, known = self._parts, thread_id
+        if new and parts is not None:
+            self._home.tell(lambda: parts.standby.note_empty(known, ""))
         user = {"user_id": user_id} if user_id is not None else {}
         return {"configurable": {**configurable, **user, "thread_id": thread_id}}
 
     async def list_threads(
         self, *, user_id: str | None = None, limit: int = 50, **metadata: Any
     ) -> list[dict[str, Any]]:
-        """The threads whose newest checkpoint has this metadata, newest first: id, checkpoint id, time, metadata.
+        """The threads with this metadata, newest first: id and, of the newest checkpoint, id, time and metadata.
 
         It reads all checkpoints that match, so it is for tools, not for every request.
 
         Raises:
             CheckpointUnavailableError: in an outage, since only the primary knows all threads.
         """
-        wanted = {**metadata, **({"user_id": user_id} if user_id is not None else {})}
-        engine = self._opened.engine
-        found = await self._opened.bridge.bring(lambda: engine.list(None, wanted or None, None, None))
-        newest: dict[str, dict[str, Any]] = {}
-        for item in sorted(found, key=lambda item: item.checkpoint["id"], reverse=True):
-            configurable = item.config["configurable"]
-            if not configurable.get("checkpoint_ns"):
-                newest.setdefault(
-                    configurable["thread_id"],
-                    {
-                        "thread_id": configurable["thread_id"],
-                        "checkpoint_id": item.checkpoint["id"],
-                        "updated_at": item.checkpoint["ts"],
-                        "metadata": dict(item.metadata),
-                    },
-                )
-        return list(newest.values())[:limit]
+        user = {"user_id": user_id} if user_id is not None else {}
+        return await directory.list_threads(self._opened.saver, {**metadata, **user}, limit)
 
     async def delete_thread(self, thread_id: str) -> bool:
         """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
-        engine, bridge = self._opened.engine, self._opened.bridge
-        config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
-        try:
-            existed = await bridge.bring(lambda: engine.get_tuple(config)) is not None
-        except CheckpointUnavailableError:
-            existed = True  # nobody can tell now, so the deletion is kept for when somebody can
-        await bridge.bring(lambda: engine.delete_thread(thread_id))
-        return existed
+        return await directory.delete_thread(self._opened.saver, thread_id)
 
     async def wait_drained(self, timeout: float) -> bool:
         """Wait until the journal is empty; False if `timeout` seconds were over before, or a thread is frozen."""
@@ -215,8 +182,14 @@ class EnhancedCheckpointerManager:
         return await parts.bridge.bring(lambda: reconciler.wait_drained(timeout))
 
     def integrate(self, name: str, companion: object) -> bool:
-        """Make the health of an object part of the report, and its life part of this manager's."""
-        return self._companions.add(name, companion)
+        """Make the health of an object part of the report, and its life part of this manager's; False: it has none."""
+        taken = self._companions.add(name, companion)
+        if not taken:
+            kind = type(companion).__name__
+            self._telemetry.emit(
+                Notice("WARNING", f"{name} is not integrated: a {kind} is no store and has no health_check or close")
+            )
+        return taken
 
     # Health
 
@@ -240,7 +213,10 @@ class EnhancedCheckpointerManager:
 
     async def _start(self) -> None:
         supervisor = Supervisor(
-            open_all=self._open, background=_background, before_closing=self._before_closing, telemetry=self._telemetry
+            open_all=self._open,
+            background=_background,
+            before_closing=lambda parts: life.last_drain(parts, self.config),
+            telemetry=self._telemetry,
         )
         self._parts = await supervisor.start()
         self._supervisor = supervisor
@@ -251,7 +227,7 @@ class EnhancedCheckpointerManager:
             await supervisor.end()
 
     async def _close_companions(self) -> None:
-        for fault in await self._companions.close(SETTLE_SECONDS):
+        for fault in await self._companions.close(life.SETTLE_SECONDS):
             self._telemetry.emit(Notice("WARNING", fault))
 
     async def _open(self, stack: AsyncExitStack) -> Parts:
@@ -276,12 +252,15 @@ class EnhancedCheckpointerManager:
             telemetry=telemetry,
             retries=config.retries,
         )
-        stack.push_async_callback(guard.settle, SETTLE_SECONDS)
+        stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
 
         journal = _make_journal(config)
         if journal is not None:
             stack.push_async_callback(journal.close)
             await journal.open()
+            stack.callback(life.tell_backlog, journal, telemetry)
+        if (warning := life.memory_journal_warning(config, journal)) is not None:
+            telemetry.emit(warning)
 
         standby = Standby(
             serializer, config.standby_max_bytes, pinned=journal.holds if journal is not None else lambda _: False
@@ -296,7 +275,16 @@ class EnhancedCheckpointerManager:
             serializer=serializer,
             telemetry=telemetry,
         )
-        stack.push_async_callback(engine.close, SETTLE_SECONDS)
+        stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
+        maintenance = Maintenance(
+            backend=backend,
+            guard=guard,
+            breaker=breaker,
+            standby=standby,
+            engine=engine,
+            telemetry=telemetry,
+            deadline=config.deadline,
+        )
         bridge = LoopBridge(asyncio.get_running_loop())
         stack.callback(bridge.close)
 
@@ -327,55 +315,15 @@ class EnhancedCheckpointerManager:
             standby=standby,
             engine=engine,
             bridge=bridge,
-            saver=saver_class_for(backend.saver_type())(engine, bridge, serializer),
+            saver=saver_class_for(backend.saver_type())(engine, maintenance, bridge, serializer),
             prober=prober,
             reconciler=reconciler,
             outages=outages,
         )
         stack.callback(self._forget_parts)
         telemetry.observe(self._gauges)
-        await self._first_contact(self._parts)
+        await life.first_contact(self._parts, require_primary=config.require_primary)
         return self._parts
-
-    async def _first_contact(self, parts: Parts) -> None:
-        """Set up and probe for the first time: a wrong setting ends the start, a database that is down does not."""
-        try:
-            await parts.prober.prove()
-        except CallFailed as failed:
-            what = f"The {parts.backend.name} primary cannot be used: {redact(failed.error)}"
-            if isinstance(failed.error, CheckpointerError):
-                raise failed.error from None
-            if failed.kind is FailureKind.CORRUPTION:
-                raise CheckpointCorruptionError(f"{what}. Stored data is damaged: restore it from a backup.") from None
-            if failed.kind in (FailureKind.CONFIGURATION, FailureKind.DATA):
-                fix = failed.failure.fix or "Waiting does not mend this: see the message."
-                raise CheckpointerConfigurationError(f"{what}. {fix} Nothing was stored.") from None
-            if self.config.require_primary:
-                raise CheckpointUnavailableError(
-                    f"{what}. CHECKPOINT_REQUIRE_PRIMARY=true forbids starting without it. Nothing was stored."
-                ) from None
-            parts.breaker.trip(redact(failed.error))
-
-    async def _before_closing(self, parts: Parts) -> None:
-        """Refuse new calls, let those under way end, and drain for as long as `shutdown_grace` allows."""
-        parts.bridge.close()
-        await parts.engine.close(SETTLE_SECONDS)
-        if parts.reconciler is None or parts.journal is None or not parts.journal.status().pending:
-            return
-        if parts.breaker.is_open:
-            await parts.prober.probe()
-        await parts.reconciler.wait_drained(self.config.shutdown_grace)
-        pending = parts.journal.status().pending
-        if pending:
-            where = (
-                "They stay in the journal, and the next start drains them."
-                if parts.journal.durable
-                else "The journal is in memory, so they are lost."
-            )
-            level = "WARNING" if parts.journal.durable else "ERROR"
-            self._telemetry.emit(
-                Notice(level, f"Stopped with {pending} acknowledged operations not in the primary. {where}")
-            )
 
     def _forget_parts(self) -> None:
         self._parts = None
@@ -402,26 +350,12 @@ class EnhancedCheckpointerManager:
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         """Start and stop one at a time, whichever loops ask for it; a lock of asyncio would belong to one of them."""
-        while not self._changing.acquire(blocking=False):
+        while not self._changing.acquire(blocking=False):  # noqa: ASYNC110  # an asyncio.Event has one loop too
             await asyncio.sleep(TURN_SECONDS)
         try:
             yield
         finally:
             self._changing.release()
-
-    async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run `work()` on the loop where the parts live, from whichever loop asks."""
-        home = self._parts.loop if self._parts is not None else None
-        if home is None and self._loop_thread is not None:
-            home = self._loop_thread.loop
-        if home is None or home is asyncio.get_running_loop():
-            return await work()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), home))
-
-    def _leave_loop_thread(self) -> None:
-        if self._loop_thread is not None:
-            thread, self._loop_thread = self._loop_thread, None
-            thread.stop()
 
     def _breaker_moved(self, opened: bool, reason: str) -> None:
         parts = self._parts

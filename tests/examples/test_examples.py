@@ -33,6 +33,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def on_postgres(monkeypatch: pytest.MonkeyPatch, database_url: str) -> str:
     monkeypatch.setenv("CHECKPOINT_ENVIRONMENT", "production")
+    monkeypatch.setenv("CHECKPOINT_JOURNAL", "memory")
     monkeypatch.setenv("DATABASE_URL", database_url)
     return database_url
 

@@ -121,20 +121,22 @@ async def test_caller_that_is_cancelled_while_the_server_hangs_goes_at_once(
 ) -> None:
     no_leaks.grace_seconds = 5.0
     parts = urlsplit(database_url)
-    async with FaultProxy(str(parts.hostname), parts.port or 5432) as proxy:
-        async with opened(postgres(proxy.url(database_url))) as manager:
-            thread = Thread(saver_of(manager), "hanging")
-            await thread.put()
-            proxy.black_hole()
-            loop = asyncio.get_running_loop()
-            for call in (thread.put, thread.timed_get):
-                task = asyncio.ensure_future(call())
-                await asyncio.sleep(0.1)
-                started_at = loop.time()
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-                assert loop.time() - started_at < 0.1
-            proxy.forward()
-            await recovered(manager)
-            await assert_at_rest(manager)
+    async with (
+        FaultProxy(str(parts.hostname), parts.port or 5432) as proxy,
+        opened(postgres(proxy.url(database_url))) as manager,
+    ):
+        thread = Thread(saver_of(manager), "hanging")
+        await thread.put()
+        proxy.black_hole()
+        loop = asyncio.get_running_loop()
+        for call in (thread.put, thread.timed_get):
+            task = asyncio.ensure_future(call())
+            await asyncio.sleep(0.1)
+            started_at = loop.time()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert loop.time() - started_at < 0.1
+        proxy.forward()
+        await recovered(manager)
+        await assert_at_rest(manager)

@@ -29,10 +29,12 @@ async def behind_proxy(
     database_url: str, **fields: Any
 ) -> AsyncIterator[tuple[EnhancedCheckpointerManager, FaultProxy]]:
     parts = urlsplit(database_url)
-    async with FaultProxy(str(parts.hostname), parts.port or 5432) as proxy:
-        async with opened(postgres(proxy.url(database_url), **{"deadline": DEADLINE, **fields})) as manager:
-            yield manager, proxy
-            proxy.forward()
+    async with (
+        FaultProxy(str(parts.hostname), parts.port or 5432) as proxy,
+        opened(postgres(proxy.url(database_url), **{"deadline": DEADLINE, **fields})) as manager,
+    ):
+        yield manager, proxy
+        proxy.forward()
 
 
 async def test_black_hole_after_connecting_bounds_every_call(database_url: str, no_leaks: LeakWatch) -> None:

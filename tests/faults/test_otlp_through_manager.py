@@ -43,10 +43,9 @@ async def run():
     async with EnhancedCheckpointerManager(postgres(sys.argv[1], retries=5)) as manager:
         graph = GRAPHS["counting_chain"].builder().compile(checkpointer=saver_of(manager))
 
-        async def turn(thread, **metadata):
+        async def turn(thread, question="why"):
             with tracer.start_as_current_span("turn", attributes={"thread": thread}):
-                config = {"configurable": {"thread_id": thread}, "metadata": metadata}
-                await graph.ainvoke({"question": "why"}, config)
+                await graph.ainvoke({"question": question}, {"configurable": {"thread_id": thread}})
 
         await turn("healthy")
         with tracer.start_as_current_span("look back"):
@@ -56,7 +55,8 @@ async def run():
         await turn("shared")
         ask("cut")
         await turn("shared")
-        await turn("refused", note="a NUL: \\0")
+        await turn("refused", "PostgreSQL takes no NUL: \\0")
+        await manager.health_check()
         metrics.get_meter_provider().force_flush()
         ask("diverge")
         ask("heal")
@@ -121,7 +121,7 @@ def spans_of(received: Endpoint, name: str) -> list[Any]:
 
 def total(metric: Any, **labels: str) -> float:
     """The sum of the points with these attributes."""
-    return sum(point.as_int for point in points(metric) if labels.items() <= attributes(point).items())
+    return float(sum(point.as_int for point in points(metric) if labels.items() <= attributes(point).items()))
 
 
 def test_every_span_arrives_with_its_attributes(received: Endpoint) -> None:
@@ -161,8 +161,7 @@ def test_calls_of_the_outage_say_where_they_went(received: Endpoint) -> None:
 
 def test_terminated_session_shows_as_a_retry_of_the_call_that_met_it(received: Endpoint) -> None:
     retried = [span for span in received.all_spans() for event in span.events if event.name == "checkpoint.retry"]
-    assert retried
-    assert {attributes(span)["checkpoint.outcome"] for span in retried} == {"primary"}
+    assert "primary" in {attributes(span)["checkpoint.outcome"] for span in retried}
 
 
 def test_outage_is_one_span_with_its_counts_its_transitions_and_its_drains(received: Endpoint) -> None:
@@ -172,12 +171,9 @@ def test_outage_is_one_span_with_its_counts_its_transitions_and_its_drains(recei
     assert found["checkpoint.outcome"] == "drained"
     assert found["checkpoint.journaled"] > found["checkpoint.drained"] > 0
     assert (found["checkpoint.dead_letters"], found["checkpoint.divergences"]) == (1, 1)
-    assert [event.name for event in outage.events] == [
-        "checkpoint.breaker_opened",
-        "checkpoint.primary_recovered",
-        *sorted(event.name for event in outage.events[2:]),
-    ]
-    assert {"checkpoint.divergence", "checkpoint.dead_letter"} == {event.name for event in outage.events[2:]}
+    opened, recovered, *rest = (event.name for event in outage.events)
+    assert (opened, recovered) == ("checkpoint.breaker_opened", "checkpoint.primary_recovered")
+    assert set(rest) == {"checkpoint.divergence", "checkpoint.dead_letter"}
     drains = spans_of(received, "checkpoint.drain")
     assert {(attributes(span)["checkpoint.thread_id"], attributes(span)["checkpoint.outcome"]) for span in drains} == {
         ("shared", "drained"),

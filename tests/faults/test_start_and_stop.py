@@ -17,7 +17,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
-from enhanced_checkpointing.manager import SETTLE_SECONDS
+from enhanced_checkpointing.upkeep.life import SETTLE_SECONDS
 from tests.support.checkpointer import FAST, opened, postgres, recovered, saver_of
 from tests.support.dump import assert_equal_dumps, dump_postgres
 from tests.support.graphs import GRAPHS, run_case

@@ -9,7 +9,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
-from enhanced_checkpointing.operations import Put, PutWrites, SharingSerializer, accept_put, accept_writes
+from enhanced_checkpointing.operations import Put, PutWrites, accept_put, accept_writes
+from enhanced_checkpointing.serialization import SharingSerializer
 
 
 def config_of(thread_id: str, checkpoint_ns: str = "", checkpoint_id: str | None = None) -> RunnableConfig:

@@ -9,6 +9,7 @@ import ast
 import asyncio
 import inspect
 import logging
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -31,6 +32,7 @@ from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
 import enhanced_checkpointing
+from enhanced_checkpointing.backends import postgres_rows
 from tests.support.author import config_of
 from tests.support.checkpointer import eventually
 
@@ -146,39 +148,44 @@ def test_postgres_saver_can_be_made_on_a_connection_for_setting_up() -> None:
     assert "serde" in inspect.signature(AsyncPostgresSaver.__init__).parameters
 
 
-def columns(statement: str) -> list[str]:
-    return [name.strip() for name in statement.split("(", 1)[1].split(")", 1)[0].split(",")]
+def inserts(statement: str) -> list[tuple[str, set[str], str, set[str]]]:
+    """Each INSERT of a statement: its table, its columns, its key, and what it updates when the key is there."""
+    found = []
+    for part in " ".join(statement.replace(";", "").split()).split("INSERT INTO ")[1:]:
+        table, columns, rest = re.split(r" ?\(|\) ?", part, maxsplit=2)
+        conflict = re.search(r"ON CONFLICT \((?P<key>[^)]*)\) DO (?:NOTHING|UPDATE SET (?P<sets>.*?)) ?(?:\)|$)", rest)
+        assert conflict is not None, rest
+        sets = {part.strip() for part in (conflict["sets"] or "").split(",") if part.strip()}
+        found.append((table, {name.strip() for name in columns.split(",")}, conflict["key"], sets))
+    return found
 
 
-def test_statements_of_the_postgres_saver_take_their_parameters_in_our_order() -> None:
-    key = ["thread_id", "checkpoint_ns"]
-    task = ["checkpoint_id", "task_id", "task_path", "idx", "channel", "type", "blob"]
-    expected = {
-        "UPSERT_CHECKPOINT_BLOBS_SQL": [*key, "channel", "version", "type", "blob"],
-        "UPSERT_CHECKPOINTS_SQL": [*key, "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata"],
-        "UPSERT_CHECKPOINT_WRITES_SQL": [*key, *task],
-        "INSERT_CHECKPOINT_WRITES_SQL": [*key, *task],
-    }
-    for name, parameters in expected.items():
-        statement = getattr(AsyncPostgresSaver, name)
-        assert columns(statement) == parameters, name
-        assert statement.count("%s") == len(parameters), name
+def test_our_statements_store_what_those_of_the_postgres_saver_store() -> None:
+    """The same columns of the same tables, under the same keys, and in conflict the same row stays."""
+    official = AsyncPostgresSaver
+    assert inserts(postgres_rows.PUT_SQL) == inserts(official.UPSERT_CHECKPOINTS_SQL)
+    with_blobs = [*inserts(official.UPSERT_CHECKPOINT_BLOBS_SQL), *inserts(official.UPSERT_CHECKPOINTS_SQL)]
+    assert inserts(postgres_rows.PUT_WITH_BLOBS_SQL) == with_blobs
+    ordinary = inserts(postgres_rows.PUT_WRITES_SQL + postgres_rows.KEEP_FIRST)
+    assert ordinary == inserts(official.INSERT_CHECKPOINT_WRITES_SQL)
+    special = inserts(postgres_rows.PUT_WRITES_SQL + postgres_rows.KEEP_LAST)
+    assert special == inserts(official.UPSERT_CHECKPOINT_WRITES_SQL)
 
 
-def test_statements_of_the_postgres_saver_may_be_applied_twice() -> None:
-    saver = AsyncPostgresSaver
-    assert "DO NOTHING" in saver.UPSERT_CHECKPOINT_BLOBS_SQL
-    assert "DO NOTHING" in saver.INSERT_CHECKPOINT_WRITES_SQL
-    assert "DO UPDATE" in saver.UPSERT_CHECKPOINTS_SQL
-    assert "DO UPDATE" in saver.UPSERT_CHECKPOINT_WRITES_SQL
+def test_postgres_saver_stores_by_those_statements_alone() -> None:
+    assert "UPSERT_CHECKPOINT_BLOBS_SQL" in attributes_of_self(AsyncPostgresSaver.aput)
+    assert "UPSERT_CHECKPOINTS_SQL" in attributes_of_self(AsyncPostgresSaver.aput)
+    assert inspect.getsource(AsyncPostgresSaver.aput).count("await cur.") == 2
+    writing = attributes_of_self(AsyncPostgresSaver.aput_writes)
+    assert {"UPSERT_CHECKPOINT_WRITES_SQL", "INSERT_CHECKPOINT_WRITES_SQL"} <= writing
+    assert inspect.getsource(AsyncPostgresSaver.aput_writes).count("await cur.") == 1
 
 
-def test_postgres_saver_deletes_a_thread_by_the_statements_that_we_send() -> None:
-    from enhanced_checkpointing.backends.postgres_rows import DELETE_THREAD_SQL
-
-    source = inspect.getsource(AsyncPostgresSaver.adelete_thread)
-    assert source.count("cur.execute(") == len(DELETE_THREAD_SQL)
-    assert all(statement in source for statement in DELETE_THREAD_SQL)
+def test_postgres_saver_deletes_a_thread_from_the_tables_that_we_delete_it_from() -> None:
+    deletion = re.compile(r"DELETE FROM (\w+) WHERE thread_id = %")
+    theirs = deletion.findall(inspect.getsource(AsyncPostgresSaver.adelete_thread))
+    assert len(theirs) == 3
+    assert sorted(deletion.findall(postgres_rows.DELETE_SQL)) == sorted(theirs)
 
 
 def test_migrations_of_the_postgres_saver_are_numbered_by_their_place_in_a_table_of_that_name() -> None:
@@ -186,6 +193,7 @@ def test_migrations_of_the_postgres_saver_are_numbered_by_their_place_in_a_table
     assert len(migrations) >= 10
     assert "CREATE TABLE IF NOT EXISTS checkpoint_migrations" in migrations[0]
     assert "v INTEGER PRIMARY KEY" in migrations[0]
+    assert "MIGRATIONS" in attributes_of_self(AsyncPostgresSaver.setup), "one saver may have migrations of its own"
     source = inspect.getsource(AsyncPostgresSaver.setup)
     assert "INSERT INTO checkpoint_migrations (v)" in source
     for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):

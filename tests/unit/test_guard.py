@@ -354,14 +354,17 @@ async def test_cancelled_before_the_attempt_ran_leaves_nothing_behind() -> None:
     assert setting.guard.outstanding == 0
 
 
-async def test_caller_cancelled_just_as_the_attempt_ended_abandons_nothing() -> None:
-    setting, gate = Setting(), asyncio.Event()
+async def test_caller_cancelled_just_as_the_attempt_ended_cuts_and_abandons_nothing() -> None:
+    setting, gate, cut = Setting(), asyncio.Event(), []
 
     async def work() -> str:
+        attempt = current_attempt.get()
+        assert attempt is not None
+        attempt.hold(lambda: cut.append("a connection that works"))
         await gate.wait()
         return "done"
 
-    caller = asyncio.ensure_future(setting.call(work))
+    caller = asyncio.ensure_future(setting.call(work, writes=True))
     await asyncio.sleep(0.01)
     gate.set()
     await asyncio.sleep(0)
@@ -369,6 +372,18 @@ async def test_caller_cancelled_just_as_the_attempt_ended_abandons_nothing() -> 
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert setting.guard.outstanding == 0
+    assert cut == []
+
+
+async def test_call_that_waited_mostly_for_its_turn_does_not_speak_for_the_server() -> None:
+    """It asked the server only in the last moment of its deadline; that is one failure, and not silence."""
+    setting, clock = Setting(), FakeClock()
+    deadline = Deadline(lambda: time.monotonic() + clock(), 10.0)
+    clock.advance(9.97)
+    with pytest.raises(CallFailed) as caught:
+        await setting.guard.call("put", silence, deadline=deadline)
+    assert caught.value.timed_out
+    assert not setting.breaker.is_open
 
 
 async def test_cancellation_counts_neither_for_nor_against() -> None:

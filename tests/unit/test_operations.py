@@ -16,8 +16,6 @@ from enhanced_checkpointing.operations import (
     DeleteThread,
     Operation,
     PutWrites,
-    Serialized,
-    SharingSerializer,
     accept_put,
     accept_writes,
     apply_shared,
@@ -27,8 +25,8 @@ from enhanced_checkpointing.operations import (
     namespace_of,
     operations_of,
     thread_of,
-    widen_allowlist,
 )
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer, widen_allowlist
 from tests.support.author import Author, config_of
 
 
@@ -237,7 +235,7 @@ def test_size_counts_values_and_a_flat_part() -> None:
 def history(author: Author) -> list[Operation]:
     first = author.put({"profile": ["Ada"], "n": 1})
     first_writes = author.writes(("n", 2), ("other", [1]), task_id="b", task_path="~1")
-    special = author.writes(("__error__", "oops"), task_id="a", task_path="~0")
+    special = author.writes(("__error__", "oops"), task_id="z", task_path="~0")
     return [first, first_writes, special, author.put({"profile": ["Ada"], "n": 2})]
 
 
@@ -258,7 +256,7 @@ async def test_shared_and_live_application_leave_the_same_in_a_saver() -> None:
     expected = await dump(live)
     assert len(expected) == 2
     assert expected[0][1]["channel_values"] == {"profile": ["Ada"], "n": 2}
-    assert expected[1][4] == [("a", "__error__", "oops"), ("b", "n", 2), ("b", "other", [1])]
+    assert expected[1][4] == [("z", "__error__", "oops"), ("b", "n", 2), ("b", "other", [1])]
     assert await dump(shared) == expected
     assert await dump(replayed) == expected
 

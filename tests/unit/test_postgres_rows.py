@@ -16,7 +16,8 @@ from enhanced_checkpointing.backends.postgres_rows import (
     PUT_WITH_BLOBS_SQL,
     statement,
 )
-from enhanced_checkpointing.operations import DeleteThread, Operation, Put, Serialized
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put
+from enhanced_checkpointing.serialization import Serialized
 from tests.support.author import Author
 
 
@@ -155,3 +156,17 @@ def test_no_writes_are_no_statement() -> None:
 
 def test_deletion_is_one_statement_for_one_thread() -> None:
     assert statement(DeleteThread("thread")) == (DELETE_SQL, {"thread_id": "thread"})
+
+
+@pytest.mark.parametrize(("ordinary", "kept"), [((), ["b"]), ((("n", 2),), ["n", "a"])])
+def test_of_two_writes_of_a_special_channel_one_stays_as_one_statement_after_the_other_would_have_it(
+    ordinary: tuple[tuple[str, Any], ...], kept: list[str]
+) -> None:
+    """The last if all are special, else the first; one statement may not meet the same row twice."""
+    author = Author()
+    author.put({"n": 1})
+    writes = author.writes(*ordinary, ("__error__", "a"), ("__error__", "b"))
+    data = {value.data: "n" if channel == "n" else author.serializer.thaw(value) for channel, value in writes.writes}
+    parameters = parameters_of(writes)
+    assert [data[blob] for blob in parameters["blobs"]] == kept
+    assert len(set(parameters["indexes"])) == len(parameters["indexes"])

@@ -18,11 +18,12 @@ from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalRecord
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
-from enhanced_checkpointing.operations import DeleteThread, Operation, Put, SharingSerializer, apply_shared
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_shared
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, ThreadDrained
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep.reconciler import Drain, Reconciler

@@ -8,7 +8,8 @@ from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.warm_thread import OVERHEAD
 from enhanced_checkpointing.journal.contract import UNKNOWN
-from enhanced_checkpointing.operations import DeleteThread, SharingSerializer
+from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.serialization import SharingSerializer
 from tests.support.author import Author, config_of
 
 BIG = ["x" * 10_000]

@@ -16,7 +16,8 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.warm_thread import OVERHEAD, WarmThread
-from enhanced_checkpointing.operations import Put, PutWrites, Serialized, SharingSerializer
+from enhanced_checkpointing.operations import Put, PutWrites
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 from tests.support.author import Author, config_of
 
 NEWEST = config_of("thread")

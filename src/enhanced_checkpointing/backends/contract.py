@@ -8,8 +8,9 @@ from typing import Any, ClassVar, TypeVar
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.operations import Operation, SharingSerializer, apply_to_saver
+from enhanced_checkpointing.operations import Operation, apply_to_saver
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.operations import Operation, SharingSerializer, apply_shared
+from enhanced_checkpointing.operations import Operation, apply_shared
+from enhanced_checkpointing.serialization import SharingSerializer
 
 
 class MemoryBackend(Backend):

@@ -19,8 +19,9 @@ from enhanced_checkpointing.backends.postgres_failures import LostSessionError, 
 from enhanced_checkpointing.backends.postgres_rows import statement
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.operations import Operation, SharingSerializer
+from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.failure_kinds import Failure
+from enhanced_checkpointing.serialization import SharingSerializer
 
 SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under which tables are made
 # Without parameters, so that it goes out by the simple protocol: by the extended one its portal, and with it a

@@ -11,7 +11,8 @@ from typing import Any, cast
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from psycopg.types.json import Jsonb
 
-from enhanced_checkpointing.operations import Operation, Put, PutWrites, Serialized
+from enhanced_checkpointing.operations import Operation, Put, PutWrites
+from enhanced_checkpointing.serialization import Serialized
 
 Statement = tuple[str, dict[str, Any]]
 

@@ -17,9 +17,10 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.operations import Operation, Put, SharingSerializer, apply_shared, apply_to_saver
+from enhanced_checkpointing.operations import Operation, Put, apply_shared, apply_to_saver
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import current_attempt
+from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")
 

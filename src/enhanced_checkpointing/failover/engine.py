@@ -23,7 +23,9 @@ from langgraph.checkpoint.base import (
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError, redact
+from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
+from enhanced_checkpointing.failover.explanations import NOT_STORED, cold, explained, unavailable
+from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.routes import (
     Lanes,
     Route,
@@ -33,26 +35,16 @@ from enhanced_checkpointing.failover.routes import (
     route_of,
 )
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.thread_ids import created_at
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import (
-    DeleteThread,
-    Operation,
-    SharingSerializer,
-    accept_put,
-    accept_writes,
-    thread_of,
-)
+from enhanced_checkpointing.operations import DeleteThread, Operation, accept_put, accept_writes, thread_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOver, Notice, OperationScope, Telemetry
 
 T = TypeVar("T")
-
-MAINTENANCE_PATIENCE = 12
-"""How many ordinary deadlines a maintenance call may take: pruning a long thread is slow, and rightly so."""
 
 
 class Engine:
@@ -81,9 +73,10 @@ class Engine:
         self._serializer = serializer
         self._telemetry = telemetry
         self._clock = clock
-        self._wall_clock = wall_clock
         self._settling: set[asyncio.Task[None]] = set()
-        self._last_contact = float("inf")
+        self._newcomers = Newcomers(
+            standby, start_fresh=config.on_unknown_thread == "start_fresh", wall_clock=wall_clock
+        )
         self.lanes = Lanes()
         self.journaled = 0
         """Operations journaled so far."""
@@ -105,7 +98,7 @@ class Engine:
 
     async def list(
         self,
-        config: RunnableConfig | None,
+        config: RunnableConfig,
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
@@ -113,8 +106,6 @@ class Engine:
         async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
             return [found async for found in saver.alist(config, filter=filter, before=before, limit=limit)]
 
-        if config is None or "thread_id" not in config.get("configurable", {}):
-            return await self._list_everything(fetch)
         return await self._read(
             "list",
             config,
@@ -154,33 +145,6 @@ class Engine:
     async def delete_thread(self, thread_id: str) -> None:
         await self._write(DeleteThread(thread_id))
 
-    async def maintain(
-        self,
-        operation: str,
-        thread_ids: Sequence[str] | None,
-        run: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
-    ) -> T:
-        """Run a maintenance call that only the primary can answer; None for `thread_ids`: it may change any thread.
-
-        Raises:
-            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
-        """
-        scope = OperationScope(operation, self._backend.name, None)
-        with self._telemetry.operation(scope):
-            deadline = self._new_deadline(MAINTENANCE_PATIENCE)
-            waiting = [thread for thread in self._waiting_threads() if thread_ids is None or thread in thread_ids]
-            if self._breaker.is_open or not all([await self.drain_first(thread, deadline) for thread in waiting]):
-                scope.outcome = "unavailable"
-                raise self._unavailable(f"{operation} needs the primary", "Nothing was changed.")
-            try:
-                result = await self._guard.once(operation, lambda: self._backend.ask(run), deadline=deadline)
-            except CallFailed as failed:
-                raise self._explained(failed, f"{operation} did not succeed") from failed.error
-            finally:
-                self._standby.forget_all(thread_ids)
-            scope.outcome = "primary"
-            return result
-
     # Reading
 
     async def _read(
@@ -209,7 +173,7 @@ class Engine:
             except CallFailed as failed:
                 return self._after_failed_read(scope, thread_id, failed, standby)
             scope.outcome = "primary"
-            self._contact()
+            self._newcomers.contact()
             keep(found)
             return found
 
@@ -228,44 +192,14 @@ class Engine:
     def _ask_standby(
         self, scope: OperationScope, thread_id: str, standby: Callable[[], T], failed: CallFailed | None
     ) -> T:
-        self._start_fresh_if_new(thread_id)
+        self._newcomers.admit(thread_id)
         try:
             answer = standby()
         except CheckpointUnavailableError as error:
             scope.outcome = "unavailable"
-            fix = f" {failed.failure.fix}" if failed is not None and failed.failure.fix else ""
-            raise self._unavailable(
-                f"thread {thread_id!r} cannot be read: the primary is not available and {error}",
-                "Nothing is lost; this is not 'not found'." + fix,
-            ) from (failed.error if failed is not None else None)
+            raise cold(thread_id, error, failed) from (failed.error if failed is not None else None)
         scope.outcome = "standby"
         return answer
-
-    def _start_fresh_if_new(self, thread_id: str) -> None:
-        """Take a thread that this process never saw for empty, if that is allowed, or its id is younger than the last
-        contact with the primary."""
-        if self._standby.knows(thread_id):
-            return
-        made_at = created_at(thread_id)
-        if self._config.on_unknown_thread == "start_fresh" or (made_at is not None and made_at > self._last_contact):
-            self._standby.note_empty(thread_id, "")
-
-    async def _list_everything(
-        self, fetch: Callable[[BaseCheckpointSaver[Any]], Awaitable[Sequence[CheckpointTuple]]]
-    ) -> Sequence[CheckpointTuple]:
-        scope = OperationScope("list", self._backend.name, None)
-        with self._telemetry.operation(scope):
-            if self._breaker.is_open or self._waiting_threads():
-                scope.outcome = "unavailable"
-                raise self._unavailable("a listing of all threads needs the primary", "Name a thread, or try later.")
-            try:
-                found = await self._guard.call(
-                    "list", lambda: self._backend.ask(fetch), deadline=self._new_deadline(MAINTENANCE_PATIENCE)
-                )
-            except CallFailed as failed:
-                raise self._explained(failed, "the threads cannot be listed") from failed.error
-            scope.outcome = "primary"
-            return found
 
     # Writing
 
@@ -302,13 +236,13 @@ class Engine:
                         await self._after_failed_write(operation, scope, failed, deadline)
                         return
                     scope.outcome = "primary"
-                    self._contact()
+                    self._newcomers.contact()
                     self._standby.apply(operation)
                 else:
                     await self._journal_operation(operation, scope, "the primary is not available", deadline)
         except TimeoutError as error:
             scope.outcome = "unavailable"
-            raise self._unavailable(
+            raise unavailable(
                 f"{operation.name} on thread {operation.thread_id!r} did not get its turn in time",
                 "Nothing was written by this call.",
             ) from error
@@ -344,8 +278,8 @@ class Engine:
         """Acknowledge an operation by journaling it: the journal first, then the standby."""
         if self._journal is None or not self._may_journal:
             scope.outcome = "unavailable"
-            raise self._unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
-        self._start_fresh_if_new(operation.thread_id)
+            raise unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
+        self._newcomers.admit(operation.thread_id)
         await self._journal.append(operation, self._standby.base_head(operation), deadline)
         self.journaled += 1
         scope.outcome = "journaled"
@@ -363,18 +297,21 @@ class Engine:
         held = self._journal is not None and self._journal.holds(thread_id)
         return route_of(breaker_open=self._breaker.is_open, journal_holds=held)
 
-    def _waiting_threads(self) -> Sequence[str]:
+    def waiting_threads(self) -> Sequence[str]:
+        """The threads that wait to be drained, oldest first."""
         return self._journal.waiting_threads() if self._journal is not None else ()
 
-    def _new_deadline(self, deadlines: int = 1) -> Deadline:
-        return Deadline(self._clock, self._config.deadline * deadlines)
+    def _new_deadline(self) -> Deadline:
+        return Deadline(self._clock, self._config.deadline)
 
-    def _contact(self) -> None:
-        """The primary answered. The newest time counts: a clock that jumps back must not make old threads look new."""
-        now = self._wall_clock()
-        self._last_contact = now if self._last_contact == float("inf") else max(self._last_contact, now)
+    def _explained(self, failed: CallFailed, what: str) -> BaseException:
+        self._alarm(failed)
+        return explained(failed, what)
 
     def _alarm(self, failed: CallFailed) -> None:
+        """Tell an operator of what waiting does not mend."""
+        if failed.kind is FailureKind.CORRUPTION:
+            self._telemetry.emit(Notice("ERROR", f"Stored checkpoints are damaged: {redact(failed.error)}"))
         if failed.kind is FailureKind.CONFIGURATION:
             self._telemetry.emit(
                 ConfigurationFault(
@@ -382,34 +319,10 @@ class Engine:
                 )
             )
 
-    def _explained(self, failed: CallFailed, what: str) -> BaseException:
-        """The error that the caller gets: its own fault as the saver raised it, all else said in our words."""
-        if failed.kind is FailureKind.DATA:
-            return failed.error
-        if failed.kind is FailureKind.CORRUPTION:
-            message = f"{what}: stored data is damaged ({redact(failed.error)}). Restore it from a backup."
-            self._telemetry.emit(Notice("ERROR", message))
-            return CheckpointCorruptionError(message)
-        if failed.kind is FailureKind.SATURATED:
-            return self._unavailable(
-                f"{what}: {failed.error}", "Raise CHECKPOINT_POOL_MAX_SIZE, or make fewer calls at once."
-            )
-        return self._unavailable(f"{what}: {redact(failed.error)}", failed.failure.fix or NOT_STORED)
-
-    @staticmethod
-    def _unavailable(what: str, then: str) -> CheckpointUnavailableError:
-        return CheckpointUnavailableError(f"{what[0].upper()}{what[1:]}. {then}")
-
     async def close(self, seconds: float) -> None:
         """Wait up to `seconds` for writes under way to be settled."""
         if self._settling:
             await asyncio.wait(set(self._settling), timeout=seconds)
-
-
-NOT_STORED = (
-    "It was not acknowledged: treat it as not stored, although the primary may still have taken it. "
-    "Repeat it when the primary is back."
-)
 
 
 async def _nobody_drains(thread_id: str, deadline: Deadline) -> bool:

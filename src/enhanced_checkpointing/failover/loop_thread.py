@@ -1,31 +1,27 @@
-"""An event loop of the manager's own, in a thread, for programs that have none or that block theirs."""
+"""Where a manager lives: on the event loop of its caller, or on one of its own in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-END_SECONDS = 2.0
-"""How long tasks that were left in the loop are waited for at its end."""
+END_SECONDS = 5.0
+"""How long tasks that are left in a loop of our own may take to end."""
 
 
 class LoopThread:
-    """Starts a daemon thread that runs a new event loop until `stop`."""
+    """A daemon thread that runs a new event loop until `stop`."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.SelectorEventLoop()  # psycopg cannot run on the one that Windows would choose
+        self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="enhanced-checkpointing", daemon=True)
         self._started = threading.Event()
         self._thread.start()
         self._started.wait()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` on the loop and wait for it; not from the loop's own thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def stop(self) -> None:
         """End the loop and wait for its thread."""
@@ -50,3 +46,46 @@ class LoopThread:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=END_SECONDS)
+
+
+class Home:
+    """The loop on which everything of one manager runs; settled by `move_in`, left by `move_out`."""
+
+    def __init__(self) -> None:
+        self._thread: LoopThread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def move_in(self, *, own_loop: bool) -> None:
+        """Live on the running loop, or, with `own_loop`, on a new one in a thread."""
+        if own_loop:
+            self._thread = LoopThread()
+        self._loop = self._thread.loop if self._thread is not None else asyncio.get_running_loop()
+
+    def move_out(self) -> None:
+        """End the loop, if it is one of our own."""
+        thread, self._thread, self._loop = self._thread, None, None
+        if thread is not None:
+            thread.stop()
+
+    async def bring(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await `work()` at home, from whichever loop is running."""
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            return await work()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._loop))
+
+    def wait(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work()` at home and wait for it, from a thread that runs no loop of ours."""
+        if self._loop is None:
+            raise RuntimeError("there is no home to run this on")
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
+
+    def tell(self, work: Callable[[], None]) -> None:
+        """Call `work()` at home, before anything that is brought there later."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._loop is None or self._loop is here:
+            work()
+        else:
+            self._loop.call_soon_threadsafe(work)

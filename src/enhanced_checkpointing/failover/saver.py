@@ -18,8 +18,9 @@ from langgraph.checkpoint.base import (
 )
 
 from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge, SyncMethods
-from enhanced_checkpointing.operations import SharingSerializer, widen_allowlist
+from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 
 
 class FailoverSaver(SyncMethods):
@@ -29,9 +30,12 @@ class FailoverSaver(SyncMethods):
     thread that is known to be empty.
     """
 
-    def __init__(self, engine: Engine, bridge: LoopBridge, serializer: SharingSerializer) -> None:
+    def __init__(
+        self, engine: Engine, maintenance: Maintenance, bridge: LoopBridge, serializer: SharingSerializer
+    ) -> None:
         super().__init__(serde=serializer.inner)
         self._engine = engine
+        self._maintenance = maintenance
         self._bridge = bridge
         self._serializer = serializer
 
@@ -48,7 +52,12 @@ class FailoverSaver(SyncMethods):
     ) -> AsyncIterator[CheckpointTuple]:
         """All matching checkpoints, newest first. They are fetched before the first is given, so that a listing is
         complete or an error, never a part that looks like the whole."""
-        for found in await self._bridge.bring(lambda: self._engine.list(config, filter, before, limit)):
+        if config is not None and "thread_id" in config.get("configurable", {}):
+            one = config
+            answer = await self._bridge.bring(lambda: self._engine.list(one, filter, before, limit))
+        else:
+            answer = await self._bridge.bring(lambda: self._maintenance.list(filter, before, limit))
+        for found in answer:
             yield found
 
     async def aput(
@@ -92,14 +101,14 @@ class FailoverSaver(SyncMethods):
 
 async def _delete_for_runs(self: FailoverSaver, run_ids: Sequence[str]) -> None:
     await self._bridge.bring(
-        lambda: self._engine.maintain("delete_for_runs", None, lambda saver: saver.adelete_for_runs(run_ids))
+        lambda: self._maintenance.change("delete_for_runs", None, lambda saver: saver.adelete_for_runs(run_ids))
     )
 
 
 async def _copy_thread(self: FailoverSaver, source_thread_id: str, target_thread_id: str) -> None:
     threads = [source_thread_id, target_thread_id]
     await self._bridge.bring(
-        lambda: self._engine.maintain("copy_thread", threads, lambda saver: saver.acopy_thread(*threads))
+        lambda: self._maintenance.change("copy_thread", threads, lambda saver: saver.acopy_thread(*threads))
     )
 
 
@@ -107,7 +116,7 @@ async def _prune(self: FailoverSaver, thread_ids: Sequence[str], *, strategy: st
     if isinstance(thread_ids, str):
         raise TypeError("thread_ids must be a sequence of thread IDs, not a str")
     await self._bridge.bring(
-        lambda: self._engine.maintain("prune", thread_ids, lambda saver: saver.aprune(thread_ids, strategy=strategy))
+        lambda: self._maintenance.change("prune", thread_ids, lambda saver: saver.aprune(thread_ids, strategy=strategy))
     )
 
 

@@ -12,16 +12,8 @@ from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
-from enhanced_checkpointing.operations import (
-    DeleteThread,
-    Operation,
-    Put,
-    Serialized,
-    SharingSerializer,
-    checkpoint_id_of,
-    namespace_of,
-    thread_of,
-)
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put, checkpoint_id_of, namespace_of, thread_of
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 
 class Standby:

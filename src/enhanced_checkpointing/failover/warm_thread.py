@@ -10,15 +10,8 @@ from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory, Pend
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.operations import (
-    Put,
-    PutWrites,
-    Serialized,
-    SharingSerializer,
-    checkpoint_id_of,
-    namespace_of,
-    operations_of,
-)
+from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 OVERHEAD = 600
 """Bytes that a warm thread or a checkpoint costs besides its values; measured with `sys.getsizeof` over its parts."""

@@ -15,11 +15,12 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal, JournalRecord
-from enhanced_checkpointing.operations import Operation, SharingSerializer, operations_of
+from enhanced_checkpointing.operations import Operation, operations_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Telemetry, ThreadDrained
 from enhanced_checkpointing.upkeep.divergence import diverged, moved_to, namespaces_to_check, sibling_id
 

@@ -1,0 +1,103 @@
+"""Calls that only the primary can answer: copying, pruning, deleting by run, and listing across threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.explanations import explained, unavailable
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.resilience.breaker import Breaker, Clock
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
+
+T = TypeVar("T")
+
+PATIENCE = 12
+"""How many ordinary deadlines a maintenance call may take: pruning a long thread is slow, and rightly so."""
+
+
+class Maintenance:
+    """Raises in an outage. Slow calls are its nature, so none of them moves the breaker."""
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        guard: Guard,
+        breaker: Breaker,
+        standby: Standby,
+        engine: Engine,
+        telemetry: Telemetry,
+        deadline: float,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._backend = backend
+        self._guard = guard
+        self._breaker = breaker
+        self._standby = standby
+        self._engine = engine
+        self._telemetry = telemetry
+        self._seconds = PATIENCE * deadline
+        self._clock = clock
+
+    async def change(
+        self, operation: str, thread_ids: Sequence[str] | None, ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]
+    ) -> T:
+        """Change these threads, or any thread for None, behind the back of the standby, which then forgets them.
+
+        Raises:
+            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
+        """
+        try:
+            return await self.ask(operation, thread_ids, ask)
+        finally:
+            self._standby.forget_all(thread_ids)
+
+    async def list(
+        self, filter: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None
+    ) -> Sequence[CheckpointTuple]:
+        """The checkpoints of all threads that match.
+
+        Raises:
+            CheckpointUnavailableError: there is an outage, or a thread is not drained yet.
+        """
+
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
+            return [found async for found in saver.alist(None, filter=filter, before=before, limit=limit)]
+
+        return await self.ask("list", None, fetch)
+
+    async def ask(
+        self, operation: str, thread_ids: Sequence[str] | None, ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]
+    ) -> T:
+        """Ask the primary about these threads, or about all for None.
+
+        Raises:
+            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
+        """
+        scope = OperationScope(operation, self._backend.name, None)
+        about = "all threads" if thread_ids is None else f"threads {', '.join(thread_ids)}"
+        with self._telemetry.operation(scope):
+            deadline = Deadline(self._clock, self._seconds)
+            waiting = [
+                thread for thread in self._engine.waiting_threads() if thread_ids is None or thread in thread_ids
+            ]
+            drained = [await self._engine.drain_first(thread, deadline) for thread in waiting]
+            if self._breaker.is_open or not all(drained):
+                scope.outcome = "unavailable"
+                raise unavailable(f"{operation} of {about} needs the primary", "Nothing was changed; try later.")
+            try:
+                answer = await self._guard.once(operation, lambda: self._backend.ask(ask), deadline=deadline)
+            except CallFailed as failed:
+                raise explained(failed, f"{operation} of {about} did not succeed") from failed.error
+            scope.outcome = "primary"
+            return answer

@@ -1,0 +1,1 @@
+"""Whole threads: listing and deleting them."""

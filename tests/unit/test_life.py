@@ -1,0 +1,44 @@
+"""The two ends of a manager's life."""
+
+from __future__ import annotations
+
+from enhanced_checkpointing import CheckpointerConfig
+from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.telemetry.events import Notice
+from enhanced_checkpointing.testing import FakeClock
+from enhanced_checkpointing.upkeep.life import memory_journal_warning, tell_backlog
+from tests.support.recorder import Recorder
+
+JOURNAL = MemoryJournal(10_000)
+
+
+def test_production_warns_of_a_journal_in_memory_that_nobody_chose() -> None:
+    warning = memory_journal_warning(CheckpointerConfig(environment="production"), JOURNAL)
+    assert warning is not None
+    assert warning.level == "WARNING"
+    assert "lost if this process ends" in warning.message
+    assert "CHECKPOINT_JOURNAL=memory accepts that" in warning.message
+
+
+def test_journal_in_memory_that_was_chosen_by_name_is_not_warned_of() -> None:
+    config = CheckpointerConfig(environment="production", journal="memory")
+    assert memory_journal_warning(config, JOURNAL) is None
+    assert memory_journal_warning(CheckpointerConfig(environment="development"), JOURNAL) is None
+    assert memory_journal_warning(CheckpointerConfig(environment="production"), None) is None
+
+
+async def test_backlog_of_a_memory_journal_is_told_as_lost() -> None:
+    recorder = Recorder()
+    journal = MemoryJournal(10_000)
+    tell_backlog(journal, recorder)
+    assert recorder.events == []
+    await journal.append(DeleteThread("thread"), None, Deadline(FakeClock(), 1.0))
+    tell_backlog(journal, recorder)
+    assert recorder.events == [
+        Notice(
+            "ERROR",
+            "Stopped with 1 acknowledged operations not in the primary. The journal is in memory, so they are lost.",
+        )
+    ]
