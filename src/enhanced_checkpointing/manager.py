@@ -123,7 +123,7 @@ class EnhancedCheckpointerManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.config.enabled:
+        if not self._home.is_left:
             try:
                 self._home.wait(self._end)
                 self._home.wait(self._close_companions)

@@ -5,6 +5,7 @@ The application is a process of its own, as the SDK's providers are global; it a
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,14 +94,14 @@ class Faults:
 @pytest.fixture(scope="module")
 def received(postgres_server: PostgresServer) -> Iterator[Endpoint]:
     """What one application's whole life sends."""
-    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     with fresh_database(postgres_server.url()) as url, serving() as endpoint:
         parts = urlsplit(url)
         with ThreadedFaultProxy(str(parts.hostname), parts.port or 5432) as proxy:
             faults = Faults(url, proxy)
             process = subprocess.Popen(
                 [sys.executable, "-c", APPLICATION, proxy.url(url)],
-                env=environment_of(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint.url, PYTHONPATH=root),
+                env=environment_of(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint.url, PYTHONPATH=path),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

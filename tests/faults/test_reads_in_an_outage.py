@@ -151,7 +151,7 @@ async def test_listing_of_all_threads_needs_the_primary(database_url: str, tmp_p
         await Thread(saver_of(manager), "three").put()
         with pytest.raises(CheckpointUnavailableError, match="all threads"):
             await manager.list_threads()
-        with pytest.raises(CheckpointUnavailableError, match="Prune needs the primary"):
+        with pytest.raises(CheckpointUnavailableError, match="Prune of threads one needs the primary"):
             await saver_of(manager).aprune(["one"])
 
 

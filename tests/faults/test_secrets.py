@@ -169,15 +169,20 @@ async def go_through_an_outage(server: LocalPostgres, out: Outlets) -> None:
         await fail_to_start(sweep, config_of(server, require_primary=True))
         await asyncio.to_thread(server.start)
         await recovered(manager)
-        change_password(server)  # new connections are refused: the same sessions live on
+        change_password(server)
+        await run_case(case, saver, "known")  # journaled and alarmed
+        with pytest.raises(CheckpointerError) as refused:
+            await saver.aget_tuple({"configurable": {"thread_id": "unknown"}})
+        sweep.add_error(refused.value)
         await manager.health_check()
         out.collect(manager)
         change_password(server, back=True)
+        await recovered(manager)
     out.collect_spans()
 
 
 def change_password(server: LocalPostgres, *, back: bool = False) -> None:
-    """Make the password of the configuration wrong, or right again."""
+    """Make the password of the configuration wrong, or right again, and end the sessions that were let in before."""
     url = f"postgresql://keeper:keeper@127.0.0.1:{server.port}/postgres"
     if not back:
         with psycopg.connect(server.url(), autocommit=True) as connection:
@@ -186,6 +191,7 @@ def change_password(server: LocalPostgres, *, back: bool = False) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         password = psycopg.sql.Literal(server._password if back else "another")
         connection.execute(psycopg.sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password))
+        connection.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'postgres'")
 
 
 async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +205,7 @@ async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkey
         await go_through_an_outage(guarded_postgres, out)
     places = {place for place, text in sweep.found if len(text) > 2}
     assert places == {"settings", "config", "log", "error", "traceback", "repr", "health", "spans", "metrics"}
-    assert any("password authentication failed" in text for _, text in sweep.found)
+    assert any("refuses for a reason that waiting does not mend" in text for place, text in sweep.found)
     sweep.assert_clean()
 
 

@@ -71,13 +71,12 @@ async def test_server_that_crashes_under_running_graphs_loses_nothing(
 async def test_backend_that_is_killed_while_it_writes_loses_nothing(
     private_postgres: LocalPostgres, twin_database_url: str
 ) -> None:
-    async def kill_backends() -> None:
-        for process_id in own_sessions(private_postgres):
-            private_postgres.kill_backend(process_id)
+    async def kill_a_backend() -> None:  # and with it all sessions: the server resets its shared memory
+        private_postgres.kill_backend(own_sessions(private_postgres)[0])
 
     async with opened(postgres(private_postgres.url())) as manager:
         for name in GRAPHS:
-            await run_graphs(saver_of(manager), [name], faulty_between(None, kill_backends))
+            await run_graphs(saver_of(manager), [name], faulty_between(None, kill_a_backend))
             await recovered(manager)
     await assert_equals_twin(private_postgres.url(), twin_database_url, GRAPHS)
 
@@ -107,6 +106,21 @@ async def test_terminated_session_is_retried_once_without_failover(private_postg
                 assert manager._opened.engine.journaled == 0
                 assert manager.health_status["primary_healthy"]
         assert await thread.stored_ids() == thread.ids
+
+
+async def test_pool_full_of_dead_connections_costs_no_failover(private_postgres: LocalPostgres) -> None:
+    """All idle connections are cut at once, as by a firewall: a call must not meet one after the other."""
+    async with opened(postgres(private_postgres.url(), pool_min_size=8, probe_interval=60.0)) as manager:
+        threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(8)]
+        await asyncio.gather(*(thread.put() for thread in threads))
+        await eventually(lambda: manager._opened.backend.gauges()["available"] == 8)
+        assert len(own_sessions(private_postgres)) >= 8
+        terminate_sessions(private_postgres)
+        for thread in threads:
+            await thread.put()
+        assert manager._opened.engine.journaled == 0
+        for thread in threads:
+            assert await thread.stored_ids() == thread.ids
 
 
 async def test_session_terminated_in_mid_statement_is_retried_once_without_failover(
@@ -258,7 +272,7 @@ async def test_server_without_free_connections_is_an_outage_that_ends(cluster_te
         async with opened(postgres(server.url(), pool_min_size=0)) as manager:
             thread = Thread(saver_of(manager), "crowded")
             await thread.put()
-            await _drop_sessions(server)
+            terminate_sessions(server)
             crowd = [psycopg.connect(server.url()) for _ in range(_free(server))]
             try:
                 await thread.put()
@@ -271,7 +285,7 @@ async def test_server_without_free_connections_is_an_outage_that_ends(cluster_te
             assert await thread.stored_ids() == thread.ids
 
 
-async def _drop_sessions(server: LocalPostgres) -> None:
+def terminate_sessions(server: LocalPostgres) -> None:
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "

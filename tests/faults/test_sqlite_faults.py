@@ -222,14 +222,14 @@ async def test_damaged_file_is_reported_and_nothing_is_acknowledged_until_it_is_
     async with opened(sqlite(path)) as manager:
         graph = await compiled(manager)
         damage(path)
-        with pytest.raises(CheckpointCorruptionError, match="Restore it from a backup"):
+        with pytest.raises(CheckpointCorruptionError, match=r"(?i)damaged.* restore it from a backup"):
             await graph.ainvoke(CASE.turns[1], thread)
-        with pytest.raises(CheckpointCorruptionError, match="Restore it from a backup"):
+        with pytest.raises(CheckpointCorruptionError, match=r"(?i)damaged.* restore it from a backup"):
             await manager.delete_thread("thread")
         assert manager.health_status["journal"]["pending"] == 0
-    assert any("stored data is damaged" in record.getMessage() for record in caplog.records)
+    assert any("damaged" in record.getMessage() for record in caplog.records)
     damage(path)  # closing wrote some healthy pages, which were in memory, over the damaged ones
-    with pytest.raises(CheckpointCorruptionError, match="restore it from a backup"):
+    with pytest.raises(CheckpointCorruptionError, match=r"(?i)damaged.* restore it from a backup"):
         await EnhancedCheckpointerManager(sqlite(path)).initialize()
     shutil.copy(backup, path)
     for leftover in ("-wal", "-shm"):

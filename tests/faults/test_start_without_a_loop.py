@@ -154,3 +154,9 @@ def test_loop_of_its_own_works_on_windows(windows: None, database_url: str) -> N
             return bool(manager.health_status["primary_healthy"])
 
     assert asyncio.run(start_and_stop())
+
+
+def test_cleanup_inside_a_plain_with_is_harmless() -> None:
+    with EnhancedCheckpointerManager(create_memory_checkpointer()) as manager:
+        asyncio.run(manager.cleanup())
+    assert manager.health_status["overall_status"] == "unhealthy"

@@ -13,14 +13,15 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncConnection, conninfo, sql
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from enhanced_checkpointing.backends.postgres_fence import LostSessions
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.resilience.guard import Attempt, current_attempt
 from enhanced_checkpointing.telemetry.log import PoolNoiseFilter
@@ -29,18 +30,6 @@ Connection = AsyncConnection[DictRow]
 
 CLOSE_SECONDS = 1.0
 """How long the pool's own workers may take to end by themselves; one that hangs in a connect is cancelled then."""
-
-TERMINATE_MILLISECONDS = 1000
-"""How long the server is given to end a session that is fenced off."""
-
-
-@dataclass(frozen=True, slots=True)
-class LostSession:
-    """A server session that a write was left behind on: it may still commit, until it is known to be gone."""
-
-    process_id: int
-    thread_id: str | None
-    lost_at: float
 
 
 class PostgresConnections:
@@ -55,7 +44,9 @@ class PostgresConnections:
         self._pools_made = 0
         self._borrowed = 0
         self._waiting: dict[asyncio.Task[Any], BaseException | None] = {}
-        self._lost: list[LostSession] = []
+        self._lost = LostSessions()
+        self._used_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
+        self._broke_at = float("-inf")
         self._closing: set[asyncio.Task[None]] = set()
         self._name = f"enhanced-checkpointing-{id(self):x}"
         self._noise = PoolNoiseFilter(self._name)
@@ -88,24 +79,45 @@ class PostgresConnections:
         pool = self._pool
         if pool is None:
             raise psycopg.OperationalError("connection failed: the checkpointer is closed")
-        connection = await self._acquire(pool)
+        while True:
+            async with self._held(pool, await self._acquire(pool)) as connection:
+                if await self._is_usable(connection):
+                    async with self.in_schema(connection):
+                        yield connection
+                    return
+
+    @asynccontextmanager
+    async def _held(self, pool: AsyncConnectionPool[Connection], connection: Connection) -> AsyncIterator[Connection]:
+        """A connection in the hands of the running attempt, given back to the pool at the end, whatever its state."""
+        attempt, process_id = current_attempt.get(), connection.info.backend_pid
         self._borrowed += 1
-        attempt = current_attempt.get()
-        process_id = connection.info.backend_pid
         try:
             if attempt is not None:
                 attempt.hold(lambda: self._sever(connection, process_id, attempt))
-            async with self.in_schema(connection):
-                yield connection
+            yield connection
         except psycopg.Error:
-            if attempt is not None and attempt.writes and connection.broken:
-                self._remember(process_id, attempt)
+            if connection.broken:
+                self._broke_at = time.monotonic()
+                if attempt is not None and attempt.writes:
+                    self._lost.remember(process_id, attempt.subject)
             raise
         finally:
             self._borrowed -= 1
+            self._used_at[connection] = time.monotonic()
             if attempt is not None:
                 attempt.let_go()
             await pool.putconn(connection)
+
+    async def _is_usable(self, connection: Connection) -> bool:
+        """Whether a connection still lives. Asked only of those that were idle when another one broke: what broke it,
+        a restart or a firewall, may have broken them all, and each would cost a call one of its retries."""
+        if self._used_at.get(connection, 0.0) >= self._broke_at:
+            return True
+        try:
+            await connection.execute("")
+        except psycopg.Error:
+            return False
+        return True
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Connection]:
@@ -156,7 +168,7 @@ class PostgresConnections:
 
     def may_still_write(self, thread_id: str) -> bool:
         """Whether a write to this thread was left behind on a session that is not known to be gone."""
-        return any(session.thread_id == thread_id for session in self._lost)
+        return self._lost.may_still_write(thread_id)
 
     async def fence(self, thread_id: str) -> bool:
         """End the sessions that writes to `thread_id` were left behind on; True when none can commit any more.
@@ -165,14 +177,11 @@ class PostgresConnections:
         a stranger: there, nothing is fenced.
         """
         if self.behind_pooler:
-            self._lost.clear()
-        mine = [session for session in self._lost if session.thread_id == thread_id]
-        if not mine:
+            self._lost.forget_all()
+        if not self._lost.may_still_write(thread_id):
             return True
         async with self.alone() as connection:
-            gone = [session for session in mine if await _terminate(connection, session)]
-        self._lost = [session for session in self._lost if session not in gone]
-        return len(gone) == len(mine)
+            return await self._lost.end(thread_id, connection)
 
     async def _acquire(self, pool: AsyncConnectionPool[Connection]) -> Connection:
         task = asyncio.current_task()
@@ -201,11 +210,9 @@ class PostgresConnections:
 
     def _sever(self, connection: Connection, process_id: int, attempt: Attempt) -> None:
         if attempt.writes:
-            self._remember(process_id, attempt)
+            self._lost.remember(process_id, attempt.subject)
+        self._broke_at = time.monotonic()
         cut(connection)
-
-    def _remember(self, process_id: int, attempt: Attempt) -> None:
-        self._lost.append(LostSession(process_id, attempt.subject, time.monotonic()))
 
     async def _new_pool(self) -> AsyncConnectionPool[Connection]:
         self._pools_made += 1
@@ -237,6 +244,7 @@ class PostgresConnections:
             raise
 
     async def _configure(self, connection: Connection) -> None:
+        self._used_at[connection] = time.monotonic()
         self._noise.claim(connection)
         # Not prepared: behind a pooler another client's statement of that name may already be in the session.
         cursor = await connection.execute("SELECT pg_backend_pid() AS process_id", prepare=False)
@@ -297,17 +305,6 @@ def _parameters(conninfo_text: str, deadline: float) -> dict[str, Any]:
     }
     given = conninfo.conninfo_to_dict(conninfo_text)
     return {name: value for name, value in wanted.items() if name not in given}
-
-
-async def _terminate(connection: Connection, session: LostSession) -> bool:
-    """End one session and tell whether it is gone; a newer session that got the same process id is left alone."""
-    cursor = await connection.execute(
-        "SELECT pg_terminate_backend(pid, %s) AS ended FROM pg_stat_activity "
-        "WHERE pid = %s AND pid <> pg_backend_pid() AND backend_start < clock_timestamp() - make_interval(secs => %s)",
-        (TERMINATE_MILLISECONDS, session.process_id, time.monotonic() - session.lost_at),
-    )
-    row = await cursor.fetchone()
-    return row is None or bool(row["ended"])
 
 
 async def _close_pool(pool: AsyncConnectionPool[Connection]) -> None:

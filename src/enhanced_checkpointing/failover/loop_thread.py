@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ class LoopThread:
     """A daemon thread that runs a new event loop until `stop`."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = asyncio.SelectorEventLoop()  # psycopg cannot run on the one that Windows would choose
         self._thread = threading.Thread(target=self._run, name="enhanced-checkpointing", daemon=True)
         self._started = threading.Event()
         self._thread.start()
@@ -36,7 +37,7 @@ class LoopThread:
         finally:
             self.loop.run_until_complete(self._end_tasks())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.run_until_complete(self._end_executor())
             self.loop.close()
 
     async def _end_tasks(self) -> None:
@@ -46,6 +47,11 @@ class LoopThread:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=END_SECONDS)
+
+    async def _end_executor(self) -> None:
+        """Wait for the threads of the loop, but not for one that hangs, such as in a name look-up."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.loop.shutdown_default_executor(), END_SECONDS)
 
 
 class Home:
@@ -66,6 +72,11 @@ class Home:
         thread, self._thread, self._loop = self._thread, None, None
         if thread is not None:
             thread.stop()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether nobody lives here: not yet, or not any more."""
+        return self._loop is None
 
     async def bring(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Await `work()` at home, from whichever loop is running."""
