@@ -128,6 +128,7 @@ def test_stopped_in_an_outage_the_demo_leaves_nothing_behind(temporary_directory
         stderr=subprocess.PIPE,
         text=True,
         env=environment(temporary_directory),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits it ignored
     ) as process:
         assert process.stdout is not None
         next(line for line in process.stdout if "OUTAGE" in line)

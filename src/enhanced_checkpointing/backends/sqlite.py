@@ -27,6 +27,9 @@ T = TypeVar("T")
 BUSY_SHARE = 0.4
 """The share of a call's deadline that SQLite waits for another process's lock; two tries fit into one call."""
 
+FAREWELL_SECONDS = 0.05
+"""How long the thread of a connection that could not be opened is given to end."""
+
 _KINDS = {
     sqlite3.SQLITE_BUSY: FailureKind.TRANSIENT,
     sqlite3.SQLITE_LOCKED: FailureKind.TRANSIENT,
@@ -179,7 +182,11 @@ class SqliteBackend(Backend):
 
     async def _connect(self) -> aiosqlite.Connection:
         milliseconds = int(self.config.deadline * BUSY_SHARE * 1000)
-        connection = await aiosqlite.connect(self._path, timeout=milliseconds / 1000)
+        try:
+            connection = await aiosqlite.connect(self._path, timeout=milliseconds / 1000)
+        except sqlite3.Error:
+            await asyncio.sleep(FAREWELL_SECONDS)  # its thread says good-bye to this loop, which may end right after
+            raise
         try:
             await connection.execute("PRAGMA journal_mode=WAL")
             await connection.execute("PRAGMA synchronous=FULL")
