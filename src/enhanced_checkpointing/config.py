@@ -167,7 +167,7 @@ class SettingFields(BaseModel):
     journal: Journal = "memory"
     """What keeps the writes of an outage: memory (this process only) or off (they raise); durable is not built yet."""
     journal_dir: Annotated[Path, AfterValidator(_not_a_url)] = Path(".checkpoints/journal")
-    """Directory of the durable journal, one per application."""
+    """Directory of the durable journal, which is not built yet: a warning says that it has no effect."""
     journal_max_bytes: Annotated[int, _range(4096, 2**50, "bytes")] = 256 * 1024 * 1024
     """Size at which the journal is full and accepts no more writes."""
     standby_max_bytes: Annotated[int, _range(0, 2**50, "bytes")] = 64 * 1024 * 1024

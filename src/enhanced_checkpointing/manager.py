@@ -259,7 +259,7 @@ class EnhancedCheckpointerManager:
             stack.push_async_callback(journal.close)
             await journal.open()
             stack.callback(life.tell_backlog, journal, telemetry)
-        if (warning := life.memory_journal_warning(config, journal)) is not None:
+        for warning in life.journal_warnings(config, journal):
             telemetry.emit(warning)
 
         standby = Standby(

@@ -108,9 +108,10 @@ Operation = Put | PutWrites | DeleteThread
 
 
 def frozen_size(operation: Operation) -> int:
-    """About how many bytes an operation holds; small parts are counted with a flat 512 bytes."""
+    """About how many bytes an operation holds; ids and the like are counted with a flat 512 bytes."""
     if isinstance(operation, Put):
-        return 512 + sum(_value_size(value) for value in operation.values.values())
+        described = len(repr(operation.skeleton)) + len(repr(operation.metadata))
+        return 512 + described + sum(_value_size(value) for value in operation.values.values())
     if isinstance(operation, PutWrites):
         return 512 + sum(_value_size(value) for _, value in operation.writes)
     return 512

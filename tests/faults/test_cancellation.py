@@ -15,15 +15,18 @@ from tests.support.checkpoints import Thread
 from tests.support.fault_proxy import FaultProxy
 from tests.support.leaks import LeakWatch
 
-STEPS = range(60)
-"""Turns of the event loop before the cancellation: a healthy call takes about 40."""
+TURNS = 40
+STEPS = [*range(TURNS), *range(TURNS, TURNS + 200, 10)]
+"""Moments of the cancellation: so many turns of the event loop, and then so many milliseconds more."""
 
 
 async def cancelled_after(steps: int, call: Callable[[], Awaitable[object]]) -> bool:
-    """Cancel a call after so many turns of the event loop; True if it was cancelled, False if it had ended."""
+    """Cancel a call at this moment; True if it was cancelled, False if it had ended."""
     task = asyncio.ensure_future(call())
-    for _ in range(steps):
+    for _ in range(min(steps, TURNS)):
         await asyncio.sleep(0)
+    if steps > TURNS:
+        await asyncio.sleep((steps - TURNS) / 1000)
     task.cancel()
     try:
         await task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -224,7 +224,10 @@ def test_parts_of_a_config_have_their_defaults() -> None:
 def test_size_counts_values_and_a_flat_part() -> None:
     put = Author().put({"text": "1234567890", "n": 1, "none": None, "list": ["x" * 1000]})
     frozen = put.values["list"]
-    assert frozen_size(put) == 512 + 10 + 16 + 16 + len(frozen.data)
+    described = len(repr(put.skeleton)) + len(repr(put.metadata))
+    assert frozen_size(put) == 512 + described + 10 + 16 + 16 + len(frozen.data)
+    wordy = replace(put, metadata={**put.metadata, "note": "x" * 10_000})  # type: ignore[typeddict-unknown-key]
+    assert frozen_size(wordy) > frozen_size(put) + 10_000
     writes = PutWrites(
         "t", "", "c", (("a", Serialized("msgpack", b"123")), ("b", Serialized("msgpack", b"45"))), "task"
     )

@@ -32,6 +32,10 @@ class Deadline:
         """Seconds left, never below zero."""
         return max(0.0, self._ends_at - self._clock())
 
+    def time(self) -> float:
+        """The clock's time, to compare moments of different calls."""
+        return self._clock()
+
     def now(self) -> float:
         """The clock's time less all stalls: differences of it measure the backend, not the event loop."""
         return self._clock() - self.stalled

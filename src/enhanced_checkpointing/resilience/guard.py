@@ -89,6 +89,7 @@ class Guard:
         self._abandoned: set[asyncio.Task[object]] = set()
         self._budget = RetryBudget()
         self._last_answer = float("-inf")
+        """The clock's time when the backend last answered anybody."""
 
     @property
     def outstanding(self) -> int:
@@ -202,7 +203,7 @@ class Guard:
         return await self._watch(ticket, Attempt(operation, subject=None, writes=False), run, deadline)
 
     async def _watch(self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
-        started_at = deadline.now()
+        started_at, begun = deadline.now(), deadline.time()
         task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
         try:
             in_time = await deadline.wait_for(task)
@@ -211,18 +212,18 @@ class Guard:
             raise
         if not in_time:
             waited = deadline.now() - started_at
-            silent = self._last_answer < started_at and waited >= deadline.seconds / 2
+            silent = self._last_answer < begun and waited >= deadline.seconds / 2
             self._late(ticket, attempt, task, waited, silent=silent)
         if task.cancelled():
             raise asyncio.CancelledError
         error = task.exception()
         if error is None:
-            self._last_answer = deadline.now()
+            self._last_answer = deadline.time()
             self._breaker.succeeded(ticket, deadline.now() - started_at)
             return task.result()
         failure = self._classify(error)
         if failure.answered:
-            self._last_answer = deadline.now()
+            self._last_answer = deadline.time()
         if failure.kind in BREAKER_FAILURES:
             self._breaker.failed(ticket, _brief(error), definite=failure.kind is FailureKind.OUTAGE)
         raise CallFailed(failure) from error

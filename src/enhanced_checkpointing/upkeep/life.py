@@ -49,17 +49,24 @@ def _refusal(backend: str, failed: CallFailed) -> CheckpointerError:
     )
 
 
-def memory_journal_warning(config: CheckpointerConfig, journal: Journal | None) -> Notice | None:
-    """In production, what a journal that dies with the process means, unless it was chosen by name."""
+def journal_warnings(config: CheckpointerConfig, journal: Journal | None) -> list[Notice]:
+    """What a start says of the journal: in production, that it dies with the process, unless it was chosen by name;
+    and that a directory that was set for it is not used.
+    """
+    warnings = []
     chosen = "journal" in config.model_fields_set
-    if journal is None or journal.durable or chosen or config.environment != "production":
-        return None
-    return Notice(
-        "WARNING",
-        "the journal is in memory: what is acknowledged during an outage is lost if this process ends before it is "
-        "drained. CHECKPOINT_JOURNAL=memory accepts that and ends this warning; CHECKPOINT_ON_OUTAGE=raise refuses "
-        "such writes instead",
-    )
+    if journal is not None and not journal.durable and not chosen and config.environment == "production":
+        warnings.append(
+            "the journal is in memory: what is acknowledged during an outage is lost if this process ends before it is "
+            "drained. CHECKPOINT_JOURNAL=memory accepts that and ends this warning; CHECKPOINT_ON_OUTAGE=raise refuses "
+            "such writes instead"
+        )
+    if "journal_dir" in config.model_fields_set and (journal is None or not journal.durable):
+        warnings.append(
+            "CHECKPOINT_JOURNAL_DIR has no effect in this release, whose journal is in memory: nothing is written to "
+            "that directory. Leave it out to end this warning"
+        )
+    return [Notice("WARNING", warning) for warning in warnings]
 
 
 async def last_drain(parts: Parts, config: CheckpointerConfig) -> None:
