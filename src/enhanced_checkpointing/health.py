@@ -45,7 +45,7 @@ class StandbyHealth:
     size: int
 
 
-def overall(primary: PrimaryHealth, journal: JournalHealth, divergences: int, parts_healthy: bool) -> Overall:
+def overall(primary: PrimaryHealth, journal: JournalHealth, parts_healthy: bool) -> Overall:
     """Healthy: nothing to do. Degraded: agents run, somebody should look. Unhealthy: writes are refused."""
     if not primary.healthy and not journal.accepts:
         return "unhealthy"
@@ -64,7 +64,7 @@ def report(
     """The whole report; `parts` are the health of what was integrated, by name, each with `healthy`."""
     parts_healthy = all(part["healthy"] for part in parts.values())
     return {
-        "overall_status": overall(primary, journal, divergences, parts_healthy),
+        "overall_status": overall(primary, journal, parts_healthy),
         "primary_healthy": primary.healthy,
         "primary_checkpointer": {
             "healthy": primary.healthy,

@@ -79,6 +79,8 @@ class EnhancedCheckpointerManager:
             CheckpointUnavailableError: the primary is down, and `require_primary=True`.
         """
         async with self._alone():
+            if self._supervisor is not None and self._supervisor.is_ending:
+                await self._home.bring(self._end)  # an earlier cleanup was cancelled
             if self.config.enabled and self._parts is None:
                 self._home.move_in(own_loop=not self.config.enable_async)
                 try:
@@ -98,7 +100,8 @@ class EnhancedCheckpointerManager:
             try:
                 await self._home.bring(self._end)
             finally:
-                self._home.move_out()
+                if self._home.move_out():  # nothing is left of what ran on a loop of our own
+                    self._supervisor = None
             await self._close_companions()
 
     async def __aenter__(self) -> Self:
@@ -222,9 +225,9 @@ class EnhancedCheckpointerManager:
         self._supervisor = supervisor
 
     async def _end(self) -> None:
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
-            await supervisor.end()
+        if self._supervisor is not None:
+            await self._supervisor.end()
+            self._supervisor = None
 
     async def _close_companions(self) -> None:
         for fault in await self._companions.close(life.SETTLE_SECONDS):
@@ -288,7 +291,14 @@ class EnhancedCheckpointerManager:
         bridge = LoopBridge(asyncio.get_running_loop())
         stack.callback(bridge.close)
 
-        prober = Prober(config=config, backend=backend, guard=guard, breaker=breaker, telemetry=telemetry)
+        prober = Prober(
+            config=config,
+            backend=backend,
+            guard=guard,
+            breaker=breaker,
+            telemetry=telemetry,
+            on_contact=engine.newcomers.contact,
+        )
         outages = Outages(backend.name, telemetry, self._counts, time.monotonic)
         reconciler = None
         if journal is not None:
@@ -302,6 +312,7 @@ class EnhancedCheckpointerManager:
                 serializer=serializer,
                 telemetry=telemetry,
                 on_drained=outages.drained,
+                on_quarantined=engine.estranged.add,
             )
             stack.push_async_callback(reconciler.close)
             engine.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first

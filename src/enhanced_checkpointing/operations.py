@@ -64,12 +64,16 @@ class Put:
 
         Blobs and versions that the primary has already are left alone by it, so the result is that of the original.
         """
+        return replace(self.complete(), live_values=None)
+
+    def complete(self) -> Put:
+        """The same put with all its versions counted as new."""
         versions: ChannelVersions = {
             channel: version
             for channel, version in self.skeleton["channel_versions"].items()
             if channel in self.values or channel in self.new_versions
         }
-        return replace(self, new_versions=versions, live_values=None)
+        return replace(self, new_versions=versions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +257,18 @@ def thread_of(config: RunnableConfig) -> str:
             "Pass config={'configurable': {'thread_id': '…'}}, or make one with manager.create_thread_config()."
         )
     return str(thread_id)
+
+
+def with_text_id(config: RunnableConfig) -> RunnableConfig:
+    """The same config with its thread id as text, which is what every backend stores.
+
+    Raises:
+        CheckpointerError: the config names no thread.
+    """
+    thread_id = thread_of(config)
+    if config["configurable"]["thread_id"] == thread_id:
+        return config
+    return {**config, "configurable": {**config["configurable"], "thread_id": thread_id}}
 
 
 def namespace_of(config: RunnableConfig) -> str:

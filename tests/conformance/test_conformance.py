@@ -15,7 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from tests.support.checkpointer import Switched, recovered, saver_of, switched
+from tests.support.checkpointer import Switched, eventually, recovered, saver_of, switched
 
 BACKENDS: dict[str, type[BaseCheckpointSaver[Any]]] = {
     "memory": InMemorySaver,
@@ -107,6 +107,8 @@ async def test_suite_passes_while_the_primary_is_dead_from_the_first_call(
         path = tmp_path / "primary.sqlite"
         async with switched(backend, database_url, path, on_unknown_thread="start_fresh") as primary:
             await primary.off()
+            breaker = primary.manager._opened.breaker
+            await eventually(lambda: breaker.is_open)
             yield saver_of(primary.manager)
             assert not primary.manager.health_status["primary_healthy"]
             await primary.on()

@@ -70,8 +70,9 @@ async def test_value_that_the_database_refuses_is_raised_live_and_moves_nothing(
         thread = Thread(saver_of(manager), "refused")
         await thread.put()
         for _ in range(5):
-            with pytest.raises(psycopg.errors.UntranslatableCharacter):
+            with pytest.raises(psycopg.errors.UntranslatableCharacter) as raised:
                 await thread.put(nested={"text": "a\x00b"})
+            assert raised.value.__cause__ is not raised.value
         assert manager.health_status["overall_status"] == "healthy"
         assert manager._opened.engine.journaled == 0
         await thread.put()

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from enhanced_checkpointing import CheckpointUnavailableError
 from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
+from tests.support.fault_proxy import FaultProxy
 
 
 async def test_more_calls_than_connections_wait_their_turn_without_failover(database_url: str) -> None:
@@ -55,6 +57,41 @@ async def test_write_that_waits_its_whole_deadline_for_a_connection_is_journaled
         await holding
         await recovered(manager)
         assert await second.stored_ids() == second.ids
+
+
+async def test_queue_at_the_pool_on_a_slow_network_is_not_taken_for_an_outage(database_url: str) -> None:
+    parts = urlsplit(database_url)
+    async with (
+        FaultProxy(str(parts.hostname), parts.port or 5432) as proxy,
+        opened(postgres(proxy.url(database_url), pool_max_size=4, probe_interval=60.0)) as manager,
+    ):
+        threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(120)]
+        await asyncio.gather(*(thread.put() for thread in threads[:4]))
+        proxy.delay(0.025)
+        took = await asyncio.gather(*(thread.timed_put() for thread in threads))
+        assert max(took) <= 1.0 + 0.1 + 0.1
+        assert not manager._opened.breaker.is_open
+        proxy.forward()
+        await recovered(manager)
+        for thread in threads:
+            assert await thread.stored_ids() == thread.ids
+
+
+async def test_many_writers_on_one_thread_on_a_slow_network_are_all_acknowledged(database_url: str) -> None:
+    parts = urlsplit(database_url)
+    async with (
+        FaultProxy(str(parts.hostname), parts.port or 5432) as proxy,
+        opened(postgres(proxy.url(database_url), probe_interval=60.0)) as manager,
+    ):
+        thread = Thread(saver_of(manager), "busy")
+        await thread.put()
+        proxy.delay(0.02)
+        await asyncio.gather(*(thread.put_writes(f"task-{number}") for number in range(100)))
+        assert not manager._opened.breaker.is_open
+        proxy.forward()
+        await recovered(manager)
+        (found,) = await thread.stored()
+        assert len(found.pending_writes or ()) == 100
 
 
 async def test_event_loop_that_stands_still_does_not_open_the_breaker(database_url: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.base.id import uuid6
 
-from enhanced_checkpointing import CheckpointUnavailableError
+from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager
 from tests.support.checkpointer import opened, postgres, recovered, saver_of, switched
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case
@@ -138,6 +140,89 @@ async def test_delta_channels_are_answered_from_a_whole_chain_or_not_at_all(data
         await primary.on()
         await recovered(primary.manager)
         assert (await graph.aget_state({"configurable": {"thread_id": "delta"}})).values == during.values
+
+
+async def test_read_that_is_late_on_a_healthy_server_never_answers_none(database_url: str) -> None:
+    async with opened(postgres(database_url)) as earlier:
+        thread = Thread(saver_of(earlier), "locked")
+        await thread.put()
+    async with opened(postgres(database_url, on_unknown_thread="start_fresh", probe_interval=60.0)) as manager:
+        with psycopg.connect(database_url) as locker:
+            locker.execute("LOCK TABLE checkpoints IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(CheckpointUnavailableError):
+                await saver_of(manager).aget_tuple(thread.config)
+            with pytest.raises(CheckpointUnavailableError):
+                await _history(manager, thread)
+        await recovered(manager)
+        found = await saver_of(manager).aget_tuple(thread.config)
+        assert found is not None
+        assert found.checkpoint["id"] == thread.ids[-1]
+
+
+async def _history(manager: EnhancedCheckpointerManager, thread: Thread) -> list[CheckpointTuple]:
+    if manager._opened.breaker.is_open:
+        raise CheckpointUnavailableError("by now this is an outage, in which start_fresh is what was asked for")
+    return [found async for found in saver_of(manager).alist(thread.config)]
+
+
+async def test_history_is_not_taken_for_whole_after_another_process_wrote_to_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with (
+        switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary,
+        opened(postgres(database_url)) as another,
+    ):
+        saver = saver_of(primary.manager)
+        thread = Thread(saver_of(another), "shared")
+        assert await saver.aget_tuple(thread.config) is None
+        for _ in range(3):
+            await thread.put()
+        head = await saver.aget_tuple(thread.config)
+        assert head is not None
+        await primary.off()
+        assert await saver.aget_tuple(thread.config) == head
+        with pytest.raises(CheckpointUnavailableError, match="history"):
+            [found async for found in saver.alist(thread.config)]
+        second: RunnableConfig = {"configurable": {**thread.config["configurable"], "checkpoint_id": thread.ids[1]}}
+        with pytest.raises(CheckpointUnavailableError):
+            await saver.aget_tuple(second)
+
+
+async def test_writes_that_another_process_added_and_we_read_are_warm(database_url: str, tmp_path: Path) -> None:
+    async with (
+        switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary,
+        opened(postgres(database_url)) as another,
+    ):
+        thread = Thread(saver_of(primary.manager), "resumed")
+        await thread.put()
+        config: RunnableConfig = {"configurable": {**thread.config["configurable"], "checkpoint_id": thread.ids[-1]}}
+        await saver_of(primary.manager).aput_writes(config, [("__interrupt__", "pay?")], "task")
+        await saver_of(another).aput_writes(config, [("__resume__", "yes")], "task")
+        await saver_of(another).aput_writes(config, [("count", "paid")], "task")
+        healthy = await saver_of(primary.manager).aget_tuple(thread.config)
+        assert healthy is not None
+        assert healthy.pending_writes is not None
+        assert {channel for _, channel, _ in healthy.pending_writes} == {"__interrupt__", "__resume__", "count"}
+        await primary.off()
+        outage = await saver_of(primary.manager).aget_tuple(thread.config)
+        assert outage is not None
+        assert sorted(outage.pending_writes or []) == sorted(healthy.pending_writes)
+
+
+async def test_nested_metadata_filter_is_refused_rather_than_answered_wrongly(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with switched("postgres", database_url, tmp_path) as primary:
+        saver = saver_of(primary.manager)
+        thread = Thread(saver, "filtered")
+        assert await saver.aget_tuple(thread.config) is None
+        await thread.put(tags={"a": 1, "b": 2})
+        healthy = [found async for found in saver.alist(thread.config, filter={"tags": {"a": 1}})]
+        assert len(healthy) == 1
+        await primary.off()
+        await thread.put(tags={"a": 1})
+        with pytest.raises(CheckpointUnavailableError, match="nested metadata"):
+            [found async for found in saver.alist(thread.config, filter={"tags": {"a": 1}})]
 
 
 async def test_listing_of_all_threads_needs_the_primary(database_url: str, tmp_path: Path) -> None:

@@ -249,3 +249,21 @@ async def test_cleanup_that_is_cancelled_leaves_nothing_in_a_loop_of_its_own(
         async with asyncio.timeout(0.2):  # the drain is waited for now
             await manager.cleanup()
     await manager.cleanup()
+
+
+async def test_cleanup_after_a_cancelled_cleanup_ends_everything(
+    private_postgres: LocalPostgres, no_leaks: LeakWatch
+) -> None:
+    manager = EnhancedCheckpointerManager(postgres(private_postgres.url(), shutdown_grace=1.0))
+    await manager.initialize()
+    private_postgres.kill()
+    await run_graphs(saver_of(manager), ["counting_chain"])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await manager.cleanup()
+    await manager.cleanup()
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    assert not [name for name in names if name.startswith("checkpoint")], names
+    private_postgres.start()
+    assert await manager.initialize()
+    await manager.cleanup()

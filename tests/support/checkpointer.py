@@ -103,8 +103,9 @@ class SwitchedSqlite:
         self._lock: sqlite3.Connection | None = None
 
     async def off(self) -> None:
-        self._lock = sqlite3.connect(self._path, isolation_level=None)
-        self._lock.execute("BEGIN EXCLUSIVE")  # in WAL mode readers go on: no write gets through
+        # In a thread: who holds the lock now, such as a probe, needs this event loop to give it back.
+        lock = self._lock = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        await asyncio.to_thread(lock.execute, "BEGIN EXCLUSIVE")  # in WAL mode readers go on: no write gets through
 
     async def on(self) -> None:
         if self._lock is not None:

@@ -222,6 +222,7 @@ async def test_fault_that_waiting_does_not_mend_is_announced_with_its_fix(fix: s
 
 async def test_look_for_a_report_tells_what_is_wrong_but_never_closes_the_breaker() -> None:
     setting = Setting()
+    await setting.prober.prove()
     setting.breaker.trip("down")
     await setting.prober.look()
     assert setting.breaker.is_open
@@ -229,6 +230,23 @@ async def test_look_for_a_report_tells_what_is_wrong_but_never_closes_the_breake
     setting.saver.fail_with(ConnectionRefusedError("down"))
     await setting.prober.look()
     assert setting.prober.last_error == "down"
+
+
+async def test_look_for_a_report_leaves_the_setup_to_the_prober() -> None:
+    setting = Setting()
+    await setting.prober.look()
+    assert setting.saver.calls.total() == 0
+
+
+async def test_proof_that_passed_is_a_contact_with_the_primary() -> None:
+    setting = Setting()
+    contacts: list[bool] = []
+    setting.prober._on_contact = lambda: contacts.append(True)
+    await setting.prober.prove()
+    setting.saver.fail_with(ConnectionRefusedError("down"))
+    with pytest.raises(CallFailed):
+        await setting.prober.prove()
+    assert contacts == [True]
 
 
 async def test_proof_raises_what_is_wrong() -> None:

@@ -24,7 +24,7 @@ from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, ThreadDrained
+from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Notice, ThreadDrained
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep.reconciler import Drain, Reconciler
 from tests.support.author import Author, config_of
@@ -478,17 +478,34 @@ async def test_namespace_that_did_not_fork_goes_to_the_sibling_with_the_one_that
     assert chain(fork.primary, "a", "child") == []
 
 
-async def test_thread_whose_head_cannot_be_read_for_good_freezes_and_does_not_hold_up_the_others() -> None:
+async def test_branches_that_cannot_be_compared_stay_in_one_thread_and_no_good_write_is_buried() -> None:
     setting = Setting(drain_concurrency=1)
-    await setting.add(setting.author("bad").put({"n": 1}), "base")
-    await setting.add(DeleteThread("good"))
-    setting.saver.fail_with(ValueError("cannot be deserialized"))
-    setting.backend.refusals["bad"] = FailureKind.DATA
-    await setting.reconciler.drain_first("bad", Deadline(time.monotonic, 1.0))
-    setting.saver.heal()
+    await setting.add(setting.author("unreadable").put({"n": 1}), "base")
+
+    async def ask(question: object) -> object:
+        raise ValueError("cannot be deserialized")
+
+    setting.backend.ask = ask  # type: ignore[method-assign, assignment]  # stored data that no reader understands
     assert await setting.reconciler.drain_all()
-    assert setting.outcomes() == {"bad": "frozen", "good": "drained"}
-    assert [letter.error for letter in setting.journal.dead_letters()] == ["cannot be deserialized"]
+    assert setting.outcomes() == {"unreadable": "drained"}
+    assert len(setting.of("unreadable")) == 1
+    assert setting.journal.dead_letters() == []
+    assert "could not be compared (cannot be deserialized)" in setting.recorder.of(Notice)[0].message
+
+
+async def test_deletion_in_quarantine_deletes_the_thread_that_was_meant_too() -> None:
+    setting = Setting(on_divergence="quarantine")
+    theirs, ours = setting.author("t"), setting.author("t")
+    base, newer = theirs.put({"n": 1}), theirs.put({"n": 2})
+    for put in (base, newer):
+        await setting.backend.apply(put)
+    await setting.add(ours.put({"n": 3}), base.checkpoint_id)
+    await setting.add(DeleteThread("t"))
+    quarantined: list[str] = []
+    setting.reconciler._on_quarantined = quarantined.append
+    assert await setting.reconciler.drain_all()
+    assert quarantined == ["t"]
+    assert chain(setting.primary, "t") == []
 
 
 async def test_thread_that_did_not_fork_stays_warm() -> None:

@@ -171,7 +171,7 @@ class SqliteBackend(Backend):
         """The saver, such that the running attempt gives its connection up when it is late."""
         saver = await self.connected()
         attempt = current_attempt.get()
-        if attempt is None:
+        if attempt is None or self._in_memory:  # closing the only connection to :memory: would lose all that is in it
             yield saver
             return
         attempt.hold(lambda: self.retire(saver))

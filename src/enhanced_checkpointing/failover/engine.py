@@ -47,6 +47,10 @@ from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOv
 T = TypeVar("T")
 
 
+TOO_LATE = 0.1
+"""The share of its deadline below which a write that waited for its turn no longer tries the primary."""
+
+
 class Engine:
     """Serves the calls of one manager. All methods run on the manager's event loop."""
 
@@ -74,12 +78,14 @@ class Engine:
         self._telemetry = telemetry
         self._clock = clock
         self._settling: set[asyncio.Task[None]] = set()
-        self._newcomers = Newcomers(
+        self.newcomers = Newcomers(
             standby, start_fresh=config.on_unknown_thread == "start_fresh", wall_clock=wall_clock
         )
         self.lanes = Lanes()
         self.journaled = 0
         """Operations journaled so far."""
+        self.estranged: set[str] = set()
+        """Threads whose branch was put into quarantine: the primary lacks the values that a running graph builds on."""
         self.on_journaled: Callable[[], None] = lambda: None
         """Called after every journaled operation; set by whoever drains."""
         self.drain_first: Callable[[str, Deadline], Awaitable[bool]] = _nobody_drains
@@ -134,7 +140,7 @@ class Engine:
             serializer=self._serializer,
             known_blob=self._standby.blob,
         )
-        await self._write(put)
+        await self._write(put.complete() if put.thread_id in self.estranged else put)
         return put.stored_config()
 
     async def put_writes(
@@ -166,15 +172,24 @@ class Engine:
             scope.route = route.value
             if route is Route.JOURNAL:
                 return self._ask_standby(scope, thread_id, standby, None)
+            token = self._standby.token(thread_id)
+            failed: CallFailed | None = None
             try:
                 found = await self._guard.call(
-                    operation, lambda: self._backend.ask(primary), deadline=deadline, subject=thread_id
+                    operation,
+                    lambda: self._backend.ask(primary),
+                    deadline=deadline,
+                    subject=thread_id,
+                    patient=operation == "list",
                 )
-            except CallFailed as failed:
+            except CallFailed as caught:
+                failed = caught
+            if failed is not None:
                 return self._after_failed_read(scope, thread_id, failed, standby)
             scope.outcome = "primary"
-            self._newcomers.contact()
-            keep(found)
+            self.newcomers.contact()
+            if self._standby.token(thread_id) == token:  # not deleted or forgotten while the answer was on its way
+                keep(found)
             return found
 
     def _after_failed_read(
@@ -187,12 +202,12 @@ class Engine:
             return self._ask_standby(scope, thread_id, standby, failed)
         if verdict is Verdict.UNAVAILABLE:
             scope.outcome = "unavailable"
-        raise self._explained(failed, f"thread {thread_id!r} cannot be read") from failed.error
+        raise self._explained(failed, f"thread {thread_id!r} cannot be read")
 
     def _ask_standby(
         self, scope: OperationScope, thread_id: str, standby: Callable[[], T], failed: CallFailed | None
     ) -> T:
-        self._newcomers.admit(thread_id)
+        self.newcomers.admit(thread_id, outage=failed is None or failed.kind is FailureKind.OUTAGE)
         try:
             answer = standby()
         except CheckpointUnavailableError as error:
@@ -230,13 +245,16 @@ class Engine:
             async with self.lanes.turn(operation.thread_id, deadline):
                 route = self._route(operation.thread_id)
                 scope.route = route.value
-                if route is Route.PRIMARY:
+                if route is Route.PRIMARY and self._may_journal and deadline.remaining() < TOO_LATE * deadline.seconds:
+                    reason = "the earlier calls of its thread took its time"
+                    await self._journal_operation(operation, scope, reason, deadline)
+                elif route is Route.PRIMARY:
                     failed = await self._try_primary(operation, deadline)
                     if failed is not None:
                         await self._after_failed_write(operation, scope, failed, deadline)
                         return
                     scope.outcome = "primary"
-                    self._newcomers.contact()
+                    self.newcomers.contact()
                     self._standby.apply(operation)
                 else:
                     await self._journal_operation(operation, scope, "the primary is not available", deadline)
@@ -270,7 +288,7 @@ class Engine:
             await self._journal_operation(operation, scope, str(failed), deadline)
             return
         scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
-        raise self._explained(failed, f"{operation.name} on thread {operation.thread_id!r} failed") from failed.error
+        raise self._explained(failed, f"{operation.name} on thread {operation.thread_id!r} failed")
 
     async def _journal_operation(
         self, operation: Operation, scope: OperationScope, reason: str, deadline: Deadline
@@ -279,7 +297,8 @@ class Engine:
         if self._journal is None or not self._may_journal:
             scope.outcome = "unavailable"
             raise unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
-        self._newcomers.admit(operation.thread_id)
+        self.newcomers.admit(operation.thread_id, outage=self._breaker.is_open)
+        scope.outcome = "unavailable"
         await self._journal.append(operation, self._standby.base_head(operation), deadline)
         self.journaled += 1
         scope.outcome = "journaled"

@@ -17,7 +17,14 @@ def unavailable(what: str, then: str) -> CheckpointUnavailableError:
 
 
 def explained(failed: CallFailed, what: str) -> BaseException:
-    """The error that the caller gets: its own fault as the saver raised it, all else in our words."""
+    """The error that the caller gets: its own fault as the saver raised it, all else in our words, with its cause."""
+    error = _in_our_words(failed, what)
+    if error is not failed.error:  # an error must never be its own cause
+        error.__cause__ = failed.error
+    return error
+
+
+def _in_our_words(failed: CallFailed, what: str) -> BaseException:
     match failed.kind:
         case FailureKind.DATA:
             return failed.error

@@ -67,11 +67,12 @@ class Home:
             self._thread = LoopThread()
         self._loop = self._thread.loop if self._thread is not None else asyncio.get_running_loop()
 
-    def move_out(self) -> None:
-        """End the loop, if it is one of our own."""
+    def move_out(self) -> bool:
+        """End the loop, if it is one of our own, and tell whether it was."""
         thread, self._thread, self._loop = self._thread, None, None
         if thread is not None:
             thread.stop()
+        return thread is not None
 
     @property
     def is_left(self) -> bool:

@@ -95,9 +95,12 @@ class Maintenance:
             if self._breaker.is_open or not all(drained):
                 scope.outcome = "unavailable"
                 raise unavailable(f"{operation} of {about} needs the primary", "Nothing was changed; try later.")
+            failed: CallFailed | None = None
             try:
                 answer = await self._guard.once(operation, lambda: self._backend.ask(ask), deadline=deadline)
-            except CallFailed as failed:
-                raise explained(failed, f"{operation} of {about} did not succeed") from failed.error
+            except CallFailed as caught:
+                failed = caught
+            if failed is not None:
+                raise explained(failed, f"{operation} of {about} did not succeed")
             scope.outcome = "primary"
             return answer

@@ -21,11 +21,12 @@ class Newcomers:
         now = self._wall_clock()
         self._last_contact = now if self._last_contact is None else max(self._last_contact, now)
 
-    def admit(self, thread_id: str) -> None:
-        """Take a thread that this process never saw for empty, if that is allowed or its id proves it."""
+    def admit(self, thread_id: str, *, outage: bool) -> None:
+        """Take a thread that this process never saw for empty, if its id proves it, or if that is allowed and there is
+        an `outage` for certain: one call that came late is none, and what it asked for may well be there."""
         if self._standby.knows(thread_id):
             return
-        if self._start_fresh or self._is_young(thread_id):
+        if (self._start_fresh and outage) or self._is_young(thread_id):
             self._standby.note_empty(thread_id, "")
 
     def _is_young(self, thread_id: str) -> bool:

@@ -20,6 +20,7 @@ from langgraph.checkpoint.base import (
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge, SyncMethods
+from enhanced_checkpointing.operations import with_text_id
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 
 
@@ -40,7 +41,8 @@ class FailoverSaver(SyncMethods):
         self._serializer = serializer
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return await self._bridge.bring(lambda: self._engine.get_tuple(config))
+        asked = with_text_id(config)
+        return await self._bridge.bring(lambda: self._engine.get_tuple(asked))
 
     async def alist(
         self,
@@ -53,7 +55,7 @@ class FailoverSaver(SyncMethods):
         """All matching checkpoints, newest first. They are fetched before the first is given, so that a listing is
         complete or an error, never a part that looks like the whole."""
         if config is not None and "thread_id" in config.get("configurable", {}):
-            one = config
+            one = with_text_id(config)
             answer = await self._bridge.bring(lambda: self._engine.list(one, filter, before, limit))
         else:
             answer = await self._bridge.bring(lambda: self._maintenance.list(filter, before, limit))
@@ -82,7 +84,8 @@ class FailoverSaver(SyncMethods):
     ) -> Mapping[str, DeltaChannelHistory]:
         if not channels:
             return {}
-        return await self._bridge.bring(lambda: self._engine.delta_history(config, channels))
+        asked = with_text_id(config)
+        return await self._bridge.bring(lambda: self._engine.delta_history(asked, channels))
 
     def get_next_version(self, current: str | int | float | None, channel: None = None) -> str:
         """The version scheme that memory, SQLite and PostgreSQL share; a thread with integer versions goes on in it."""

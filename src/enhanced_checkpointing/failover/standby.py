@@ -28,6 +28,11 @@ class Standby:
         self._pinned = pinned
         self._threads: OrderedDict[str, WarmThread] = OrderedDict()
         self._size = 0
+        self._forgotten = 0
+
+    def token(self, thread_id: str) -> tuple[WarmThread | None, int]:
+        """Stays equal for as long as nothing is deleted or forgotten of a thread."""
+        return self._threads.get(thread_id), self._forgotten
 
     @property
     def size(self) -> int:
@@ -118,6 +123,7 @@ class Standby:
 
     def forget_all(self, thread_ids: Sequence[str] | None) -> None:
         """Drop what is warm of these threads, or of all but the pinned ones for None."""
+        self._forgotten += 1
         for thread_id in list(self._threads) if thread_ids is None else thread_ids:
             if not self._pinned(thread_id):
                 self.forget(thread_id)

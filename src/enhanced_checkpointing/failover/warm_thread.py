@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,14 +91,20 @@ class WarmThread:
         checkpoint_ns, checkpoint_id = namespace_of(found.config), found.checkpoint["id"]
         if newest:
             self._advance(checkpoint_ns, checkpoint_id)
-        known = {task_id for task_id, _, _, _ in self._writes(checkpoint_ns, checkpoint_id)}
+        known = Counter((task_id, channel) for task_id, channel, _, _ in self._writes(checkpoint_ns, checkpoint_id))
+        read = Counter((task_id, channel) for task_id, channel, _ in found.pending_writes or ())
+        changed = {task_id for task_id, _ in read - known}
         stored = checkpoint_id in self._stored(checkpoint_ns)
-        if stored and all(task_id in known for task_id, _, _ in found.pending_writes or ()):
+        if stored and not changed:
             return  # the common case: this process wrote it, and nothing has to be serialized again
+        if not stored:  # somebody else wrote it, and may have written more that was never read
+            self.complete = False
+            self._complete_namespaces.clear()
         for operation in operations_of(found, self._serializer):
             if isinstance(operation, Put) and not stored:
                 self._store(operation)
-            elif isinstance(operation, PutWrites) and operation.task_id not in known:
+            elif isinstance(operation, PutWrites) and operation.task_id in changed:
+                self._forget_writes(operation)
                 self.put_writes(operation)
 
     def warm_history(self, checkpoint_ns: str, checkpoint_id: str, found: Mapping[str, DeltaChannelHistory]) -> None:
@@ -143,6 +150,10 @@ class WarmThread:
         checkpoint_ns = config["configurable"].get("checkpoint_ns")
         if not (self.complete or (checkpoint_ns is not None and self.is_complete(checkpoint_ns))):
             raise CheckpointUnavailableError("its history is not all warm")
+        if any(isinstance(value, (dict, list)) for value in (filter or {}).values()):
+            raise CheckpointUnavailableError("only the primary can match nested metadata")
+        if checkpoint_ns is not None:
+            return list(self._saver.list(config, filter=filter, before=before, limit=limit))
         found = sorted(
             self._saver.list(config, filter=filter, before=before),
             key=lambda item: item.checkpoint["id"],
@@ -212,6 +223,12 @@ class WarmThread:
 
     def _advance(self, checkpoint_ns: str, checkpoint_id: str) -> None:
         self._heads[checkpoint_ns] = max(checkpoint_id, self._heads.get(checkpoint_ns, ""))
+
+    def _forget_writes(self, operation: PutWrites) -> None:
+        """Drop the writes of one task, of which the primary has more."""
+        writes = self._saver.writes.get((self._thread_id, operation.checkpoint_ns, operation.checkpoint_id), {})
+        for key in [key for key in writes if key[0] == operation.task_id]:
+            del writes[key]
 
     def _stored(self, checkpoint_ns: str) -> Mapping[str, tuple[tuple[str, bytes], tuple[str, bytes], str | None]]:
         return self._saver.storage[self._thread_id].get(checkpoint_ns, {})

@@ -83,6 +83,9 @@ class Journal(Protocol):
     def holds(self, thread_id: str) -> bool:
         """Whether anything of this thread is in the journal: its operations must not go to the primary then."""
 
+    def is_frozen(self, thread_id: str) -> bool:
+        """Whether a dead letter keeps this thread from being drained."""
+
     def waiting_threads(self) -> Sequence[str]:
         """The threads that can be drained, in the order of their oldest record; frozen ones are left out."""
 

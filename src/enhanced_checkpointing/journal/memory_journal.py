@@ -57,6 +57,10 @@ class MemoryJournal:
     def holds(self, thread_id: str) -> bool:
         return thread_id in self._held
 
+    def is_frozen(self, thread_id: str) -> bool:
+        held = self._held.get(thread_id)
+        return held is not None and bool(held.dead_letters)
+
     def waiting_threads(self) -> Sequence[str]:
         waiting = [held.records[0] for held in self._held.values() if held.records and not held.dead_letters]
         return [record.operation.thread_id for record in sorted(waiting, key=lambda record: record.sequence)]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
@@ -46,13 +46,15 @@ class Attempt:
     operation: str
     subject: str | None
     writes: bool
+    clock: Callable[[], float]
     sever: Callable[[], None] | None = None
-    touched: bool = field(default=False)
-    """Whether the attempt ever got hold of a connection."""
+    held_at: float | None = None
+    """When the attempt first got hold of a connection: what it waited before was our own queue."""
 
     def hold(self, sever: Callable[[], None]) -> None:
         self.sever = sever
-        self.touched = True
+        if self.held_at is None:
+            self.held_at = self.clock()
 
     def let_go(self) -> None:
         self.sever = None
@@ -87,6 +89,8 @@ class Guard:
         self._retries = retries
         self._abandoned_limit = abandoned_limit
         self._abandoned: set[asyncio.Task[object]] = set()
+        self._hanging = 0
+        """How many of them hang on the backend; the others waited in our own queues."""
         self._budget = RetryBudget()
         self._last_answer = float("-inf")
         """The clock's time when the backend last answered anybody."""
@@ -104,20 +108,28 @@ class Guard:
         deadline: Deadline,
         subject: str | None = None,
         writes: bool = False,
+        patient: bool = False,
     ) -> T:
         """Run `run()` within `deadline`, repeating it where that is safe and worth it.
+
+        A `patient` call may rightly be slow, such as a long listing: its slowness does not move the breaker.
 
         Raises:
             CallFailed: it did not succeed; its kind says what that means for the data.
         """
         self._budget.earn()
+
+        def once() -> Awaitable[T]:
+            attempt = Attempt(operation, subject, writes, deadline.now)
+            return self._attempt(attempt, run, deadline, patient=patient)
+
         try:
-            return await self._attempt(operation, run, deadline, subject, writes)
+            return await once()
         except CallFailed as failed:
             if not self._may_repeat(failed, 1):
                 raise
             first_failure = failed
-        return await self._repeat(operation, run, deadline, subject, writes, first_failure)
+        return await self._repeat(operation, once, deadline, first_failure)
 
     async def settle(self, seconds: float) -> None:
         """Wait up to `seconds` for the attempts left behind to end, then cancel what is left of them."""
@@ -131,10 +143,8 @@ class Guard:
     async def _repeat(
         self,
         operation: str,
-        run: Callable[[], Awaitable[T]],
+        once: Callable[[], Awaitable[T]],
         deadline: Deadline,
-        subject: str | None,
-        writes: bool,
         failure: CallFailed | None,
     ) -> T:
         def announce(state: RetryCallState) -> None:
@@ -163,7 +173,7 @@ class Guard:
                 if failure is not None:  # the first attempt was made before tenacity came in, which healthy calls spare
                     first, failure = failure, None
                     raise first
-                return await self._attempt(operation, run, deadline, subject, writes)
+                return await once()
         raise AssertionError("tenacity ends with a result or an error")
 
     def _may_repeat(self, failed: CallFailed, attempts_made: int) -> bool:
@@ -176,18 +186,13 @@ class Guard:
         return failed.kind is FailureKind.UNKNOWN and attempts_made == 1
 
     async def _attempt(
-        self,
-        operation: str,
-        run: Callable[[], Awaitable[T]],
-        deadline: Deadline,
-        subject: str | None,
-        writes: bool,
+        self, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, *, patient: bool
     ) -> T:
         ticket = self._breaker.admit()
         if ticket is None:
             refused = ConnectionRefusedError(f"the {self._backend} primary is not called while its breaker is open")
             raise CallFailed(Failure(FailureKind.OUTAGE, refused), admitted=False)
-        return await self._watch(ticket, Attempt(operation, subject, writes), run, deadline)
+        return await self._watch(ticket, attempt, run, deadline, patient=patient)
 
     async def once(
         self, operation: str, run: Callable[[], Awaitable[T]], *, deadline: Deadline, counts: bool = False
@@ -200,9 +205,11 @@ class Guard:
             CallFailed: it did not succeed.
         """
         ticket = (self._breaker.admit() if counts else None) or Ticket(NO_GENERATION)
-        return await self._watch(ticket, Attempt(operation, subject=None, writes=False), run, deadline)
+        return await self._watch(ticket, Attempt(operation, None, False, deadline.now), run, deadline, patient=False)
 
-    async def _watch(self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+    async def _watch(
+        self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, *, patient: bool
+    ) -> T:
         started_at, begun = deadline.now(), deadline.time()
         task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
         try:
@@ -211,15 +218,24 @@ class Guard:
             self._leave(task, attempt, cut=attempt.writes)
             raise
         if not in_time:
+            kept_us_waiting = deadline.now() - (attempt.held_at or started_at)
+            silent = self._last_answer < begun
+            queued = attempt.held_at is None and (self._saturated() or not silent)
+            ours = queued or kept_us_waiting < deadline.seconds / 2
+            self._leave(task, attempt, cut=True)
+            if not ours and not task.done():
+                self._hanging += 1
+                task.add_done_callback(self._hangs_no_more)
             waited = deadline.now() - started_at
-            silent = self._last_answer < begun and waited >= deadline.seconds / 2
-            self._late(ticket, attempt, task, waited, silent=silent)
+            self._telemetry.emit(AttemptAbandoned(attempt.operation, self._backend, waited, len(self._abandoned)))
+            self._late(ticket, attempt, waited, ours=ours, silent=silent, patient=patient)
         if task.cancelled():
             raise asyncio.CancelledError
         error = task.exception()
         if error is None:
             self._last_answer = deadline.time()
-            self._breaker.succeeded(ticket, deadline.now() - started_at)
+            served_in = 0.0 if patient else deadline.now() - (attempt.held_at or started_at)
+            self._breaker.succeeded(ticket, served_in)
             return task.result()
         failure = self._classify(error)
         if failure.answered:
@@ -233,19 +249,20 @@ class Guard:
         current_attempt.set(attempt)
         return await run()
 
-    def _late(self, ticket: Ticket, attempt: Attempt, task: asyncio.Task[T], waited: float, *, silent: bool) -> None:
-        """Give a late attempt up. If the backend was `silent` to everybody for that long, no call waits like it again;
-        if it answered others meanwhile, one connection hangs, and that counts as one failure."""
-        queued = not attempt.touched and self._saturated()
-        self._leave(task, attempt, cut=True)
-        self._telemetry.emit(AttemptAbandoned(attempt.operation, self._backend, waited, len(self._abandoned)))
-        if queued:
+    def _late(
+        self, ticket: Ticket, attempt: Attempt, waited: float, *, ours: bool, silent: bool, patient: bool
+    ) -> NoReturn:
+        """Say what a late attempt means. If most of the time went by in `ours`, our own queues, the backend is not to
+        blame. If it was `silent` to everybody for that long, no call waits like this one again; if it answered others
+        meanwhile, one connection hangs, and that counts as one failure."""
+        if ours and attempt.held_at is None:
             busy = TimeoutError(f"all connections were busy with our own calls for {waited:.1f} s")
             raise CallFailed(Failure(FailureKind.SATURATED, busy), timed_out=True)
         late = TimeoutError(f"no answer within {waited:.2f} s")
-        self._breaker.failed(ticket, _brief(late), definite=silent)
-        if len(self._abandoned) >= self._abandoned_limit:
-            self._breaker.trip(f"{len(self._abandoned)} calls hang")
+        if not ours and (silent or not patient):
+            self._breaker.failed(ticket, _brief(late), definite=silent)
+        if self._hanging >= self._abandoned_limit:
+            self._breaker.trip(f"{self._hanging} calls hang")
         raise CallFailed(Failure(FailureKind.UNKNOWN, late), timed_out=True)
 
     def _leave(self, task: asyncio.Task[T], attempt: Attempt, *, cut: bool) -> None:
@@ -267,6 +284,9 @@ class Guard:
 
         handle = asyncio.get_running_loop().call_later(SEVER_GRACE, push)
         task.add_done_callback(lambda _: handle.cancel())
+
+    def _hangs_no_more(self, _: asyncio.Task[T]) -> None:
+        self._hanging -= 1
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         self._abandoned.discard(task)

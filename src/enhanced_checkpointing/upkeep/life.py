@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
@@ -11,6 +14,7 @@ from enhanced_checkpointing.errors import (
     redact,
 )
 from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 from enhanced_checkpointing.upkeep.parts import Parts
@@ -75,14 +79,17 @@ async def last_drain(parts: Parts, config: CheckpointerConfig) -> None:
     await parts.engine.close(config.deadline + SETTLE_SECONDS)
     if parts.reconciler is None or parts.journal is None or not parts.journal.status().pending:
         return
+    deadline = Deadline(time.monotonic, config.shutdown_grace)
     if parts.breaker.is_open:
-        await parts.prober.probe()
-    await parts.reconciler.wait_drained(config.shutdown_grace)
+        probing = asyncio.ensure_future(parts.prober.probe())
+        if not await deadline.wait_for(probing):
+            probing.cancel()
+    await parts.reconciler.wait_drained(deadline.remaining())
 
 
 def tell_backlog(journal: Journal, telemetry: Telemetry) -> None:
     """Say how much stays in the journal at the end, and what becomes of it."""
-    pending = journal.status().pending
+    pending = journal.status().pending + journal.status().dead_letters
     if pending and journal.durable:
         fate = "They stay in the journal, and the next start drains them."
         telemetry.emit(Notice("WARNING", f"Stopped with {pending} acknowledged operations not in the primary. {fate}"))

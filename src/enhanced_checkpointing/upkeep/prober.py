@@ -64,6 +64,7 @@ class Prober:
         guard: Guard,
         breaker: Breaker,
         telemetry: Telemetry,
+        on_contact: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -72,6 +73,7 @@ class Prober:
         self._guard = guard
         self._breaker = breaker
         self._telemetry = telemetry
+        self._on_contact = on_contact
         self._clock = clock
         self._jitter = jitter
         self._set_up = False
@@ -113,7 +115,12 @@ class Prober:
         return Finding.HEALTHY if not self._breaker.is_open else Finding.REFUSING
 
     async def look(self) -> None:
-        """Probe once for a health report: what it finds is kept in `last_error`, the breaker is not closed by it."""
+        """Probe once for a health report: what it finds is kept in `last_error`, the breaker is not closed by it.
+
+        Before the setup there is nothing to probe, and `last_error` says why; a setup may take long, a report may not.
+        """
+        if not self._set_up:
+            return
         try:
             await self.prove()
         except CallFailed as failed:
@@ -143,6 +150,7 @@ class Prober:
         finally:
             self._telemetry.emit(ProbeFinished(self._backend.name, started_at, self._clock() - begun, error_type))
         self.last_error = None
+        self._on_contact()
         return seconds
 
     def _found_wrong(self, failed: CallFailed) -> Finding:

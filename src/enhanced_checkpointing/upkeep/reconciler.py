@@ -15,13 +15,20 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal, JournalRecord
-from enhanced_checkpointing.operations import Operation, operations_of
+from enhanced_checkpointing.operations import DeleteThread, Operation, operations_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Telemetry, ThreadDrained
+from enhanced_checkpointing.telemetry.events import (
+    ConfigurationFault,
+    DeadLettered,
+    Diverged,
+    Notice,
+    Telemetry,
+    ThreadDrained,
+)
 from enhanced_checkpointing.upkeep.divergence import diverged, moved_to, namespaces_to_check, sibling_id
 
 SHORTEST_PAUSE = 0.1
@@ -62,6 +69,7 @@ class Reconciler:
         serializer: SharingSerializer,
         telemetry: Telemetry,
         on_drained: Callable[[], None],
+        on_quarantined: Callable[[str], None] = lambda _: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._config = config
@@ -73,6 +81,7 @@ class Reconciler:
         self._serializer = serializer
         self._telemetry = telemetry
         self._on_drained = on_drained
+        self._on_quarantined = on_quarantined
         self._clock = clock
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
@@ -120,7 +129,7 @@ class Reconciler:
     async def wait_drained(self, timeout: float) -> bool:
         """Wait until nothing waits to be drained; False when `timeout` seconds were over before, or a thread froze."""
         deadline = Deadline(self._clock, timeout)
-        while self._journal.waiting_threads() or self._draining:
+        while self._draining or self._journal.waiting_threads():
             self._changed.clear()
             changed = asyncio.ensure_future(self._changed.wait())
             try:
@@ -182,11 +191,12 @@ class Reconciler:
         """
         if not await self._guard.once("fence", lambda: self._backend.fence(thread_id), deadline=self._deadline()):
             return Drain.FENCED
-        target = self._targets.get(thread_id)
+        target = self._targets.get(thread_id) or await self._choose_target(thread_id)
         while (record := await self._journal.next_record(thread_id)) is not None:
             try:
-                target = target or await self._find_target(thread_id)
                 await self._apply(moved_to(record.operation, target))
+                if target != thread_id and isinstance(record.operation, DeleteThread):
+                    await self._apply(record.operation)  # what was to be deleted is not only the outage's branch
             except CallFailed as failed:
                 if failed.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
                     raise
@@ -195,9 +205,8 @@ class Reconciler:
             await self._journal.mark_applied(record)
             self.drained += 1
             progress.operations += 1
-            self._changed.set()
             await asyncio.sleep(0)  # live calls first
-        if thread_id in self._journal.status().frozen_threads:
+        if self._journal.is_frozen(thread_id):
             return Drain.FROZEN
         if self._targets.pop(thread_id, None) is not None:
             self._standby.forget(thread_id)  # the warm copy lacks the other branch
@@ -218,6 +227,17 @@ class Reconciler:
         self.dead_letters += 1
         operation = record.operation
         self._telemetry.emit(DeadLettered(self._backend.name, operation.thread_id, operation.name, error))
+
+    async def _choose_target(self, thread_id: str) -> str:
+        """`_find_target`, or the thread itself where the primary's branch cannot be read: both stay in it then."""
+        try:
+            return await self._find_target(thread_id)
+        except CallFailed as failed:
+            if failed.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
+                raise
+            what = f"the branches of thread {thread_id!r} could not be compared ({redact(failed.error)})"
+            self._telemetry.emit(Notice("WARNING", f"{what}; what was journaled is written to the same thread"))
+            return thread_id
 
     async def _find_target(self, thread_id: str) -> str:
         """The thread that takes the records: itself, or its sibling when the branches are to be kept apart."""
@@ -240,6 +260,8 @@ class Reconciler:
                 )
             )
         self._targets[thread_id] = target
+        if apart:
+            self._on_quarantined(thread_id)
         return target
 
     async def _head(self, thread_id: str, checkpoint_ns: str) -> str | None:

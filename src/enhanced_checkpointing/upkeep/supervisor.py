@@ -37,6 +37,11 @@ class Supervisor(Generic[T]):
         self._end_asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the end was asked for."""
+        return self._end_asked.is_set()
+
     async def start(self) -> T:
         """Open everything and return it. If that fails, or the caller is cancelled, nothing stays open."""
         opened: asyncio.Future[T] = asyncio.get_running_loop().create_future()
