@@ -165,10 +165,10 @@ def test_our_statements_store_what_those_of_the_postgres_saver_store() -> None:
     official = AsyncPostgresSaver
     assert inserts(postgres_rows.PUT_SQL) == inserts(official.UPSERT_CHECKPOINTS_SQL)
     with_blobs = [*inserts(official.UPSERT_CHECKPOINT_BLOBS_SQL), *inserts(official.UPSERT_CHECKPOINTS_SQL)]
-    assert inserts(postgres_rows.PUT_WITH_BLOBS_SQL) == with_blobs
-    ordinary = inserts(postgres_rows.PUT_WRITES_SQL + postgres_rows.KEEP_FIRST)
+    assert inserts(postgres_rows.put_with_blobs_sql(1)) == with_blobs
+    ordinary = inserts(postgres_rows.put_writes_sql(1, special=False))
     assert ordinary == inserts(official.INSERT_CHECKPOINT_WRITES_SQL)
-    special = inserts(postgres_rows.PUT_WRITES_SQL + postgres_rows.KEEP_LAST)
+    special = inserts(postgres_rows.put_writes_sql(1, special=True))
     assert special == inserts(official.UPSERT_CHECKPOINT_WRITES_SQL)
 
 

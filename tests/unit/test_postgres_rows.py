@@ -10,10 +10,9 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.backends.postgres_rows import (
     DELETE_SQL,
-    KEEP_FIRST,
-    KEEP_LAST,
     PUT_SQL,
-    PUT_WITH_BLOBS_SQL,
+    put_with_blobs_sql,
+    put_writes_sql,
     statement,
 )
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
@@ -29,6 +28,12 @@ def prepared(operation: Operation) -> tuple[str, dict[str, Any]]:
 
 def parameters_of(operation: Operation) -> dict[str, Any]:
     return prepared(operation)[1]
+
+
+def rows_of(operation: Operation, name: str) -> list[Any]:
+    """The values of one column, row by row."""
+    parameters = parameters_of(operation)
+    return [parameters[f"{name}_{row}"] for row in range(len(parameters)) if f"{name}_{row}" in parameters]
 
 
 def body(put: Put) -> dict[str, Any]:
@@ -49,9 +54,9 @@ def test_put_stores_new_blobs_and_the_checkpoint_in_one_statement() -> None:
     put = author.put({"profile": ["Ada"], "log": ["a"], "n": 2})
     sql, parameters = prepared(put)
     log = frozen(put, "log")
-    assert sql == PUT_WITH_BLOBS_SQL
-    assert (parameters["channels"], parameters["versions"]) == (["log"], [put.new_versions["log"]])
-    assert (parameters["tags"], parameters["blobs"]) == ([log.tag], [log.data])
+    assert sql == put_with_blobs_sql(1)
+    assert (rows_of(put, "channel"), rows_of(put, "version")) == (["log"], [put.new_versions["log"]])
+    assert (rows_of(put, "tag"), rows_of(put, "blob")) == ([log.tag], [log.data])
     assert (parameters["thread_id"], parameters["checkpoint_ns"]) == ("thread", "ns")
     assert (parameters["checkpoint_id"], parameters["parent"]) == (put.checkpoint_id, put.parent_checkpoint_id)
     assert body(put)["channel_values"] == {"n": 2}
@@ -63,7 +68,7 @@ def test_replayed_put_stores_the_blobs_of_all_channels() -> None:
     author = Author()
     author.put({"profile": ["Ada"]})
     put = author.put({"profile": ["Ada"], "log": ["a"]}).replayable()
-    assert sorted(parameters_of(put)["channels"]) == ["log", "profile"]
+    assert sorted(rows_of(put, "channel")) == ["log", "profile"]
 
 
 def test_root_has_no_parent() -> None:
@@ -80,8 +85,8 @@ def test_small_values_are_inline_and_have_no_blob(value: object) -> None:
 def test_snapshot_of_a_delta_channel_is_a_blob_with_a_mark_in_the_checkpoint() -> None:
     put = Author().put({"log": _DeltaSnapshot(["a"]), "flag": True})
     assert body(put)["channel_values"] == {"log": True, "flag": True}
-    assert parameters_of(put)["channels"] == ["log"]
-    assert parameters_of(put)["blobs"] == [frozen(put, "log").data]
+    assert rows_of(put, "channel") == ["log"]
+    assert rows_of(put, "blob") == [frozen(put, "log").data]
 
 
 def test_delta_channel_without_a_value_has_a_version_and_nothing_else() -> None:
@@ -93,7 +98,7 @@ def test_delta_channel_without_a_value_has_a_version_and_nothing_else() -> None:
 
 def test_version_of_a_blob_is_text_whatever_it_was() -> None:
     put = replace(Author().put({"log": ["a"]}), new_versions={"log": 7})
-    assert parameters_of(put)["versions"] == ["7"]
+    assert rows_of(put, "version") == ["7"]
 
 
 def test_metadata_is_stored_without_the_writes_that_old_versions_kept_there() -> None:
@@ -115,37 +120,38 @@ def test_ordinary_writes_keep_what_is_there_and_are_numbered_in_their_order() ->
     put = author.put({"n": 1})
     writes = author.writes(("n", 2), ("log", ["a"]), task_id="task", task_path="~1")
     sql, parameters = prepared(writes)
-    assert sql.endswith(KEEP_FIRST)
+    assert sql == put_writes_sql(2, special=False)
     key = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
     assert tuple(parameters[name] for name in key) == ("thread", "ns", put.checkpoint_id, "task", "~1")
-    assert (parameters["indexes"], parameters["channels"]) == ([0, 1], ["n", "log"])
-    assert parameters["blobs"] == [value.data for _, value in writes.writes]
-    assert parameters["tags"] == [value.tag for _, value in writes.writes]
+    assert (rows_of(writes, "index"), rows_of(writes, "channel")) == ([0, 1], ["n", "log"])
+    assert rows_of(writes, "blob") == [value.data for _, value in writes.writes]
+    assert rows_of(writes, "tag") == [value.tag for _, value in writes.writes]
 
 
 def test_special_writes_replace_what_is_there_at_places_of_their_own() -> None:
     author = Author()
     author.put({"n": 1})
-    sql, parameters = prepared(author.writes(("__error__", "oops"), ("__interrupt__", "why")))
-    assert sql.endswith(KEEP_LAST)
-    assert parameters["indexes"] == [-1, -3]
+    writes = author.writes(("__error__", "oops"), ("__interrupt__", "why"))
+    sql, _ = prepared(writes)
+    assert sql == put_writes_sql(2, special=True)
+    assert rows_of(writes, "index") == [-1, -3]
 
 
 def test_of_two_special_writes_for_one_place_the_last_stays() -> None:
     author = Author()
     author.put({"n": 1})
     writes = author.writes(("__interrupt__", "first"), ("__interrupt__", "second"))
-    parameters = parameters_of(writes)
     last = writes.writes[1][1]
-    assert (parameters["indexes"], parameters["blobs"]) == ([-3], [last.data])
+    assert (rows_of(writes, "index"), rows_of(writes, "blob")) == ([-3], [last.data])
 
 
 def test_special_write_among_ordinary_ones_replaces_nothing() -> None:
     author = Author()
     author.put({"n": 1})
-    sql, parameters = prepared(author.writes(("n", 2), ("__error__", "oops")))
-    assert sql.endswith(KEEP_FIRST)
-    assert parameters["indexes"] == [0, -1]
+    writes = author.writes(("n", 2), ("__error__", "oops"))
+    sql, _ = prepared(writes)
+    assert sql == put_writes_sql(2, special=False)
+    assert rows_of(writes, "index") == [0, -1]
 
 
 def test_no_writes_are_no_statement() -> None:
@@ -167,6 +173,6 @@ def test_of_two_writes_of_a_special_channel_one_stays_as_one_statement_after_the
     author.put({"n": 1})
     writes = author.writes(*ordinary, ("__error__", "a"), ("__error__", "b"))
     data = {value.data: "n" if channel == "n" else author.serializer.thaw(value) for channel, value in writes.writes}
-    parameters = parameters_of(writes)
-    assert [data[blob] for blob in parameters["blobs"]] == kept
-    assert len(set(parameters["indexes"])) == len(parameters["indexes"])
+    indexes = rows_of(writes, "index")
+    assert [data[blob] for blob in rows_of(writes, "blob")] == kept
+    assert len(set(indexes)) == len(indexes)

@@ -82,7 +82,10 @@ class PostgresConnections:
         while True:
             async with self._held(pool, await self._acquire(pool)) as connection:
                 if await self._is_usable(connection):
-                    async with self.in_schema(connection):
+                    if self.behind_pooler:
+                        async with self.in_schema(connection):
+                            yield connection
+                    else:
                         yield connection
                     return
 

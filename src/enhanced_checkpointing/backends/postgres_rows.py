@@ -6,6 +6,7 @@ writes, so that either can read the other's data; a test compares the two agains
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
@@ -23,23 +24,25 @@ ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
 DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
 """
 
-# `b` asks for the binary format: as text, a blob would be sent in twice its size.
+BLOB_ROW = "(%(thread_id)s, %(checkpoint_ns)s, %(channel_{0})s, %(version_{0})s, %(tag_{0})s, %(blob_{0})s)"
 PUT_WITH_BLOBS_SQL = f"""
 WITH blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(thread_id)s, %(checkpoint_ns)s, *
-    FROM unnest(%(channels)s::text[], %(versions)s::text[], %(tags)s::text[], %(blobs)b::bytea[])
+    VALUES {{rows}}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
 )
 {PUT_SQL}
 """
 
+WRITE_ROW = (
+    "(%(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, "
+    "%(index_{0})s, %(channel_{0})s, %(tag_{0})s, %(blob_{0})s)"
+)
 PUT_WRITES_SQL = """
 INSERT INTO checkpoint_writes
     (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, *
-FROM unnest(%(indexes)s::integer[], %(channels)s::text[], %(tags)s::text[], %(blobs)b::bytea[])
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+VALUES {rows}
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {conflict}
 """
 KEEP_FIRST = "DO NOTHING"
 KEEP_LAST = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
@@ -79,11 +82,12 @@ def _put(put: Put) -> Statement:
     changed = [(channel, str(version)) for channel, version in put.new_versions.items() if channel in blobs]
     if not changed:
         return PUT_SQL, parameters
-    parameters["channels"] = [channel for channel, _ in changed]
-    parameters["versions"] = [version for _, version in changed]
-    parameters["tags"] = [blobs[channel].tag for channel, _ in changed]
-    parameters["blobs"] = [blobs[channel].data for channel, _ in changed]
-    return PUT_WITH_BLOBS_SQL, parameters
+    for row, (channel, version) in enumerate(changed):
+        parameters[f"channel_{row}"] = channel
+        parameters[f"version_{row}"] = version
+        parameters[f"tag_{row}"] = blobs[channel].tag
+        parameters[f"blob_{row}"] = blobs[channel].data
+    return put_with_blobs_sql(len(changed)), parameters
 
 
 def _put_writes(operation: PutWrites) -> Statement | None:
@@ -96,14 +100,29 @@ def _put_writes(operation: PutWrites) -> Statement | None:
         index = WRITES_IDX_MAP.get(channel, position)
         if special or index not in rows:
             rows[index] = (channel, value)
-    return PUT_WRITES_SQL + (KEEP_LAST if special else KEEP_FIRST), {
+    parameters: dict[str, Any] = {
         "thread_id": operation.thread_id,
         "checkpoint_ns": operation.checkpoint_ns,
         "checkpoint_id": operation.checkpoint_id,
         "task_id": operation.task_id,
         "task_path": operation.task_path,
-        "indexes": list(rows),
-        "channels": [channel for channel, _ in rows.values()],
-        "tags": [value.tag for _, value in rows.values()],
-        "blobs": [value.data for _, value in rows.values()],
     }
+    for row, (index, (channel, value)) in enumerate(rows.items()):
+        parameters[f"index_{row}"] = index
+        parameters[f"channel_{row}"] = channel
+        parameters[f"tag_{row}"] = value.tag
+        parameters[f"blob_{row}"] = value.data
+    return put_writes_sql(len(rows), special=special), parameters
+
+
+@cache
+def put_with_blobs_sql(blobs: int) -> str:
+    """The statement of a put with so many blobs. Rows of scalars, since psycopg builds arrays in Python, slowly."""
+    return PUT_WITH_BLOBS_SQL.format(rows=", ".join(BLOB_ROW.format(row) for row in range(blobs)))
+
+
+@cache
+def put_writes_sql(writes: int, *, special: bool) -> str:
+    """The statement of so many writes; the last of two special ones stays, the first of two others."""
+    rows = ", ".join(WRITE_ROW.format(row) for row in range(writes))
+    return PUT_WRITES_SQL.format(rows=rows, conflict=KEEP_LAST if special else KEEP_FIRST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from enhanced_checkpointing.resilience.breaker import Clock
@@ -12,6 +13,9 @@ LOOK_EVERY = 0.25
 
 STALL = 0.05
 """A wake-up that comes this many seconds late means that the event loop stood still, not that the server is slow."""
+
+
+Wake = Callable[[], None]
 
 
 class Deadline:
@@ -45,21 +49,25 @@ class Deadline:
         self.stalled += seconds
         self._ends_at += seconds
 
-    async def wait_for(self, future: asyncio.Future[Any]) -> bool:
-        """Wait until `future` is done or the deadline is over; tell whether it is done. It is not cancelled."""
+    async def wait_for(self, future: asyncio.Future[Any], on_wait: Callable[[Wake], None] = lambda _: None) -> bool:
+        """Wait until `future` is done or the deadline is over; tell whether it is done. It is not cancelled.
+
+        `on_wait` is given a function that ends the wait: a task that calls it as the last thing it does spares its
+        waiter a turn of the event loop.
+        """
         while not future.done():
             pause = min(self.remaining(), LOOK_EVERY)
             if pause <= 0:
                 return False
             started_at = self._clock()
-            await _wait(future, pause)
+            await _wait(future, pause, on_wait)
             late = self._clock() - started_at - pause
             if late > STALL:
                 self.excuse(late)
         return True
 
 
-async def _wait(future: asyncio.Future[Any], seconds: float) -> None:
+async def _wait(future: asyncio.Future[Any], seconds: float, on_wait: Callable[[Wake], None]) -> None:
     """Wait until `future` is done or `seconds` are over; `asyncio.wait` for one future at a fraction of its cost."""
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
@@ -68,6 +76,7 @@ async def _wait(future: asyncio.Future[Any], seconds: float) -> None:
         if not waiter.done():
             waiter.set_result(None)
 
+    on_wait(wake)
     timer = loop.call_later(seconds, wake)
     future.add_done_callback(wake)
     try:

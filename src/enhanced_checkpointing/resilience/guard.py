@@ -48,6 +48,8 @@ class Attempt:
     writes: bool
     clock: Callable[[], float]
     sever: Callable[[], None] | None = None
+    wake: Callable[[], None] | None = None
+    """Ends the wait of whoever watches this attempt."""
     held_at: float | None = None
     """When the attempt first got hold of a connection: what it waited before was our own queue."""
 
@@ -58,6 +60,9 @@ class Attempt:
 
     def let_go(self) -> None:
         self.sever = None
+
+    def watched(self, wake: Callable[[], None]) -> None:
+        self.wake = wake
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("current_attempt", default=None)
@@ -213,7 +218,7 @@ class Guard:
         started_at, begun = deadline.now(), deadline.time()
         task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
         try:
-            in_time = await deadline.wait_for(task)
+            in_time = await deadline.wait_for(task, attempt.watched)
         except asyncio.CancelledError:
             self._leave(task, attempt, cut=attempt.writes)
             raise
@@ -247,7 +252,11 @@ class Guard:
     @staticmethod
     async def _run(attempt: Attempt, run: Callable[[], Awaitable[T]]) -> T:
         current_attempt.set(attempt)
-        return await run()
+        try:
+            return await run()
+        finally:
+            if attempt.wake is not None:
+                attempt.wake()
 
     def _late(
         self, ticket: Ticket, attempt: Attempt, waited: float, *, ours: bool, silent: bool, patient: bool
