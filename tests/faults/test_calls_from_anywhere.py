@@ -26,7 +26,7 @@ CASE = GRAPHS["parallel"]
 
 
 async def test_sync_calls_from_many_threads_work(database_url: str) -> None:
-    async with opened(postgres(database_url)) as manager:
+    async with opened(postgres(database_url, deadline=10.0)) as manager:
         saver = saver_of(manager)
         expected = await run_case(CASE, saver, "async")
         names = [f"thread-{number}" for number in range(8)]
@@ -60,7 +60,7 @@ async def test_every_sync_method_on_the_loop_itself_raises_instead_of_waiting_fo
 
 
 async def test_async_calls_from_another_event_loop_work(database_url: str) -> None:
-    async with opened(postgres(database_url)) as manager:
+    async with opened(postgres(database_url, deadline=10.0)) as manager:
         saver = saver_of(manager)
         expected = await run_case(CASE, saver, "home")
 

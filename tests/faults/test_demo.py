@@ -119,7 +119,7 @@ def test_demo_cuts_only_its_own_connections_to_a_given_server(
     assert tables == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT])
 def test_stopped_in_an_outage_the_demo_leaves_nothing_behind(temporary_directory: Path, number: signal.Signals) -> None:
     postgres_binaries()
     with subprocess.Popen(

@@ -128,6 +128,7 @@ async def test_write_that_was_left_behind_is_drained_behind_the_pooler(
     no_leaks.grace_seconds = 5.0
     with psycopg.connect(database_url, autocommit=True) as blocker:
         async with opened(postgres(pooler.url)) as manager:
+            assert await saver_of(manager).aget_tuple({"configurable": {"thread_id": "late"}}) is None
             with blocker.transaction():
                 blocker.execute("LOCK TABLE checkpoints, checkpoint_blobs, checkpoint_writes")
                 found = await run_case(CASE, saver_of(manager), "late")  # the first write is left behind on its session

@@ -47,6 +47,9 @@ from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOv
 T = TypeVar("T")
 
 
+CANNOT_SERVE = (FailureKind.OUTAGE, FailureKind.CONFIGURATION)
+"""What the primary said, not what its silence may mean."""
+
 TOO_LATE = 0.1
 """The share of its deadline below which a write that waited for its turn no longer tries the primary."""
 
@@ -207,7 +210,7 @@ class Engine:
     def _ask_standby(
         self, scope: OperationScope, thread_id: str, standby: Callable[[], T], failed: CallFailed | None
     ) -> T:
-        self.newcomers.admit(thread_id, outage=failed is None or failed.kind is FailureKind.OUTAGE)
+        self.newcomers.admit(thread_id, outage=failed is None or failed.kind in CANNOT_SERVE)
         try:
             answer = standby()
         except CheckpointUnavailableError as error:
