@@ -11,8 +11,6 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install enhanced-checkpointing[otlp]")
-
 from tests.support.otlp import METRIC_UNITS, SPAN_NAMES, Endpoint, attributes, points, run, serving
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"

@@ -16,8 +16,6 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install enhanced-checkpointing[otlp]")
-
 from enhanced_checkpointing import EnhancedCheckpointerManager
 from tests.support.checkpointer import postgres, saver_of
 from tests.support.fault_proxy import ThreadedFaultProxy
