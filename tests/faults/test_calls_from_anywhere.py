@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,13 +27,17 @@ from tests.support.graphs import GRAPHS, run_case, run_case_sync
 CASE = GRAPHS["parallel"]
 
 
-async def test_sync_calls_from_many_threads_work(database_url: str) -> None:
+async def test_sync_calls_from_many_threads_work_even_when_they_fill_the_default_executor(database_url: str) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=4))
     async with opened(postgres(database_url, deadline=10.0)) as manager:
         saver = saver_of(manager)
         expected = await run_case(CASE, saver, "async")
+        started = time.monotonic()
         names = [f"thread-{number}" for number in range(8)]
         results = await asyncio.gather(*(asyncio.to_thread(run_case_sync, CASE, saver, name) for name in names))
         assert results == [expected] * len(names)
+        assert time.monotonic() - started < 5.0  # nobody waited for a deadline
+        assert manager.health_status["primary_checkpointer"]["breaker"] == "closed"
 
 
 async def test_every_sync_method_on_the_loop_itself_raises_instead_of_waiting_for_ever(database_url: str) -> None:

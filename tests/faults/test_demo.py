@@ -22,7 +22,7 @@ from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.postgres import postgres_binaries
 
 COMMAND = [sys.executable, "-m", "enhanced_checkpointing.cli.entry", "demo"]
-SHORT = ["--conversations", "2", "--turns", "2"]
+SHORT = ["--conversations", "2", "--turns", "2", "--pace", "0.2"]
 
 
 @pytest.fixture
@@ -84,31 +84,20 @@ def test_demo_kills_a_postgresql_and_proves_that_nothing_was_lost(temporary_dire
         assert row["checkpoints"] == row["twin_checkpoints"] > 0
 
 
-def test_demo_locks_a_sqlite_file_and_proves_that_nothing_was_lost(temporary_directory: Path) -> None:
-    ended = play(temporary_directory, *SHORT, "--sqlite")
-    assert ended.returncode == 0, ended.stdout
-    assert "database locked" in ended.stdout
-    assert "OUTAGE" in ended.stdout
-    assert "Through 1 lock nothing was lost" in ended.stdout
-    assert "\x1b" not in ended.stdout  # no terminal, so no colours and no drawing
-
-
 def test_demo_ends_with_exit_code_1_when_what_is_stored_differs(temporary_directory: Path) -> None:
-    ended = play(temporary_directory, *SHORT, "--sqlite", "--json", "--plant-difference")
-    report = report_in(ended)
+    ended = play(temporary_directory, *SHORT, "--plant-difference")
     assert ended.returncode == 1
-    assert not report["equal"]
-    first, second = report["conversations"]
-    assert "this was never said" in first["difference"]
-    assert second["difference"] is None
-    assert report["verdict"].startswith("1 of 2 conversations differ")
+    assert "1 of 2 conversations differ" in " ".join(ended.stdout.split())
+    assert "database killed" in ended.stdout
+    assert "OUTAGE" in ended.stdout
+    assert "\x1b" not in ended.stdout  # no terminal, so no colours and no drawing
 
 
 def test_demo_cuts_only_its_own_connections_to_a_given_server(
     temporary_directory: Path, private_postgres: LocalPostgres
 ) -> None:
     url = private_postgres.url().replace("postgres@", "postgres:s3cr3t@")
-    ended = play(temporary_directory, "--conversations", "2", "--turns", "4", "--json", "--database-url", url)
+    ended = play(temporary_directory, *SHORT, "--turns", "4", "--json", "--database-url", url)
     report = report_in(ended)
     assert ended.returncode == 0, report["verdict"]
     assert set(report["faults"]) == {"cut", "hang"}
@@ -119,11 +108,11 @@ def test_demo_cuts_only_its_own_connections_to_a_given_server(
     assert tables == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_an_outage_the_demo_leaves_nothing_behind(temporary_directory: Path, number: signal.Signals) -> None:
     postgres_binaries()
     with subprocess.Popen(
-        [*COMMAND, "--plain"],
+        [*COMMAND, *SHORT, "--plain"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -140,7 +129,7 @@ def test_stopped_in_an_outage_the_demo_leaves_nothing_behind(temporary_directory
     assert time.monotonic() - started < 20
 
 
-def test_demo_draws_a_live_display_on_a_terminal(temporary_directory: Path) -> None:
+def test_demo_locks_a_sqlite_file_in_a_live_display_and_proves_that_nothing_was_lost(temporary_directory: Path) -> None:
     terminal, its_end = pty.openpty()
     with subprocess.Popen(
         [*COMMAND, *SHORT, "--sqlite"],

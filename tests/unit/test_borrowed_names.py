@@ -23,6 +23,7 @@ import pytest
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
@@ -134,6 +135,14 @@ def test_every_method_of_the_postgres_saver_reaches_the_database_through_that_cu
         if "conn" in attributes_of_self(function)
     }
     assert users == {"__init__", "_cursor"}
+
+
+def test_synchronous_postgres_saver_loads_a_tuple_without_the_database() -> None:
+    """Ours loads tuples by it."""
+    loading, awaiting = PostgresSaver._load_checkpoint_tuple, AsyncPostgresSaver._load_checkpoint_tuple
+    assert attributes_of_self(loading) == attributes_of_self(awaiting) == {"_load_blobs", "_load_writes"}
+    assert [*inspect.signature(loading).parameters] == [*inspect.signature(awaiting).parameters] == ["self", "value"]
+    assert not inspect.iscoroutinefunction(loading)
 
 
 def test_postgres_saver_that_is_not_initialized_by_its_own_init_lacks_nothing() -> None:

@@ -6,9 +6,10 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, AsyncCursor, sql
 from psycopg.rows import DictRow, dict_row
@@ -177,6 +178,10 @@ class _PooledSaver(AsyncPostgresSaver):
             else:
                 async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
                     yield cursor
+
+    async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
+        # Here, not in the loop's default executor: its threads may all be synchronous callers that wait for this read.
+        return PostgresSaver._load_checkpoint_tuple(cast("PostgresSaver", self), value)
 
 
 async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:

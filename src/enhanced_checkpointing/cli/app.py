@@ -41,8 +41,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses what the agents say; the same seed says the same.")] = 1,
     conversations: Annotated[int, typer.Option(min=1, max=50, help="Conversations at the same time.")] = 6,
     turns: Annotated[
-        int, typer.Option(min=2, max=50, help="Turns of each, about 4 seconds long; one fault in all but the last.")
+        int, typer.Option(min=2, max=50, help="Turns of each, eight thoughts long; one fault in all but the last.")
     ] = 5,
+    pace: Annotated[float, typer.Option(min=0.05, max=5.0, help="Seconds that the model thinks each time.")] = 0.5,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end; the story on stderr.")
     ] = False,
@@ -58,5 +59,5 @@ def demo(
 
     from enhanced_checkpointing.cli.demo import Plan, play  # here, as LangGraph takes its time to be imported
 
-    plan = Plan(conversations=conversations, turns=turns, seed=seed, plant_difference=plant_difference)
+    plan = Plan(conversations=conversations, turns=turns, seed=seed, pace=pace, plant_difference=plant_difference)
     raise typer.Exit(play(plan, database_url=database_url, sqlite=sqlite, as_json=json, plain=plain))

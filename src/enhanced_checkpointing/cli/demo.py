@@ -52,6 +52,8 @@ class Plan:
     conversations: int
     turns: int
     seed: int
+    pace: float
+    """Seconds that the model thinks, on average: seven to nine times in a turn."""
     plant_difference: bool = False
 
 
@@ -93,7 +95,7 @@ async def _tell(plan: Plan, database: DemoDatabase, record: Record) -> Report:
     record.tell("demo", f"{plan.conversations} conversations begin on {database.title}")
     manager = await initialize_enhanced_checkpointing(custom_config=database.configure(), logger_service=record)
     try:
-        bare_ended = await _talk_through_faults(scripts, database, manager, record)
+        bare_ended = await _talk_through_faults(plan.pace, scripts, database, manager, record)
     finally:
         await manager.cleanup()
     record.tell("demo", "the checkpointer is closed; LangGraph's own saver reads what is stored")
@@ -115,7 +117,7 @@ def _conversations(kind: str, scripts: list[Script], twins: list[Twin]) -> list[
 
 
 async def _talk_through_faults(
-    scripts: list[Script], database: DemoDatabase, manager: EnhancedCheckpointerManager, record: Record
+    pace: float, scripts: list[Script], database: DemoDatabase, manager: EnhancedCheckpointerManager, record: Record
 ) -> list[tuple[str, ...]]:
     """Run all conversations on both savers and the faults beside them; returns what the bare ones ended with."""
     saver = manager.get_checkpointer()
@@ -126,9 +128,9 @@ async def _talk_through_faults(
         guarded, bare = [], []
         for script, one, other in zip(scripts, record.guarded, record.bare, strict=True):
             config = manager.create_thread_config(one.name, new=True)
-            guarded.append(group.create_task(converse(script, saver, config, one, record)))
+            guarded.append(group.create_task(converse(script, saver, config, one, record, pace)))
             bare_config: RunnableConfig = {"configurable": {"thread_id": other.name}}
-            bare.append(group.create_task(converse(script, bare_saver, bare_config, other, record)))
+            bare.append(group.create_task(converse(script, bare_saver, bare_config, other, record, pace)))
         await _break_and_mend(database, record)
         await asyncio.wait(guarded)
         record.tell("demo", "all conversations are over")

@@ -17,9 +17,6 @@ from enhanced_checkpointing.errors import redact
 
 __all__ = ["Twin", "converse", "plant_difference", "run_twin"]
 
-PACE = 0.5
-"""Seconds that the model thinks, on average: seven to nine times in a turn."""
-
 
 @dataclass(frozen=True)
 class Twin:
@@ -37,11 +34,16 @@ async def run_twin(script: Script) -> Twin:
 
 
 async def converse(
-    script: Script, saver: BaseCheckpointSaver[Any], config: RunnableConfig, conversation: Conversation, record: Record
+    script: Script,
+    saver: BaseCheckpointSaver[Any],
+    config: RunnableConfig,
+    conversation: Conversation,
+    record: Record,
+    pace: float,
 ) -> tuple[str, ...]:
     """Run one conversation to its end or its loss; returns its last messages, none when it was lost."""
     try:
-        return await _say_everything(script, saver, config, conversation, PACE)
+        return await _say_everything(script, saver, config, conversation, pace)
     except Exception as error:  # noqa: BLE001  # whatever ends a conversation is what the demo is there to show
         reason = next(iter(redact(error).splitlines()), "no reason given")
         conversation.error = f"{type(error).__name__}: {reason}"
