@@ -86,6 +86,13 @@ def faults(session: nox.Session, postgres: str) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Graphs of every kind while everything around them breaks: `nox -s chaos -- --minutes 30 --seed 7`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.chaos", *session.posargs)
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """The examples and the README's code, run."""
     install(session, "test")

@@ -164,10 +164,11 @@ class SettingFields(BaseModel):
     """Read of an unknown thread in an outage: raise (default in production) or start_fresh (default elsewhere)."""
     on_divergence: OnDivergence = "newest_wins"
     """Branch of an outage beside another: newest_wins (kept in the same thread) or quarantine (a sibling thread)."""
-    journal: Journal = "memory"
-    """What keeps the writes of an outage: memory (this process only) or off (they raise); durable is not built yet."""
+    # None here too: a primary in memory chooses a journal in memory.
+    journal: Journal = Field(default=None, validate_default=True)
+    """Writes of an outage are kept: durable (default), memory (default where the primary is memory) or off (raise)."""
     journal_dir: Annotated[Path, AfterValidator(_not_a_url)] = Path(".checkpoints/journal")
-    """Directory of the durable journal, which is not built yet: a warning says that it has no effect."""
+    """Directory of the durable journal, on a local disk; processes may share it."""
     journal_max_bytes: Annotated[int, _range(4096, 2**50, "bytes")] = 256 * 1024 * 1024
     """Size at which the journal is full and accepts no more writes."""
     standby_max_bytes: Annotated[int, _range(0, 2**50, "bytes")] = 64 * 1024 * 1024
@@ -192,17 +193,10 @@ class SettingFields(BaseModel):
             return value
         return "raise" if info.data.get("environment") == "production" else "start_fresh"
 
-    @field_validator("journal")
+    @field_validator("journal", mode="before")
     @classmethod
-    def _durable_is_not_built(cls, value: str) -> str:
-        if value == "durable":
-            raise _fault(
-                "the durable journal is not in this release",
-                "use memory, and know what it means for the data: what was acknowledged in an outage lives in this "
-                "process only until it is drained, and is lost if the process ends before; or set on_outage "
-                "(CHECKPOINT_ON_OUTAGE) to raise, so that such writes are refused instead",
-            )
-        return value
+    def _durable_unless_the_primary_is_not(cls, value: object) -> object:
+        return "durable" if value is None else value
 
     @model_validator(mode="wrap")
     @classmethod
@@ -304,6 +298,8 @@ class CheckpointerConfig(SettingFields):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
+        if self.backend_name == "memory" and "journal" not in self.model_fields_set:
+            self.__dict__["journal"] = "memory"  # not among the fields that were set: nobody asked for it by name
         for least, most in (("probe_backoff_min", "probe_backoff_max"), ("pool_min_size", "pool_max_size")):
             if getattr(self, least) > getattr(self, most):
                 raise CheckpointerConfigurationError(

@@ -24,7 +24,10 @@ class PrimaryHealth:
 
 @dataclass(frozen=True, slots=True)
 class JournalHealth:
-    """What is known of the journal; `mode` is "memory" or "off" (then all figures are zero)."""
+    """What is known of the journal; `mode` is "durable", "memory" or "off" (then all figures are zero).
+
+    `error` says why it could not take a write now; `damages` counts what was found damaged in its files.
+    """
 
     mode: str
     durable: bool
@@ -35,6 +38,8 @@ class JournalHealth:
     capacity: int
     dead_letters: int
     frozen_threads: tuple[str, ...]
+    damages: int = 0
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def overall(primary: PrimaryHealth, journal: JournalHealth, parts_healthy: bool)
     """Healthy: nothing to do. Degraded: agents run, somebody should look. Unhealthy: writes are refused."""
     if not primary.healthy and not journal.accepts:
         return "unhealthy"
-    quiet = journal.pending == 0 and not journal.frozen_threads
+    quiet = journal.pending == 0 and not journal.frozen_threads and not journal.damages and journal.error is None
     return "healthy" if primary.healthy and quiet and parts_healthy else "degraded"
 
 
@@ -82,7 +87,7 @@ def report(
             "size_bytes": standby.size,
         },
         "journal": {
-            "healthy": journal.accepts and not journal.frozen_threads,
+            "healthy": journal.accepts and not journal.frozen_threads and not journal.damages,
             "mode": journal.mode,
             "durable": journal.durable,
             "pending": journal.pending,
@@ -91,6 +96,8 @@ def report(
             "capacity_bytes": journal.capacity,
             "dead_letters": journal.dead_letters,
             "frozen_threads": len(journal.frozen_threads),
+            "damages": journal.damages,
+            "error": journal.error,
         },
         "divergences": {"healthy": divergences == 0, "count": divergences},
         **parts,

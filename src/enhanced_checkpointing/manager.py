@@ -29,8 +29,7 @@ from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.saver import saver_class_for
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
-from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.opening import open_journal
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -40,6 +39,7 @@ from enhanced_checkpointing.telemetry.log import LoggingSink
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 from enhanced_checkpointing.threads import directory
 from enhanced_checkpointing.upkeep import life, status
+from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.outages import Counts, Outages
 from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
@@ -257,17 +257,19 @@ class EnhancedCheckpointerManager:
         )
         stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
 
-        journal = _make_journal(config)
+        journal = await open_journal(config, serializer, telemetry)
+        canary = None
         if journal is not None:
             stack.push_async_callback(journal.close)
-            await journal.open()
             stack.callback(life.tell_backlog, journal, telemetry)
-        for warning in life.journal_warnings(config, journal):
-            telemetry.emit(warning)
+            canary = Canary(journal, telemetry, time.monotonic, config.deadline)
+            stack.push_async_callback(canary.close)
 
         standby = Standby(
             serializer, config.standby_max_bytes, pinned=journal.holds if journal is not None else lambda _: False
         )
+        if journal is not None:
+            await life.warm_from(journal, standby)
         engine = Engine(
             config=config,
             backend=backend,
@@ -298,6 +300,7 @@ class EnhancedCheckpointerManager:
             breaker=breaker,
             telemetry=telemetry,
             on_contact=engine.newcomers.contact,
+            check_fallback=canary.check if canary is not None else None,
         )
         outages = Outages(backend.name, telemetry, self._counts, time.monotonic)
         reconciler = None
@@ -313,6 +316,7 @@ class EnhancedCheckpointerManager:
                 telemetry=telemetry,
                 on_drained=outages.drained,
                 on_quarantined=engine.estranged.add,
+                on_thread_drained=engine.newcomers.drained,
             )
             stack.push_async_callback(reconciler.close)
             engine.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
@@ -323,6 +327,7 @@ class EnhancedCheckpointerManager:
             breaker=breaker,
             guard=guard,
             journal=journal,
+            canary=canary,
             standby=standby,
             engine=engine,
             bridge=bridge,
@@ -376,15 +381,12 @@ class EnhancedCheckpointerManager:
             parts.outages.opened(reason)
             parts.prober.hurry()
             return
+        parts.engine.newcomers.recovered()
         parts.outages.recovered(parts.journal.status().pending if parts.journal is not None else 0)
         if parts.reconciler is not None:
             parts.reconciler.wake()
         else:
             parts.outages.drained()
-
-
-def _make_journal(config: CheckpointerConfig) -> Journal | None:
-    return MemoryJournal(config.journal_max_bytes) if config.journal == "memory" else None
 
 
 def _background(parts: Parts) -> dict[str, Callable[[], Awaitable[None]]]:

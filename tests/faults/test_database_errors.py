@@ -109,3 +109,13 @@ async def test_value_that_the_database_refuses_at_replay_freezes_its_thread_and_
         assert found.checkpoint["id"] == bad.ids[-1]
         await good.put()
         assert await good.stored_ids() == good.ids
+
+
+async def test_write_that_the_warm_copy_cannot_hold_is_a_write_all_the_same(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(postgres(database_url)) as manager:
+        thread = Thread(saver_of(manager), "big")
+        await thread.put(trace_id=2**80)  # JSON takes it, msgpack does not
+        assert await thread.stored_ids() == thread.ids
+        assert "cannot be kept warm" in caplog.text

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.checkpointer import Switched, opened, postgres, recovered, saver_of, sqlite, switched
+from tests.support.checkpoints import Thread
 from tests.support.comparison import assert_equal_dumps
 from tests.support.dump import dump_postgres, dump_sqlite
 from tests.support.graphs import GRAPHS, Durability, GraphCase, on_node, run_case, run_case_sync
@@ -150,3 +153,35 @@ async def test_channel_that_never_changes_again_is_kept_through_outage_and_recov
     async with opened(postgres(database_url)) as fresh:
         graph = case.builder().compile(checkpointer=saver_of(fresh))
         assert (await graph.aget_state({"configurable": {"thread_id": "thread"}})).values == during
+
+
+@pytest.mark.parametrize("on_divergence", ["newest_wins", "quarantine"])
+async def test_two_processes_that_drain_one_thread_at_once_report_every_divergence(
+    private_postgres: LocalPostgres, tmp_path: Path, on_divergence: str
+) -> None:
+    config = postgres(
+        private_postgres.url(),
+        probe_backoff_min=0.05,
+        probe_backoff_max=0.06,
+        on_divergence=on_divergence,
+        journal_dir=tmp_path,
+    )
+    names = [f"thread-{number}" for number in range(20)]
+    async with opened(config) as one, opened(config) as other:
+        ours = [Thread(saver_of(one), name) for name in names]
+        theirs = [Thread(saver_of(other), name) for name in names]
+        await asyncio.gather(*(thread.put() for thread in ours))
+        for mine, yours in zip(ours, theirs, strict=True):
+            yours.ids, yours._count_version = list(mine.ids), mine._count_version
+            await yours.timed_get()
+        await asyncio.to_thread(private_postgres.kill)
+        await asyncio.gather(*(thread.put() for thread in (*ours, *theirs)))
+        await asyncio.to_thread(private_postgres.start)
+        await recovered(one)
+        await recovered(other)
+        reported = sum(manager.health_status["divergences"]["count"] for manager in (one, other))
+        assert reported == len(names)
+        with psycopg.connect(private_postgres.url()) as connection:
+            rows = connection.execute("SELECT thread_id, count(*) FROM checkpoints GROUP BY thread_id").fetchall()
+    counts = sorted(count for _, count in rows)
+    assert counts == ([3] * len(names) if on_divergence == "newest_wins" else [2] * 2 * len(names))

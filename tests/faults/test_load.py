@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import CheckpointUnavailableError
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.fault_proxy import FaultProxy
@@ -127,3 +128,50 @@ async def test_exhausted_default_thread_pool_bounds_every_call(database_url: str
             await asyncio.gather(*blocked)
         await recovered(manager)
         assert await thread.stored_ids() == thread.ids
+
+
+async def test_probe_borrows_from_the_pool_where_the_server_has_no_more_connections(
+    private_postgres: LocalPostgres,
+) -> None:
+    with psycopg.connect(private_postgres.url(), autocommit=True) as connection:
+        connection.execute("CREATE ROLE app LOGIN CONNECTION LIMIT 4")
+        connection.execute("GRANT ALL ON SCHEMA public TO app")
+    url = private_postgres.url(user="app")
+    async with opened(postgres(url, pool_max_size=4, probe_interval=0.05)) as manager:
+        threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(8)]
+        for _ in range(40):
+            await asyncio.gather(*(thread.put() for thread in threads))
+        await asyncio.sleep(0.3)  # some probes while the pool is idle, but holds all connections that there may be
+        assert manager._opened.engine.journaled == 0
+        assert manager.health_status["overall_status"] == "healthy"
+
+
+async def test_host_is_looked_up_although_the_default_thread_pool_is_exhausted(database_url: str) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+    release = threading.Event()
+    by_name = database_url.replace("127.0.0.1", "localhost")
+    assert by_name != database_url
+    async with opened(postgres(by_name, probe_interval=0.1)) as manager:
+        blocked = asyncio.ensure_future(asyncio.to_thread(release.wait))
+        try:
+            await asyncio.sleep(1.5)  # probes connect anew
+            assert await manager.initialize() is True
+            assert manager.health_status["overall_status"] == "healthy"
+        finally:
+            release.set()
+            await blocked
+
+
+async def test_probes_leave_no_session_behind_that_waits_for_a_lock(database_url: str) -> None:
+    async with opened(postgres(database_url, deadline=0.3, probe_backoff_max=0.05)) as manager:
+        with psycopg.connect(database_url) as connection:
+            connection.execute("LOCK TABLE checkpoints IN ACCESS EXCLUSIVE MODE")
+            await Thread(saver_of(manager), "locked").put()
+            await asyncio.sleep(2.5)
+            waiting = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'enhanced-checkpointing' "
+                "AND datname = current_database() AND wait_event_type = 'Lock'"
+            ).fetchone()
+        assert waiting is not None
+        assert waiting[0] <= 3  # the write that was left behind, and one probe that is under way
+        await recovered(manager)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -276,3 +278,42 @@ def manager_age(status: dict[str, object]) -> float:
     journal = status["journal"]
     assert isinstance(journal, dict)
     return float(journal["oldest_age_seconds"])
+
+
+def uuid7_of(seconds: float) -> str:
+    """A UUIDv7 that says it was made at this time."""
+    high = (int(seconds * 1000) << 16) | 0x7000 | secrets.randbits(12)
+    return str(UUID(int=(high << 64) | (0b10 << 62) | secrets.randbits(62)))
+
+
+async def test_id_from_the_future_does_not_prove_a_thread_to_be_new(database_url: str, tmp_path: Path) -> None:
+    ahead = uuid7_of(time.time() + 120)
+    async with opened(postgres(database_url)) as earlier:
+        await Thread(saver_of(earlier), ahead).put()
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        await primary.off()
+        with pytest.raises(CheckpointUnavailableError):
+            await saver_of(primary.manager).aget_tuple({"configurable": {"thread_id": ahead, "checkpoint_ns": ""}})
+
+
+async def test_thread_that_was_taken_for_new_is_not_taken_for_whole_once_the_primary_can_be_asked(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with opened(postgres(database_url)) as earlier:
+        before = Thread(saver_of(earlier), "known")
+        for _ in range(3):
+            await before.put()
+    config: RunnableConfig = {"configurable": {"thread_id": "known", "checkpoint_ns": ""}}
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="start_fresh") as primary:
+        saver = saver_of(primary.manager)
+        await primary.off()
+        assert await saver.aget_tuple(config) is None  # allowed, and documented
+        await primary.on()
+        await recovered(primary.manager)
+        written = Thread(saver, "known")
+        written.ids = list(before.ids)
+        await written.put()
+        assert len(await written.stored_ids()) == 4
+        await primary.off()
+        with pytest.raises(CheckpointUnavailableError):
+            await written.stored_ids()

@@ -51,7 +51,7 @@ SHOWN_BY = {
     "::test_fresh_process_raises_for_a_cold_thread_and_never_answers_none",
     "on_divergence": f"{HERE}::test_on_divergence_quarantine_gives_the_branch_of_the_outage_a_thread_of_its_own",
     "journal": f"{HERE}::test_journal_off_refuses_what_is_otherwise_journaled",
-    "journal_dir": f"{HERE}::test_journal_dir_is_said_to_have_no_effect_and_none_is_made",
+    "journal_dir": f"{HERE}::test_journal_dir_is_where_the_files_of_an_outage_are",
     "journal_max_bytes": f"{HERE}::test_journal_max_bytes_is_where_the_journal_is_full",
     "standby_max_bytes": f"{HERE}::test_standby_max_bytes_of_zero_keeps_nothing_to_read_in_an_outage",
     "pool_min_size": f"{HERE}::test_pool_min_size_is_how_many_sessions_are_kept_open",
@@ -60,7 +60,7 @@ SHOWN_BY = {
     "postgres_prepare_threshold": f"{HERE}::test_postgres_prepare_threshold_off_prepares_nothing",
     "drain_concurrency": f"{HERE}::test_drain_concurrency_is_how_many_threads_are_drained_at_a_time",
     "shutdown_grace": "tests/faults/test_start_and_stop.py"
-    "::test_stop_with_a_backlog_is_bounded_and_says_how_much_is_lost",
+    "::test_stop_with_a_backlog_is_bounded_and_the_next_start_drains_it",
 }
 """For each setting the test that shows it; where that is elsewhere, it fails with the default."""
 
@@ -217,7 +217,16 @@ async def test_journal_max_bytes_is_where_the_journal_is_full() -> None:
         await journaled_in_an_outage(journal_max_bytes=4096)
 
 
-async def test_journal_dir_is_said_to_have_no_effect_and_none_is_made(
+async def test_journal_dir_is_where_the_files_of_an_outage_are(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    async with flaky_memory(**UNPROBED, journal="durable", journal_dir=folder) as (manager, primary):
+        primary.fail_with(ConnectionRefusedError())
+        await Thread(saver_of(manager), "thread").put()
+        assert any(path.suffix == ".journal" for path in folder.iterdir())
+    assert list(folder.iterdir()) == []
+
+
+async def test_journal_dir_is_said_to_have_no_effect_on_a_journal_in_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with flaky_memory():

@@ -100,8 +100,8 @@ async def test_commits_are_on_the_disk_when_they_return(tmp_path: Path) -> None:
 
 
 async def test_stop_leaves_one_whole_file(tmp_path: Path, no_leaks: LeakWatch) -> None:
-    await run_alone(tmp_path / "primary.sqlite")
-    assert os.listdir(tmp_path) == ["primary.sqlite"]
+    await run_alone(tmp_path / "folder" / "primary.sqlite")
+    assert os.listdir(tmp_path / "folder") == ["primary.sqlite"]
 
 
 FOR_EVER = "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number) SELECT max(n) FROM number"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psycopg
 import pytest
@@ -175,20 +176,50 @@ async def test_stop_with_a_frozen_server_is_bounded_and_leaves_nothing(
         manager.get_checkpointer()
 
 
-async def test_stop_with_a_backlog_is_bounded_and_says_how_much_is_lost(
-    private_postgres: LocalPostgres, caplog: pytest.LogCaptureFixture, no_leaks: LeakWatch
-) -> None:
-    manager = EnhancedCheckpointerManager(postgres(private_postgres.url(), shutdown_grace=0.5))
+async def stop_with_a_backlog(server: LocalPostgres, caplog: pytest.LogCaptureFixture, **fields: Any) -> str:
+    """Stop while the database is down; returns what is said of the backlog."""
+    manager = EnhancedCheckpointerManager(postgres(server.url(), **fields))
     await manager.initialize()
-    private_postgres.kill()
+    server.kill()
     await run_graphs(saver_of(manager), ["counting_chain"])
     pending = manager.health_status["journal"]["pending"]
     started_at = time.monotonic()
     await manager.cleanup()
     assert time.monotonic() - started_at < 1.5
-    (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert f"Stopped with {pending} acknowledged operations not in the primary" in line.getMessage()
-    assert "they are lost" in line.getMessage()
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Stopped with")]
+    assert f"Stopped with {pending} acknowledged operations not in the primary" in line
+    return line
+
+
+async def test_stop_with_a_backlog_is_bounded_and_the_next_start_drains_it(
+    private_postgres: LocalPostgres, twin_database_url: str, caplog: pytest.LogCaptureFixture, no_leaks: LeakWatch
+) -> None:
+    assert "the next start drains them" in await stop_with_a_backlog(private_postgres, caplog, shutdown_grace=0.5)
+    await asyncio.to_thread(private_postgres.start)
+    async with opened(postgres(private_postgres.url())) as manager:
+        await recovered(manager)
+    await assert_equals_twin(private_postgres.url(), twin_database_url, ["counting_chain"])
+    assert os.listdir(".checkpoints/journal") == []
+
+
+async def test_graph_goes_on_after_a_restart_in_the_outage_from_what_the_journal_holds(
+    private_postgres: LocalPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stop_with_a_backlog(private_postgres, caplog, on_unknown_thread="start_fresh")
+    async with opened(postgres(private_postgres.url(), environment="production")) as manager:
+        saver = saver_of(manager)
+        graph = GRAPHS["counting_chain"].builder().compile(checkpointer=saver)
+        state = await graph.aget_state({"configurable": {"thread_id": "thread-counting_chain"}})
+        assert state.values["log"]
+        await asyncio.to_thread(private_postgres.start)
+        await recovered(manager)
+        assert (await graph.aget_state({"configurable": {"thread_id": "thread-counting_chain"}})).values == state.values
+
+
+async def test_stop_with_a_backlog_in_memory_says_how_much_is_lost(
+    private_postgres: LocalPostgres, caplog: pytest.LogCaptureFixture, no_leaks: LeakWatch
+) -> None:
+    assert "they are lost" in await stop_with_a_backlog(private_postgres, caplog, journal="memory")
 
 
 async def test_stop_drains_a_backlog_when_the_database_just_came_back(

@@ -240,12 +240,24 @@ def test_choices_are_accepted_in_any_case() -> None:
     assert (config.environment, config.journal, config.on_divergence) == ("production", "off", "quarantine")
 
 
-def test_durable_journal_is_refused_and_says_what_memory_means_for_the_data() -> None:
-    message = refuse(journal="durable")
-    assert message.startswith(
-        "journal (CHECKPOINT_JOURNAL): the durable journal is not in this release. Fix: use memory"
-    )
-    assert "lives in this process only until it is drained" in message
+@pytest.mark.parametrize("environment", ["development", "testing", "production"])
+def test_journal_is_durable_unless_the_primary_is_in_memory(environment: Any) -> None:
+    assert CheckpointerConfig(environment=environment).journal == "memory"
+    assert create_sqlite_checkpointer("a.sqlite", environment=environment).journal == "durable"
+    assert create_postgres_checkpointer(URL, environment=environment).journal == "durable"
+    assert CheckpointerConfig(checkpointer_type="theirs", environment=environment).journal == "durable"
+
+
+@pytest.mark.parametrize("journal", ["durable", "memory", "off"])
+def test_journal_that_was_chosen_by_name_is_kept_over_any_primary(journal: Any) -> None:
+    assert CheckpointerConfig(journal=journal).journal == journal
+    assert create_sqlite_checkpointer("a.sqlite", journal=journal).journal == journal
+
+
+def test_journal_that_follows_the_primary_was_not_chosen_by_name_and_follows_the_next_one_too() -> None:
+    config = CheckpointerConfig()
+    assert "journal" not in config.model_fields_set
+    assert config.with_overrides(checkpointer_type="sqlite").journal == "durable"
 
 
 def test_thread_safe_false_is_refused_with_the_reason() -> None:

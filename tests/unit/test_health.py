@@ -41,6 +41,9 @@ def reported(
         (PRIMARY, JOURNAL, True, "healthy"),
         (PRIMARY, replace(JOURNAL, pending=1), True, "degraded"),
         (PRIMARY, replace(JOURNAL, frozen_threads=("t",)), True, "degraded"),
+        (PRIMARY, replace(JOURNAL, damages=1), True, "degraded"),
+        (PRIMARY, replace(JOURNAL, accepts=False, error="disk full"), True, "degraded"),
+        (DOWN, replace(JOURNAL, accepts=False, error="disk full"), True, "unhealthy"),
         (PRIMARY, JOURNAL, False, "degraded"),
         (PRIMARY, replace(JOURNAL, accepts=False), True, "healthy"),
         (DOWN, JOURNAL, True, "degraded"),
@@ -64,7 +67,7 @@ def test_divergence_of_the_past_is_shown_and_does_not_degrade() -> None:
 
 
 def test_whole_report_of_an_outage() -> None:
-    journal = JournalHealth("memory", False, True, 5, 3.14159, 2048, 4096, 1, ("thread",))
+    journal = JournalHealth("memory", False, True, 5, 3.14159, 2048, 4096, 1, ("thread",), 2, "disk full")
     primary = replace(DOWN, outstanding_attempts=2)
     found = reported(primary, journal, divergences=0, parts={"memory_manager": {"healthy": True}})
     assert found == {
@@ -91,6 +94,8 @@ def test_whole_report_of_an_outage() -> None:
             "capacity_bytes": 4096,
             "dead_letters": 1,
             "frozen_threads": 1,
+            "damages": 2,
+            "error": "disk full",
         },
         "divergences": {"healthy": True, "count": 0},
         "memory_manager": {"healthy": True},
@@ -104,13 +109,18 @@ def test_healthy_primary_has_a_closed_breaker_and_no_outage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accepts", "frozen", "fallback", "journal"),
-    [(True, (), True, True), (False, (), False, False), (True, ("t",), True, False)],
+    ("changed", "fallback", "journal"),
+    [
+        ({}, True, True),
+        ({"accepts": False}, False, False),
+        ({"frozen_threads": ("t",)}, True, False),
+        ({"damages": 1}, True, False),
+    ],
 )
-def test_fallback_works_while_the_journal_accepts_and_the_journal_is_well_without_frozen_threads(
-    accepts: bool, frozen: tuple[str, ...], fallback: bool, journal: bool
+def test_fallback_works_while_the_journal_accepts_and_the_journal_is_well_without_frozen_threads_or_damage(
+    changed: dict[str, Any], fallback: bool, journal: bool
 ) -> None:
-    found = reported(journal=replace(JOURNAL, accepts=accepts, frozen_threads=frozen))
+    found = reported(journal=replace(JOURNAL, **changed))
     assert found["fallback_checkpointer"]["healthy"] is fallback
     assert found["journal"]["healthy"] is journal
 

@@ -345,12 +345,21 @@ def test_probe_duration_is_a_histogram_in_seconds(collector: Collector) -> None:
     assert collector.point("checkpointer.probe.duration").sum == 0.25
 
 
-GAUGES = Gauges(SystemState.OUTAGE, 3, 1.5, 4096, 2048, {"size": 2, "available": 1, "waiting": 0, "min": 1, "max": 10})
+GAUGES = Gauges(
+    SystemState.OUTAGE,
+    journal_pending=3,
+    journal_oldest_age=1.5,
+    journal_size=4096,
+    journal_writable=True,
+    standby_size=2048,
+    pool={"size": 2, "available": 1, "waiting": 0, "min": 1, "max": 10},
+)
 GAUGE_VALUES = {
     "checkpointer.state": 2,
     "checkpointer.journal.pending": 3,
     "checkpointer.journal.oldest_age": 1.5,
     "checkpointer.journal.size": 4096,
+    "checkpointer.journal.writable": 1,
     "checkpointer.standby.size": 2048,
     "checkpointer.pool.size": 2,
     "checkpointer.pool.available": 1,
@@ -392,6 +401,7 @@ def test_two_managers_of_one_process_add_up(collector: Collector) -> None:
     assert both["checkpointer.state"] == 2
     assert both["checkpointer.journal.pending"] == 7
     assert both["checkpointer.journal.oldest_age"] == 9.0
+    assert both["checkpointer.journal.writable"] == 0, "one that takes no writes is not hidden by another"
 
 
 def test_errors_of_telemetry_never_reach_the_caller(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from enhanced_checkpointing.backends.contract import classify_by_type
 from enhanced_checkpointing.backends.memory import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalRecord
+from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_shared
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
@@ -117,12 +117,12 @@ class Setting:
     def author(self, thread_id: str, checkpoint_ns: str = "") -> Author:
         return Author(thread_id, checkpoint_ns, self.serializer)
 
-    async def add(self, operation: Operation, base_head: BaseHead = UNKNOWN) -> JournalRecord:
+    async def add(self, operation: Operation, base_head: BaseHead = UNKNOWN) -> JournalEntry:
         """Journal an operation as the engine does: the journal, the standby, then a word to the reconciler."""
-        record = await self.journal.append(operation, base_head, Deadline(time.monotonic, 1.0))
+        entry = await self.journal.append(operation, base_head, Deadline(time.monotonic, 1.0))
         self.standby.apply(operation)
         self.reconciler.wake()
-        return record
+        return entry
 
     async def add_steps(self, thread_id: str, count: int = 3) -> list[Put]:
         author = self.author(thread_id)
@@ -212,7 +212,7 @@ async def test_refused_operation_freezes_its_thread_and_no_other() -> None:
     assert setting.of("bad") == []
     (letter,) = setting.journal.dead_letters()
     assert letter.error == "refused, password=*** (data)"
-    assert len(await setting.journal.records("bad")) == 2, "nothing is dropped"
+    assert len(setting.journal.entries("bad")) == 2, "nothing is dropped"
     assert setting.journal.holds("bad")
     assert setting.outcomes() == {"bad": "frozen", "good": "drained"}
     assert setting.recorder.of(DeadLettered) == [DeadLettered("memory", "bad", "put", "refused, password=*** (data)")]

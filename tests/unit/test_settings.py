@@ -236,9 +236,11 @@ def test_a_url_as_sqlite_path_is_refused_without_showing_it(monkeypatch: pytest.
     assert refusal().startswith("database_path (SQLITE_PATH): it is a URL")
 
 
-def test_durable_journal_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHECKPOINT_JOURNAL", "durable")
-    assert refusal().startswith("journal (CHECKPOINT_JOURNAL): the durable journal is not in this release")
+def test_durable_journal_can_be_asked_for_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHECKPOINT_JOURNAL", " Durable ")
+    config = CheckpointerSettings().to_config("testing")
+    assert config.journal == "durable"
+    assert "journal" in config.model_fields_set
 
 
 def test_values_that_do_not_fit_together_are_refused_unless_an_override_mends_them(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, ClassVar, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.operations import Operation, apply_to_saver
+from enhanced_checkpointing.operations import Operation, Put, apply_to_saver
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
 
@@ -63,6 +63,19 @@ class Backend:
     async def apply(self, operation: Operation) -> None:
         """Commit one operation; it is durable when this returns."""
         await apply_to_saver(self.saver, operation, self.serializer)
+
+    async def apply_onto(self, put: Put, heads: Collection[str | None]) -> bool:
+        """Commit a put if the newest checkpoint of its namespace is one of `heads`; None in it: an empty namespace.
+
+        False: it is another one, and nothing was written. Where the two cannot be one step, as here, somebody else may
+        still come in between.
+        """
+        configurable = {"thread_id": put.thread_id, "checkpoint_ns": put.checkpoint_ns}
+        found = await self.ask(lambda saver: saver.aget_tuple({"configurable": configurable}))
+        if (found.checkpoint["id"] if found is not None else None) not in heads:
+            return False
+        await self.apply(put)
+        return True
 
     async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:
         """Call methods of the saver that `question` is given; all reads and all maintenance come this way."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from enhanced_checkpointing.backends.postgres_failures import LostSessionError, 
 from enhanced_checkpointing.backends.postgres_rows import statement
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.failure_kinds import Failure
 from enhanced_checkpointing.serialization import SharingSerializer
 
@@ -29,6 +29,13 @@ SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under wh
 # snapshot, would stay until the transaction ends, and `CREATE INDEX CONCURRENTLY` would wait for that.
 TRY_SETUP_LOCK = sql.SQL("SELECT pg_try_advisory_xact_lock({}) AS locked").format(SETUP_LOCK)
 SETUP_POLL_SECONDS = 0.1
+
+# Two processes that drain the same thread at once must each see what the other has written.
+LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+NEWEST_CHECKPOINT = "SELECT max(checkpoint_id) AS head FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s"
+
+PROBE_LOCK_SHARE = 0.8
+"""The share of the deadline for which a probe may wait for a lock on the server."""
 
 # What live calls need. One who may not do it all is told at the start, not by the first call that needs it.
 MISSING_PRIVILEGES = """
@@ -79,10 +86,13 @@ class PostgresBackend(Backend):
 
     async def probe(self) -> None:
         async with (
-            self._connections.alone() as connection,
+            self._connections.alone_if_possible() as connection,
             self._connections.in_schema(connection),
             connection.transaction(force_rollback=True),
         ):
+            # A session that waits for a lock does not notice that its client has gone: it must end by itself.
+            patience = int(PROBE_LOCK_SHARE * self.config.deadline * 1000)
+            await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(max(1, patience)))
             await connection.execute(
                 "INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata) "
                 "VALUES (%s, '', pg_backend_pid()::text, '{}', '{}')",
@@ -97,10 +107,26 @@ class PostgresBackend(Backend):
         prepared = statement(operation)
         if prepared is None:
             return
-        if self._connections.may_still_write(operation.thread_id) and not await self.fence(operation.thread_id):
-            raise LostSessionError(f"a lost session may still write to thread {operation.thread_id!r}")
+        await self._await_lost_sessions(operation.thread_id)
         async with self._connections.borrow() as connection:
             await connection.execute(*prepared)
+
+    async def apply_onto(self, put: Put, heads: Collection[str | None]) -> bool:
+        prepared = statement(put)
+        assert prepared is not None  # a put always writes a row
+        await self._await_lost_sessions(put.thread_id)
+        async with self._connections.borrow() as connection, connection.transaction():
+            await connection.execute(LOCK_THREAD, (put.thread_id,))
+            cursor = await connection.execute(NEWEST_CHECKPOINT, (put.thread_id, put.checkpoint_ns))
+            row = await cursor.fetchone()
+            if row is None or row["head"] not in heads:
+                return False
+            await connection.execute(*prepared)
+            return True
+
+    async def _await_lost_sessions(self, thread_id: str) -> None:
+        if self._connections.may_still_write(thread_id) and not await self.fence(thread_id):
+            raise LostSessionError(f"a lost session may still write to thread {thread_id!r}")
 
     async def renew(self) -> None:
         await self._connections.renew()

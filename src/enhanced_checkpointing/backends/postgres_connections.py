@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,9 @@ from psycopg import AsyncConnection, conninfo, sql
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from enhanced_checkpointing.backends.postgres_failures import says_too_many
 from enhanced_checkpointing.backends.postgres_fence import LostSessions
+from enhanced_checkpointing.backends.postgres_hosts import with_addresses
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.resilience.guard import Attempt, current_attempt
 from enhanced_checkpointing.telemetry.log import PoolNoiseFilter
@@ -125,7 +127,7 @@ class PostgresConnections:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Connection]:
         """A connection outside the pool, for a probe or for setting up; cut when the running attempt is late."""
-        connection: Connection = await AsyncConnection.connect(
+        connection: Connection = await _Connection.connect(
             self._conninfo, autocommit=True, prepare_threshold=None, row_factory=dict_row, **self._parameters
         )
         attempt = current_attempt.get()
@@ -141,6 +143,18 @@ class PostgresConnections:
             if attempt is not None:
                 attempt.let_go()
             await connection.close()
+
+    @asynccontextmanager
+    async def alone_if_possible(self) -> AsyncIterator[Connection]:
+        """A connection outside the pool; one of the pool's where the server has none left but those."""
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self.alone())
+            except psycopg.OperationalError as error:
+                if not says_too_many(error) or not self._any_open():
+                    raise
+                connection = await stack.enter_async_context(self.borrow())
+            yield connection
 
     @asynccontextmanager
     async def in_schema(self, connection: Connection) -> AsyncIterator[None]:
@@ -204,12 +218,16 @@ class PostgresConnections:
 
     def _connect_failed(self, error: psycopg.Error) -> None:
         """Tell the calls that wait for a connection why there is none, unless another call will hand one back."""
-        if self._borrowed:
+        if self._borrowed or (says_too_many(error) and self._any_open()):
             return
         for task, reason in list(self._waiting.items()):
             if reason is None:
                 self._waiting[task] = error
                 task.cancel()
+
+    def _any_open(self) -> bool:
+        """Whether there is any connection of ours: idle, being configured, or a probe's that is about to end."""
+        return any(not connection.closed for connection in self._used_at)
 
     def _sever(self, connection: Connection, process_id: int, attempt: Attempt) -> None:
         if attempt.writes:
@@ -280,10 +298,18 @@ def cut(connection: Connection) -> None:
         duplicate.close()
 
 
+class _Connection(AsyncConnection[DictRow]):
+    """A connection whose host is looked up in a thread of its own."""
+
+    @classmethod
+    async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> Any:
+        return await with_addresses(await super()._get_connection_params(conninfo, **kwargs))
+
+
 def _reporting_connection(report: Any) -> type[Connection]:
     """A connection class that reports every failed connect: the pool itself keeps the reason to itself."""
 
-    class CheckpointConnection(AsyncConnection[DictRow]):
+    class CheckpointConnection(_Connection):
         @classmethod
         async def connect(cls, *arguments: Any, **parameters: Any) -> Any:
             try:

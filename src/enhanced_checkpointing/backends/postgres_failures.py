@@ -112,6 +112,13 @@ def classify_postgres(error: BaseException) -> Failure:
     return Failure(FailureKind.DATA, error, answered=True)
 
 
+def says_too_many(error: psycopg.Error) -> bool:
+    """Whether a connection was refused because there are as many as there may be."""
+    return any(
+        sign in str(error) for sign in ("too many clients", "too many connections", "remaining connection slots")
+    )
+
+
 def _by_code(error: psycopg.Error, code: str) -> Failure:
     kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], FailureKind.DATA)
     fix = _FIXES.get(code) or _FIXES.get(code[:2], "") if kind is FailureKind.CONFIGURATION else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -51,14 +52,19 @@ def _find_binaries() -> Path | None:
 class _Postgres:
     """A schema of one's own on a server. Faults happen to the connection string `way`, none to `direct`."""
 
-    def __init__(self, way: str, direct: str) -> None:
+    def __init__(self, way: str, direct: str, journal_dir: str) -> None:
+        self._journal_dir = journal_dir
         self.schema = f"checkpointing_demo_{secrets.token_hex(4)}"
         self._way = way
         self._direct = direct
 
     def configure(self) -> CheckpointerConfig:
         return create_postgres_checkpointer(
-            self._way, postgres_schema=self.schema, deadline=DEADLINE, journal="memory", shutdown_grace=1.0
+            self._way,
+            postgres_schema=self.schema,
+            deadline=DEADLINE,
+            journal_dir=self._journal_dir,
+            shutdown_grace=1.0,
         )
 
     @asynccontextmanager
@@ -93,8 +99,8 @@ class _LocalPostgres(_Postgres):
         Fault("kill", "database killed (SIGKILL)", "database restarted", 1.5),
     )
 
-    def __init__(self, server: LocalPostgres, version: str) -> None:
-        super().__init__(server.url(), server.url())
+    def __init__(self, server: LocalPostgres, version: str, journal_dir: str) -> None:
+        super().__init__(server.url(), server.url(), journal_dir)
         self.title = f"PostgreSQL {version}, started for this"
         self._server = server
 
@@ -114,9 +120,10 @@ class _RemotePostgres(_Postgres):
         Fault("cut", "connections cut and refused", "connections let through", 1.5),
     )
 
-    def __init__(self, database_url: str, proxy: Proxy) -> None:
+    def __init__(self, database_url: str, proxy: Proxy, journal_dir: str) -> None:
         # hostaddr leads to the proxy, while host stays what certificates and .pgpass are looked up by.
-        super().__init__(conninfo.make_conninfo(database_url, hostaddr="127.0.0.1", port=proxy.port), database_url)
+        way = conninfo.make_conninfo(database_url, hostaddr="127.0.0.1", port=proxy.port)
+        super().__init__(way, database_url, journal_dir)
         self.title = f"PostgreSQL at {redact(database_url)}"
         self._proxy = proxy
 
@@ -130,12 +137,18 @@ class _RemotePostgres(_Postgres):
         await self._proxy.forward()
 
 
+JOURNAL = "checkpointing-demo-"
+"""How the names of the temporary directories begin that hold journals."""
+
+
 @asynccontextmanager
 async def _open_local(binaries: Path) -> AsyncIterator[DemoDatabase]:
     server = LocalPostgres(binaries)
     try:
         await in_thread(server.start)
-        yield _LocalPostgres(server, await in_thread(lambda: _server_version(server.url())))
+        version = await in_thread(lambda: _server_version(server.url()))
+        with tempfile.TemporaryDirectory(prefix=JOURNAL) as journal_dir:
+            yield _LocalPostgres(server, version, journal_dir)
     finally:
         await in_thread(server.close)
 
@@ -145,11 +158,12 @@ async def _open_remote(database_url: str) -> AsyncIterator[DemoDatabase]:
     async with await psycopg.AsyncConnection.connect(database_url, connect_timeout=10) as connection:
         host, port = connection.info.hostaddr or connection.info.host, connection.info.port
     async with Proxy(host, port) as proxy:
-        database = _RemotePostgres(database_url, proxy)
-        try:
-            yield database
-        finally:
-            await database.drop_schema()
+        with tempfile.TemporaryDirectory(prefix=JOURNAL) as journal_dir:
+            database = _RemotePostgres(database_url, proxy, journal_dir)
+            try:
+                yield database
+            finally:
+                await database.drop_schema()
 
 
 def _server_version(url: str) -> str:

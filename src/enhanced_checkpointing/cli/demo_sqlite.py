@@ -37,12 +37,15 @@ class _LockedSqlite:
 
     def __init__(self, title: str, folder: Path) -> None:
         self.title = title
+        self._folder = folder
         self._path = folder / "checkpoints.sqlite"
         self._bare_path = folder / "bare.sqlite"
         self._locks: list[sqlite3.Connection] = []
 
     def configure(self) -> CheckpointerConfig:
-        return create_sqlite_checkpointer(self._path, deadline=DEADLINE, journal="memory", shutdown_grace=1.0)
+        return create_sqlite_checkpointer(
+            self._path, deadline=DEADLINE, journal_dir=self._folder / "journal", shutdown_grace=1.0
+        )
 
     @asynccontextmanager
     async def bare_saver(self) -> AsyncIterator[Saver]:

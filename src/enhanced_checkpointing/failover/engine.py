@@ -50,8 +50,11 @@ T = TypeVar("T")
 CANNOT_SERVE = (FailureKind.OUTAGE, FailureKind.CONFIGURATION)
 """What the primary said, not what its silence may mean."""
 
-TOO_LATE = 0.1
-"""The share of its deadline below which a write that waited for its turn no longer tries the primary."""
+FOR_THE_JOURNAL = 0.1
+"""The share of its deadline that a write keeps for the journal: the primary is not waited for, or tried, in it."""
+
+LEAST_FOR_THE_JOURNAL = 0.08
+"""Seconds that the journal gets in any case; a call may be 0.1 s late."""
 
 
 class Engine:
@@ -82,7 +85,10 @@ class Engine:
         self._clock = clock
         self._settling: set[asyncio.Task[None]] = set()
         self.newcomers = Newcomers(
-            standby, start_fresh=config.on_unknown_thread == "start_fresh", wall_clock=wall_clock
+            standby,
+            start_fresh=config.on_unknown_thread == "start_fresh",
+            wall_clock=wall_clock,
+            held=journal.holds if journal is not None else lambda _: False,
         )
         self.lanes = Lanes()
         self.journaled = 0
@@ -248,7 +254,7 @@ class Engine:
             async with self.lanes.turn(operation.thread_id, deadline):
                 route = self._route(operation.thread_id)
                 scope.route = route.value
-                if route is Route.PRIMARY and self._may_journal and deadline.remaining() < TOO_LATE * deadline.seconds:
+                if route is Route.PRIMARY and self._may_journal and deadline.remaining() <= 2 * self._spared:
                     reason = "the earlier calls of its thread took its time"
                     await self._journal_operation(operation, scope, reason, deadline)
                 elif route is Route.PRIMARY:
@@ -258,7 +264,7 @@ class Engine:
                         return
                     scope.outcome = "primary"
                     self.newcomers.contact()
-                    self._standby.apply(operation)
+                    self._keep_warm(operation)
                 else:
                     await self._journal_operation(operation, scope, "the primary is not available", deadline)
         except TimeoutError as error:
@@ -273,7 +279,7 @@ class Engine:
             await self._guard.call(
                 operation.name,
                 lambda: self._backend.apply(operation),
-                deadline=deadline,
+                deadline=deadline.sparing(self._spared) if self._may_journal else deadline,
                 subject=operation.thread_id,
                 writes=True,
             )
@@ -302,18 +308,33 @@ class Engine:
             raise unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
         self.newcomers.admit(operation.thread_id, outage=self._breaker.is_open)
         scope.outcome = "unavailable"
+        if deadline.remaining() < LEAST_FOR_THE_JOURNAL:
+            deadline = Deadline(self._clock, LEAST_FOR_THE_JOURNAL)
         await self._journal.append(operation, self._standby.base_head(operation), deadline)
         self.journaled += 1
         scope.outcome = "journaled"
         self._telemetry.emit(FailedOver(self._backend.name, operation.name, redact(reason)))
-        self._standby.apply(operation)
+        self._keep_warm(operation)
         self.on_journaled()
+
+    def _keep_warm(self, operation: Operation) -> None:
+        """Let the standby have what was acknowledged. What it cannot hold makes the thread cold, and no write fail."""
+        try:
+            self._standby.apply(operation)
+        except Exception as error:  # noqa: BLE001  # whatever a serializer raises for what the primary could take
+            self._standby.forget(operation.thread_id)
+            what = f"thread {operation.thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read"
+            self._telemetry.emit(Notice("WARNING", what))
 
     # What is known, and said
 
     @property
     def _may_journal(self) -> bool:
         return self._journal is not None and self._config.on_outage == "journal"
+
+    @property
+    def _spared(self) -> float:
+        return FOR_THE_JOURNAL * self._config.deadline
 
     def _route(self, thread_id: str) -> Route:
         held = self._journal is not None and self._journal.holds(thread_id)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.thread_ids import created_at
 from enhanced_checkpointing.resilience.breaker import Clock
 
 
 class Newcomers:
-    """Knows when the primary answered last: a thread whose id is younger than that cannot be there."""
+    """Knows when the primary answered last: a thread whose id is younger than that cannot be there.
 
-    def __init__(self, standby: Standby, *, start_fresh: bool, wall_clock: Clock) -> None:
+    A thread that was only taken for new, by its id or because that is allowed, is forgotten as soon as the primary can
+    be asked: `held` tells of a thread that waits to be drained before.
+    """
+
+    def __init__(
+        self,
+        standby: Standby,
+        *,
+        start_fresh: bool,
+        wall_clock: Clock,
+        held: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._standby = standby
         self._start_fresh = start_fresh
         self._wall_clock = wall_clock
+        self._held = held
         self._last_contact: float | None = None
+        self._presumed: set[str] = set()
 
     def contact(self) -> None:
         """The primary answered. The newest time counts: a clock that jumps back must not make old threads look new."""
@@ -27,8 +42,23 @@ class Newcomers:
         if self._standby.knows(thread_id):
             return
         if (self._start_fresh and outage) or self._is_young(thread_id):
+            self._presumed.add(thread_id)
             self._standby.note_empty(thread_id, "")
 
+    def recovered(self) -> None:
+        """The primary can be asked again: what was presumed of threads is not known any more."""
+        for thread_id in [thread_id for thread_id in self._presumed if not self._held(thread_id)]:
+            self.drained(thread_id)
+
+    def drained(self, thread_id: str) -> None:
+        """Everything of a thread is in the primary, perhaps beside what was there before."""
+        if thread_id in self._presumed:
+            self._presumed.discard(thread_id)
+            self._standby.forget(thread_id)
+
     def _is_young(self, thread_id: str) -> bool:
+        """An id from the future proves nothing: the clock that made it is not ours."""
         made_at = created_at(thread_id)
-        return made_at is not None and self._last_contact is not None and made_at > self._last_contact
+        if made_at is None or self._last_contact is None:
+            return False
+        return self._last_contact < made_at <= self._wall_clock()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 
 
@@ -20,36 +20,74 @@ class Unknown(Enum):
 UNKNOWN = Unknown.UNKNOWN
 
 BaseHead = str | None | Unknown
-"""The primary's newest checkpoint of a namespace when a thread was first journaled; None: it was empty."""
+"""The newest checkpoint of a namespace when an operation was journaled; None: it was empty."""
 
 
 @dataclass(frozen=True, slots=True)
-class JournalRecord:
-    """One acknowledged operation.
+class JournalEntry:
+    """What is known of a record without reading it.
 
-    `sequence` counts all records of the journal without gaps, `thread_sequence` those of one thread; `journaled_at` is
+    `sequence` counts all records that this process has seen, in their order, `thread_sequence` those of one thread
+    since it was journaled. `checkpoint_ns` and `checkpoint_id` are None for the deletion of a thread. `journaled_at` is
     wall-clock time in seconds; `size` is bytes.
     """
 
     sequence: int
     thread_sequence: int
-    operation: Operation
+    thread_id: str
+    name: str
+    checkpoint_ns: str | None
+    checkpoint_id: str | None
     base_head: BaseHead
     journaled_at: float
     size: int
+
+
+def entry_of(
+    operation: Operation,
+    base_head: BaseHead,
+    *,
+    sequence: int,
+    thread_sequence: int,
+    journaled_at: float,
+    size: int,
+) -> JournalEntry:
+    """The entry of an operation."""
+    return JournalEntry(
+        sequence=sequence,
+        thread_sequence=thread_sequence,
+        thread_id=operation.thread_id,
+        name=operation.name,
+        checkpoint_ns=None if isinstance(operation, DeleteThread) else operation.checkpoint_ns,
+        checkpoint_id=None if isinstance(operation, DeleteThread) else operation.checkpoint_id,
+        base_head=base_head,
+        journaled_at=journaled_at,
+        size=size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """One acknowledged operation."""
+
+    entry: JournalEntry
+    operation: Operation
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A record that the primary refused for good, and why. Its thread stays on the journal until it is mended."""
 
-    record: JournalRecord
+    entry: JournalEntry
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class JournalStatus:
-    """What a journal holds now. Sizes are bytes; `oldest_at` is wall-clock time, None when nothing waits."""
+    """What a journal holds now. Sizes are bytes; `oldest_at` is wall-clock time, None when nothing waits.
+
+    `damages` counts places in its files that were found damaged; `error` says why it cannot be written now.
+    """
 
     pending: int
     oldest_at: float | None
@@ -57,13 +95,15 @@ class JournalStatus:
     capacity: int
     dead_letters: int
     frozen_threads: tuple[str, ...]
+    damages: int = 0
+    error: str | None = None
 
 
 class Journal(Protocol):
     """The durable journal and the one in memory keep the same promises; only `durable` tells them apart.
 
     All methods are called on the manager's event loop. A thread is *held* from the moment an append of its operation
-    begins until its last record is marked applied; one with a dead letter stays held, and frozen.
+    begins until its last record is marked applied; one with a dead letter or damage stays held, and frozen.
     """
 
     @property
@@ -71,35 +111,69 @@ class Journal(Protocol):
         """Whether what is acknowledged survives the process."""
 
     async def open(self) -> None:
-        """Take the journal into use, with what an earlier process left in it."""
+        """Take the journal into use, with what earlier processes left in it."""
 
-    async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalRecord:
+    async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         """Store one operation; it is acknowledged when this returns. While full, wait for room until the deadline.
 
         Raises:
             JournalFullError: there was no room in time; nothing was stored.
+            CheckpointUnavailableError: the journal cannot be written, or did not answer in time.
         """
 
     def holds(self, thread_id: str) -> bool:
         """Whether anything of this thread is in the journal: its operations must not go to the primary then."""
 
     def is_frozen(self, thread_id: str) -> bool:
-        """Whether a dead letter keeps this thread from being drained."""
+        """Whether a dead letter or damage keeps this thread from being drained."""
+
+    def is_damaged(self, thread_id: str) -> bool:
+        """Whether records of this thread are lost or cannot be read."""
+
+    def anything_waits(self) -> bool:
+        """Whether any thread can be drained."""
 
     def waiting_threads(self) -> Sequence[str]:
         """The threads that can be drained, in the order of their oldest record; frozen ones are left out."""
 
-    async def next_record(self, thread_id: str) -> JournalRecord | None:
-        """The oldest record of a thread that is not applied yet; None when there is none, or the thread is frozen."""
+    def held_threads(self) -> Sequence[str]:
+        """All threads that are held, in the order of their oldest record."""
 
-    async def records(self, thread_id: str) -> Sequence[JournalRecord]:
-        """All records of a thread that are not applied yet, oldest first."""
+    def entries(self, thread_id: str, limit: int | None = None) -> Sequence[JournalEntry]:
+        """The records of a thread that are neither applied nor dead letters, oldest first, at most `limit`."""
 
-    async def mark_applied(self, record: JournalRecord) -> None:
-        """Forget a record that the primary has committed. Only the oldest record of a thread can be marked."""
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        """All dead letters, in the order of their threads."""
 
-    async def bury(self, record: JournalRecord, error: str) -> None:
+    async def read(self, entries: Sequence[JournalEntry]) -> Sequence[JournalRecord]:
+        """The operations of these entries.
+
+        Raises:
+            CheckpointCorruptionError: one of them cannot be read; its thread is frozen from then on.
+        """
+
+    async def mark_applied(self, entries: Sequence[JournalEntry]) -> None:
+        """Forget records that the primary has committed: the oldest ones of one thread. Durable when this returns.
+
+        Raises:
+            CheckpointUnavailableError: the mark could not be stored; the records stay, to be applied again.
+        """
+
+    async def bury(self, entry: JournalEntry, error: str) -> None:
         """Make a dead letter of the oldest record of a thread, and freeze the thread."""
+
+    async def divert(self, thread_id: str, target: str) -> None:
+        """Remember that what is journaled of a thread goes into the thread `target`, until none of it is left."""
+
+    def diverted(self, thread_id: str) -> str | None:
+        """The thread that takes what is journaled of this one, once that was decided."""
+
+    async def check(self) -> None:
+        """Write, read back and remove a record that means nothing.
+
+        Raises:
+            CheckpointUnavailableError: the journal could not take an operation now.
+        """
 
     def status(self) -> JournalStatus:
         """What the journal holds now, without I/O."""

@@ -24,13 +24,20 @@ class Deadline:
     Time in which the event loop stood still is not charged: the answer may have been there all along.
     """
 
-    __slots__ = ("_clock", "_ends_at", "seconds", "stalled")
+    __slots__ = ("_clock", "_ends_at", "_whole", "seconds", "stalled")
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
+    def __init__(self, clock: Clock, seconds: float, whole: Deadline | None = None) -> None:
         self._clock = clock
+        self._whole = whole
         self.seconds = seconds
         self._ends_at = clock() + seconds
         self.stalled = 0.0
+
+    def sparing(self, seconds: float) -> Deadline:
+        """An earlier deadline, which leaves `seconds` of this one for what comes after."""
+        earlier = Deadline(self._clock, max(0.0, self.remaining() - seconds), whole=self)
+        earlier.seconds = self.seconds
+        return earlier
 
     def remaining(self) -> float:
         """Seconds left, never below zero."""
@@ -48,6 +55,8 @@ class Deadline:
         """Put the end off by `seconds` in which the event loop stood still."""
         self.stalled += seconds
         self._ends_at += seconds
+        if self._whole is not None:
+            self._whole.excuse(seconds)
 
     async def wait_for(self, future: asyncio.Future[Any], on_wait: Callable[[Wake], None] = lambda _: None) -> bool:
         """Wait until `future` is done or the deadline is over; tell whether it is done. It is not cancelled.

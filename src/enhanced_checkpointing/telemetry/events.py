@@ -188,6 +188,7 @@ class Gauges:
     journal_size: int = 0
     standby_size: int = 0
     pool: dict[str, int] = field(default_factory=dict)
+    journal_writable: bool = False
 
 
 class Telemetry(Protocol):

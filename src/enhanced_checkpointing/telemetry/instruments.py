@@ -21,6 +21,13 @@ _GAUGES: tuple[tuple[str, str, str, Callable[[Gauges], float], Callable[[list[fl
     ("checkpointer.state", "", "0 healthy, 1 draining, 2 outage", lambda now: int(now.state), max),
     ("checkpointer.journal.pending", "{operation}", "Not yet in the primary", lambda now: now.journal_pending, sum),
     ("checkpointer.journal.oldest_age", "s", "Age of the oldest of them", lambda now: now.journal_oldest_age, max),
+    (
+        "checkpointer.journal.writable",
+        "1",
+        "Whether it takes writes",
+        lambda now: int(now.journal_writable),
+        min,
+    ),
     ("checkpointer.journal.size", "By", "Bytes of the journal", lambda now: now.journal_size, sum),
     ("checkpointer.standby.size", "By", "Bytes of the warm copy", lambda now: now.standby_size, sum),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from enhanced_checkpointing.journal.contract import UNKNOWN, JournalRecord
-from enhanced_checkpointing.operations import Operation, Put
+from enhanced_checkpointing.journal.contract import UNKNOWN, JournalEntry
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,37 +18,38 @@ class Branch:
     found_head: str | None
 
 
-def namespaces_to_check(records: Sequence[JournalRecord]) -> dict[str, JournalRecord]:
+def namespaces_to_check(entries: Sequence[JournalEntry]) -> dict[str, JournalEntry]:
     """For every namespace that gets a new checkpoint, its oldest record, if it knows which head it grew from."""
-    grown = {record.operation.checkpoint_ns for record in records if isinstance(record.operation, Put)}
-    oldest: dict[str, JournalRecord] = {}
-    for record in records:
-        namespace = getattr(record.operation, "checkpoint_ns", None)
+    grown = {entry.checkpoint_ns for entry in entries if entry.name == Put.name}
+    oldest: dict[str, JournalEntry] = {}
+    for entry in entries:
+        namespace = entry.checkpoint_ns
         if namespace is None:
-            return oldest  # the thread is deleted from here on: what is below it does not matter
+            break  # the thread is deleted from here on: what is below it does not matter
         if namespace in grown and namespace not in oldest:
-            oldest[namespace] = record
-    return {namespace: record for namespace, record in oldest.items() if record.base_head is not UNKNOWN}
+            oldest[namespace] = entry
+    return {namespace: entry for namespace, entry in oldest.items() if entry.base_head is not UNKNOWN}
 
 
 def diverged(
-    records: Sequence[JournalRecord], oldest: Mapping[str, JournalRecord], heads: Mapping[str, str | None]
+    entries: Sequence[JournalEntry], oldest: Mapping[str, JournalEntry], heads: Mapping[str, str | None]
 ) -> list[Branch]:
     """The namespaces whose head in the primary is neither the one that was grown from nor one of our own.
 
-    A checkpoint of ours can be there already: its first try was committed although its reply was lost.
+    A checkpoint of ours can be there already: its first try was committed although its reply was lost. So can nothing
+    at all: a drain that was interrupted may have come as far as a deletion of ours.
     """
-    own = {record.operation.checkpoint_id for record in records if isinstance(record.operation, Put)}
+    own = {entry.checkpoint_id for entry in entries if entry.name in (Put.name, DeleteThread.name)}
     return [
-        Branch(namespace, None if record.base_head is UNKNOWN else record.base_head, heads[namespace])
-        for namespace, record in oldest.items()
-        if heads[namespace] != record.base_head and heads[namespace] not in own
+        Branch(namespace, None if entry.base_head is UNKNOWN else entry.base_head, heads[namespace])
+        for namespace, entry in oldest.items()
+        if heads[namespace] != entry.base_head and heads[namespace] not in own
     ]
 
 
-def sibling_id(thread_id: str, records: Sequence[JournalRecord]) -> str:
+def sibling_id(thread_id: str, entries: Sequence[JournalEntry]) -> str:
     """The thread that takes the outage's branch in quarantine; the same for every try at the same branch."""
-    first = next(record.operation for record in records if isinstance(record.operation, Put))
+    first = next(entry for entry in entries if entry.name == Put.name)
     return f"{thread_id}~outage~{first.checkpoint_id}"
 
 

@@ -13,7 +13,8 @@ from enhanced_checkpointing.errors import (
     CheckpointUnavailableError,
     redact,
 )
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.journal.contract import Journal, JournalEntry
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
@@ -21,6 +22,9 @@ from enhanced_checkpointing.upkeep.parts import Parts
 
 SETTLE_SECONDS = 2.0
 """How long attempts left behind, and companions, are waited for at the end."""
+
+WARM_TOGETHER = 64
+"""Records that are read at once."""
 
 
 async def first_contact(parts: Parts, *, require_primary: bool) -> None:
@@ -53,24 +57,27 @@ def _refusal(backend: str, failed: CallFailed) -> CheckpointerError:
     )
 
 
-def journal_warnings(config: CheckpointerConfig, journal: Journal | None) -> list[Notice]:
-    """What a start says of the journal: in production, that it dies with the process, unless it was chosen by name;
-    and that a directory that was set for it is not used.
+async def warm_from(journal: Journal, standby: Standby) -> None:
+    """Let the warm copy know what earlier processes journaled: nobody else can tell it before that is drained.
+
+    Threads of which records may be lost stay cold: what is left of them must not be taken for all.
     """
-    warnings = []
-    chosen = "journal" in config.model_fields_set
-    if journal is not None and not journal.durable and not chosen and config.environment == "production":
-        warnings.append(
-            "the journal is in memory: what is acknowledged during an outage is lost if this process ends before it is "
-            "drained. CHECKPOINT_JOURNAL=memory accepts that and ends this warning; CHECKPOINT_ON_OUTAGE=raise refuses "
-            "such writes instead"
-        )
-    if "journal_dir" in config.model_fields_set and (journal is None or not journal.durable):
-        warnings.append(
-            "CHECKPOINT_JOURNAL_DIR has no effect in this release, whose journal is in memory: nothing is written to "
-            "that directory. Leave it out to end this warning"
-        )
-    return [Notice("WARNING", warning) for warning in warnings]
+    buried: dict[str, list[JournalEntry]] = {}
+    for letter in journal.dead_letters():
+        buried.setdefault(letter.entry.thread_id, []).append(letter.entry)
+    for thread_id in journal.held_threads():
+        entries = [*buried.get(thread_id, ()), *journal.entries(thread_id)]
+        for start in range(0, len(entries), WARM_TOGETHER):
+            if journal.is_damaged(thread_id):
+                standby.forget(thread_id)
+                break
+            try:
+                records = await journal.read(entries[start : start + WARM_TOGETHER])
+            except CheckpointerError:
+                standby.forget(thread_id)  # the journal has said why
+                break
+            for record in records:
+                standby.apply(record.operation)
 
 
 async def last_drain(parts: Parts, config: CheckpointerConfig) -> None:

@@ -13,6 +13,7 @@ from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.outages import Outages
 from enhanced_checkpointing.upkeep.prober import Prober
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
@@ -27,6 +28,7 @@ class Parts:
     breaker: Breaker
     guard: Guard
     journal: Journal | None
+    canary: Canary | None
     standby: Standby
     engine: Engine
     bridge: LoopBridge

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 
 from enhanced_checkpointing.backends.contract import Backend
@@ -65,6 +65,7 @@ class Prober:
         breaker: Breaker,
         telemetry: Telemetry,
         on_contact: Callable[[], None] = lambda: None,
+        check_fallback: Callable[[], Awaitable[None]] | None = None,
         clock: Clock = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -74,6 +75,7 @@ class Prober:
         self._breaker = breaker
         self._telemetry = telemetry
         self._on_contact = on_contact
+        self._check_fallback = check_fallback
         self._clock = clock
         self._jitter = jitter
         self._set_up = False
@@ -93,6 +95,8 @@ class Prober:
                 pause = self._config.probe_backoff_min
                 continue
             finding = await self.probe()
+            if self._check_fallback is not None:
+                await self._check_fallback()
             pause = next_pause(
                 finding,
                 pause,

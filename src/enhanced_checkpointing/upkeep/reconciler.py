@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.errors import (
+    CheckpointCorruptionError,
+    CheckpointUnavailableError,
+    JournalFullError,
+    redact,
+)
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.contract import Journal, JournalRecord
-from enhanced_checkpointing.operations import DeleteThread, Operation, operations_of
+from enhanced_checkpointing.journal.contract import Journal, JournalEntry, JournalRecord
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put, operations_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
@@ -35,6 +40,9 @@ SHORTEST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between passes while the primary takes calls but refuses to be drained."""
 
+CHUNK = 64
+"""Records that are read, applied and marked together; a mark is one sync of the journal's disk."""
+
 
 class Drain(Enum):
     """How the draining of one thread ended."""
@@ -49,9 +57,13 @@ class Drain(Enum):
 
 @dataclass(slots=True)
 class _Progress:
-    """How many operations of one thread this drain has replayed."""
+    """Of the drain of one thread: how many operations it has replayed, and the heads that its branches may grow from.
+
+    Only the first put of each namespace in `heads` is held against them.
+    """
 
     operations: int = 0
+    heads: dict[str, frozenset[str | None]] = field(default_factory=dict)
 
 
 class Reconciler:
@@ -70,6 +82,7 @@ class Reconciler:
         telemetry: Telemetry,
         on_drained: Callable[[], None],
         on_quarantined: Callable[[str], None] = lambda _: None,
+        on_thread_drained: Callable[[str], None] = lambda _: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._config = config
@@ -82,12 +95,11 @@ class Reconciler:
         self._telemetry = telemetry
         self._on_drained = on_drained
         self._on_quarantined = on_quarantined
+        self._on_thread_drained = on_thread_drained
         self._clock = clock
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
         self._draining: dict[str, asyncio.Task[Drain]] = {}
-        self._targets: dict[str, str] = {}
-        """Where the records of a diverged thread go, from the first that was replayed to the last."""
         self.drained = 0
         """Operations replayed so far."""
         self.dead_letters = 0
@@ -101,7 +113,7 @@ class Reconciler:
         """Drain for ever, whenever there is something to drain and the primary takes calls."""
         pause = SHORTEST_PAUSE
         while True:
-            if self._breaker.is_open or not self._journal.waiting_threads():
+            if self._breaker.is_open or not self._journal.anything_waits():
                 await self._woken.wait()
                 self._woken.clear()
                 pause = SHORTEST_PAUSE
@@ -115,7 +127,7 @@ class Reconciler:
         """Drain what waits now, several threads at a time, oldest first; True when nothing is left waiting."""
         waiting = iter(self._journal.waiting_threads())
         await asyncio.gather(*(self._drain_each(waiting) for _ in range(self._config.drain_concurrency)))
-        done = not self._breaker.is_open and not self._journal.waiting_threads()
+        done = not self._breaker.is_open and not self._journal.anything_waits()
         if done:
             self._on_drained()
         return done
@@ -129,7 +141,7 @@ class Reconciler:
     async def wait_drained(self, timeout: float) -> bool:
         """Wait until nothing waits to be drained; False when `timeout` seconds were over before, or a thread froze."""
         deadline = Deadline(self._clock, timeout)
-        while self._draining or self._journal.waiting_threads():
+        while self._draining or self._journal.anything_waits():
             self._changed.clear()
             changed = asyncio.ensure_future(self._changed.wait())
             try:
@@ -174,6 +186,10 @@ class Reconciler:
             if failed.kind is FailureKind.CONFIGURATION:
                 fault = ConfigurationFault(self._backend.name, redact(failed.error), failed.failure.fix)
                 self._telemetry.emit(fault)
+        except CheckpointCorruptionError:
+            outcome = Drain.FROZEN  # the journal has said why
+        except (CheckpointUnavailableError, JournalFullError):
+            outcome = Drain.PAUSED  # what the primary has could not be marked; it is applied again
         finally:
             seconds = self._clock() - begun
             self._telemetry.emit(
@@ -191,26 +207,71 @@ class Reconciler:
         """
         if not await self._guard.once("fence", lambda: self._backend.fence(thread_id), deadline=self._deadline()):
             return Drain.FENCED
-        target = self._targets.get(thread_id) or await self._choose_target(thread_id)
-        while (record := await self._journal.next_record(thread_id)) is not None:
-            try:
-                await self._apply(moved_to(record.operation, target))
-                if target != thread_id and isinstance(record.operation, DeleteThread):
-                    await self._apply(record.operation)  # what was to be deleted is not only the outage's branch
-            except CallFailed as failed:
-                if failed.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
-                    raise
-                await self._bury(record, failed)
-                return Drain.FROZEN
-            await self._journal.mark_applied(record)
-            self.drained += 1
-            progress.operations += 1
-            await asyncio.sleep(0)  # live calls first
+        target = self._journal.diverted(thread_id) or await self._choose_target(thread_id, progress)
+        diverted = False
+        while not self._journal.is_frozen(thread_id) and (entries := self._journal.entries(thread_id, CHUNK)):
+            diverted = self._journal.diverted(thread_id) is not None
+            if not await self._replay_some(await self._journal.read(entries), target, progress):
+                target = await self._choose_target(thread_id, progress)
         if self._journal.is_frozen(thread_id):
             return Drain.FROZEN
-        if self._targets.pop(thread_id, None) is not None:
+        if diverted:
             self._standby.forget(thread_id)  # the warm copy lacks the other branch
+        self._on_thread_drained(thread_id)
         return Drain.DRAINED
+
+    async def _replay_some(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
+        """Apply these records one after the other, and mark what the primary took.
+
+        False: somebody else has moved the head that a branch grew from, since that was looked at.
+
+        One mark stands for all of them: until it is durable the thread is held, and a process that dies before
+        leaves them to be applied again, all of them in the same order, which changes nothing.
+        """
+        applied: list[JournalEntry] = []
+        refused: CallFailed | None = None
+        in_place = True
+        for record in records:
+            try:
+                in_place = await self._apply_moved(record.operation, target, progress)
+            except CallFailed as failed:
+                refused = failed
+                break
+            if not in_place:
+                break
+            applied.append(record.entry)
+            await asyncio.sleep(0)  # live calls first
+        if applied:
+            await self._journal.mark_applied(applied)
+            self.drained += len(applied)
+            progress.operations += len(applied)
+        if refused is not None:
+            if refused.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
+                raise refused
+            await self._bury(records[len(applied)], refused)
+        return in_place
+
+    async def _apply_moved(self, operation: Operation, target: str, progress: _Progress) -> bool:
+        """Apply an operation to the target; False if its branch does not grow there any more."""
+        heads = progress.heads.get(operation.checkpoint_ns) if isinstance(operation, Put) else None
+        if isinstance(operation, Put) and heads is not None:
+            if not await self._apply_onto(operation, heads):
+                return False
+            del progress.heads[operation.checkpoint_ns]
+            return True
+        await self._apply(moved_to(operation, target))
+        if target != operation.thread_id and isinstance(operation, DeleteThread):
+            await self._apply(operation)  # what was to be deleted is not only the outage's branch
+        return True
+
+    async def _apply_onto(self, put: Put, heads: frozenset[str | None]) -> bool:
+        return await self._guard.call(
+            "drain",
+            lambda: self._backend.apply_onto(put, heads),
+            deadline=self._deadline(),
+            subject=put.thread_id,
+            writes=True,
+        )
 
     async def _apply(self, operation: Operation) -> None:
         await self._guard.call(
@@ -223,15 +284,15 @@ class Reconciler:
 
     async def _bury(self, record: JournalRecord, failed: CallFailed) -> None:
         error = redact(failed.error)
-        await self._journal.bury(record, error)
+        await self._journal.bury(record.entry, error)
         self.dead_letters += 1
         operation = record.operation
         self._telemetry.emit(DeadLettered(self._backend.name, operation.thread_id, operation.name, error))
 
-    async def _choose_target(self, thread_id: str) -> str:
+    async def _choose_target(self, thread_id: str, progress: _Progress) -> str:
         """`_find_target`, or the thread itself where the primary's branch cannot be read: both stay in it then."""
         try:
-            return await self._find_target(thread_id)
+            return await self._find_target(thread_id, progress)
         except CallFailed as failed:
             if failed.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
                 raise
@@ -239,19 +300,23 @@ class Reconciler:
             self._telemetry.emit(Notice("WARNING", f"{what}; what was journaled is written to the same thread"))
             return thread_id
 
-    async def _find_target(self, thread_id: str) -> str:
+    async def _find_target(self, thread_id: str, progress: _Progress) -> str:
         """The thread that takes the records: itself, or its sibling when the branches are to be kept apart."""
-        records = await self._journal.records(thread_id)
-        oldest = namespaces_to_check(records)
+        entries = self._journal.entries(thread_id)
+        oldest = namespaces_to_check(entries)
         heads = {namespace: await self._head(thread_id, namespace) for namespace in oldest}
-        branches = diverged(records, oldest, heads)
+        branches = diverged(entries, oldest, heads)
         if not branches:
+            own = {entry.checkpoint_id for entry in entries}
+            progress.heads = {namespace: frozenset({head, *own}) for namespace, head in heads.items()}
             return thread_id
+        progress.heads = {}
         apart = self._config.on_divergence == "quarantine"
-        target = sibling_id(thread_id, records) if apart else thread_id
+        target = sibling_id(thread_id, entries) if apart else thread_id
         for branch in branches:
             if apart and branch.expected_head is not None:
                 await self._copy_ancestors(thread_id, branch.checkpoint_ns, branch.expected_head, target)
+        await self._journal.divert(thread_id, target)
         self.divergences += 1  # only now: a copy that was interrupted is made again, and is still one divergence
         for branch in branches:
             self._telemetry.emit(
@@ -259,7 +324,6 @@ class Reconciler:
                     self._backend.name, thread_id, branch.checkpoint_ns, branch.expected_head, branch.found_head, target
                 )
             )
-        self._targets[thread_id] = target
         if apart:
             self._on_quarantined(thread_id)
         return target

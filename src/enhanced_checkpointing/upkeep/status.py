@@ -39,6 +39,7 @@ def gauges(parts: Parts) -> Gauges:
         journal_pending=journal.pending,
         journal_oldest_age=_age(journal),
         journal_size=journal.size,
+        journal_writable=_writable(parts),
         standby_size=parts.standby.size,
         pool=parts.backend.gauges(),
     )
@@ -60,15 +61,17 @@ def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[
             notes=parts.backend.notes(),
         ),
         journal=health.JournalHealth(
-            mode=config.journal,
+            mode=_mode(parts),
             durable=parts.journal is not None and parts.journal.durable,
-            accepts=parts.journal is not None and config.on_outage == "journal" and journal.size < journal.capacity,
+            accepts=config.on_outage == "journal" and _writable(parts),
             pending=journal.pending,
             oldest_age=_age(journal),
             size=journal.size,
             capacity=journal.capacity,
             dead_letters=journal.dead_letters,
             frozen_threads=journal.frozen_threads,
+            damages=journal.damages,
+            error=_error(parts),
         ),
         standby=health.StandbyHealth(threads=len(parts.standby), size=parts.standby.size),
         divergences=counts(parts).divergences,
@@ -78,6 +81,24 @@ def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[
 
 def _journal_status(parts: Parts) -> JournalStatus:
     return parts.journal.status() if parts.journal is not None else NO_JOURNAL
+
+
+def _mode(parts: Parts) -> str:
+    if parts.journal is None:
+        return "off"
+    return "durable" if parts.journal.durable else "memory"
+
+
+def _error(parts: Parts) -> str | None:
+    """Why the journal could not take a write now."""
+    if parts.canary is not None and parts.canary.silent:
+        return "its disk does not answer"
+    return _journal_status(parts).error
+
+
+def _writable(parts: Parts) -> bool:
+    journal = _journal_status(parts)
+    return parts.journal is not None and _error(parts) is None and journal.size < journal.capacity
 
 
 def _age(journal: JournalStatus) -> float:

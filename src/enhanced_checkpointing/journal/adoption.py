@@ -1,0 +1,230 @@
+"""Reading the books that are on the disk: what is pending in them, and what is damaged. Nothing is passed over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.journal import marks
+from enhanced_checkpointing.journal.book import Book, JournalFile, Place, newest_in_slot
+from enhanced_checkpointing.journal.disk import Disk
+from enhanced_checkpointing.journal.frames import FORMAT, Damage, Draft, FileHeader, Frame, Kind, Scan, format_of, scan
+
+LOCK, SPARE, FILE = ".lock", ".spare", ".journal"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecord:
+    """A record that is not applied, in the book's order."""
+
+    sequence: int
+    draft: Draft
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A book of a process that is gone. `faults` say what is damaged, `damaged_threads` whose records may be lost."""
+
+    book: Book
+    records: Sequence[FoundRecord]
+    faults: Sequence[str]
+    damaged_threads: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _FileRead:
+    """A file; `frames` and `damages` are what counts of it."""
+
+    file: JournalFile
+    header: FileHeader | None
+    frames: Sequence[Frame]
+    damages: Sequence[Damage]
+
+    @property
+    def number(self) -> int:
+        return self.file.number
+
+    @property
+    def last_hash(self) -> bytes | None:
+        """What the next file says of this one."""
+        if self.frames:
+            return self.frames[-1].hash
+        return self.header.previous_hash if self.header is not None else None
+
+
+def books_on(disk: Disk) -> list[str]:
+    """The identities of all books, oldest first."""
+    known = {name.partition(".")[0] for name in disk.names() if name.endswith((LOCK, SPARE, FILE))}
+    return sorted(identity for identity in known if len(identity) == 32)
+
+
+def adopt(disk: Disk, identity: str, wall_clock: Callable[[], float]) -> Adopted | None:
+    """Take over a book; None if the process that writes it is alive.
+
+    Raises:
+        CheckpointerConfigurationError: it is of a newer format.
+        OSError: the disk does not answer.
+    """
+    lock = disk.lock(f"{identity}{LOCK}")
+    if lock is None:
+        return None
+    book = Book(disk, identity, lock, wall_clock)
+    try:
+        return _read_book(disk, book, newest_in_slot(disk.read(lock, 0, 64)))
+    except BaseException:
+        book.release()
+        raise
+
+
+def _read_book(disk: Disk, book: Book, newest_begun: int | None) -> Adopted:
+    names = disk.names()
+    if book.spare_name in names:
+        book.find_spare()
+    ours = (name for name in names if name.startswith(f"{book.identity}.") and name.endswith(FILE))
+    numbers = sorted(int(name.split(".")[1]) for name in ours)
+    book.newest = max([newest_begun or 0, *numbers])
+    reads = _needed(book, [_read_file(disk, book, number) for number in numbers], newest_begun)
+    records: dict[int, FoundRecord] = {}
+    for read in reads:
+        for frame in read.frames:
+            book.take(frame.draft, frame.sequence, Place(read.number, frame.offset, frame.length))
+            if frame.draft.kind is Kind.RECORD:
+                records[frame.sequence] = FoundRecord(frame.sequence, frame.draft, frame.length)
+        book.next_sequence, book.previous_hash = read.file.end_sequence, read.last_hash or book.previous_hash
+    pending = [records[sequence] for sequence in sorted(book.places)]
+    faults = [f"{book.lock_name}: it is not what was written"] if newest_begun is None else []
+    faults += [f"{book.name_of(number)}: the file is missing" for number in sorted(book.missing)]
+    doubts = [_threads_in_doubt(read, book.applied) for read in reads] + [None] * len(book.missing)
+    threads: set[str] = set()
+    for doubt in doubts:
+        threads |= {record.draft.thread_id for record in pending} if doubt is None else doubt
+    for read in reads:
+        faults += [f"{book.name_of(read.number)}, byte {damage.offset}: {damage.what}" for damage in read.damages]
+        if read.file.damaged:
+            faults += _keep_copy(disk, book.name_of(read.number))
+    return Adopted(book, pending, faults, frozenset(threads))
+
+
+def _read_file(disk: Disk, book: Book, number: int) -> tuple[JournalFile, Scan]:
+    handle = disk.open(book.name_of(number))
+    file = book.files[number] = JournalFile(number, handle, first_sequence=1, end_sequence=1)
+    data = disk.read(handle, 0, disk.size(handle))
+    if (format_ := format_of(data) or FORMAT) > FORMAT:
+        raise CheckpointerConfigurationError(
+            f"The journal file {book.name_of(number)} is of format {format_}; this release reads up to {FORMAT}. Start "
+            "the release that wrote it, which drains it, or move it out of CHECKPOINT_JOURNAL_DIR. Nothing in it was "
+            "changed."
+        )
+    found = scan(data)
+    if found.header is not None and (found.header.book.hex(), found.header.number) != (book.identity, number):
+        misplaced = Damage(0, f"it is file {found.header.number} of {found.header.book.hex()}")
+        found = replace(found, header=None, damages=[misplaced, *found.damages])
+    return file, found
+
+
+def _needed(book: Book, found: Sequence[tuple[JournalFile, Scan]], newest_begun: int | None) -> list[_FileRead]:
+    """The files that count, oldest first; the newest header tells which those are, and where each of them ends.
+
+    A file that was not begun to the end has nothing in it that was acknowledged.
+    """
+    begun = [(file, scan) for file, scan in found if not newest_begun or file.number <= newest_begun]
+    headers = [scan.header for _, scan in begun if scan.header is not None]
+    newest = headers[-1].number if headers else 0
+    ends = {known.number: known.end for known in headers[-1].predecessors} if headers else {}
+    reads = [
+        _up_to(file, scan, ends.get(file.number))
+        for file, scan in begun
+        if file.number in ends or file.number >= newest
+    ]
+    if newest_begun and reads and not any(frame.draft.kind is Kind.CANARY for frame in reads[-1].frames):
+        reads[-1] = _with_damage(reads[-1], "its beginning, which was whole, is not")
+    retired = {
+        marks.retired_in(frame.draft) for read in reads for frame in read.frames if frame.draft.kind is Kind.RETIRED
+    }
+    reads = [read for read in reads if read.number not in retired and (read.header or read.frames or read.damages)]
+    there = {read.number for read in reads}
+    for number in book.files.keys() - there:
+        book.leave_out(number)
+    book.missing = {*ends, newest_begun or newest} - retired - there
+    book.missing.discard(0)
+    return _linked(reads)
+
+
+def _up_to(file: JournalFile, found: Scan, end: int | None) -> _FileRead:
+    """A file without what is behind its end, where the next one took over after a failure."""
+    file.first_sequence = found.header.first_sequence if found.header is not None else 1
+    frames = [frame for frame in found.frames if end is None or frame.sequence < end]
+    reached = frames[-1].sequence + 1 if frames else file.first_sequence
+    damages = found.damages
+    if end is not None and reached != end:
+        damages = damages or [Damage(0, f"records {reached} to {end - 1} are missing")]
+    elif end is not None:
+        last = frames[-1].offset if frames else 0
+        damages = [damage for damage in damages if damage.offset <= last]
+    file.damaged = bool(damages)
+    file.end_sequence = reached if end is None else end
+    return _FileRead(file, found.header, frames, damages)
+
+
+def _with_damage(read: _FileRead, what: str) -> _FileRead:
+    read.file.damaged = True
+    return replace(read, damages=[*read.damages, Damage(0, what)])
+
+
+def _linked(reads: Sequence[_FileRead]) -> list[_FileRead]:
+    """The same files, each seen to follow from the one before it."""
+    linked: list[_FileRead] = []
+    for read in reads:
+        before = linked[-1] if linked else None
+        if (
+            before is not None
+            and read.header is not None
+            and read.header.first_sequence == before.file.end_sequence
+            and not before.file.damaged
+            and read.header.previous_hash != before.last_hash
+        ):
+            read = _with_damage(read, f"it does not follow from file {before.number}")
+        linked.append(read)
+    if linked and linked[-1].file.damaged:
+        # The numbers of what is damaged are not used again: by that the next start finds it damaged, too.
+        file, known = linked[-1].file, [damage.sequence or 0 for damage in linked[-1].damages]
+        file.end_sequence = max(file.end_sequence, *known) + 1
+    return linked
+
+
+def _threads_in_doubt(read: _FileRead, applied: set[int]) -> set[str] | None:
+    """The threads that lost something in this file; None where it cannot be told.
+
+    What the primary has already is no loss. A gap in the numbers of a thread tells whose records are missing.
+    """
+    losses = [damage for damage in read.damages if damage.sequence not in applied]
+    if all(damage.thread_id is not None for damage in losses):
+        return {damage.thread_id for damage in losses if damage.thread_id is not None}
+    gaps = _gaps(read.frames)
+    if all(damage.missing for damage in read.damages) and gaps.total() == sum(d.missing for d in read.damages):
+        return set(gaps)
+    return None
+
+
+def _gaps(frames: Sequence[Frame]) -> Counter[str]:
+    """How many records of each thread are left out in front of one that is there."""
+    gaps: Counter[str] = Counter()
+    last: Counter[str] = Counter()
+    for frame in frames:
+        if frame.draft.kind is Kind.RECORD:
+            thread_id = frame.draft.thread_id
+            if left_out := frame.thread_sequence - last[thread_id] - 1:
+                gaps[thread_id] += left_out
+            last[thread_id] = frame.thread_sequence
+    return gaps
+
+
+def _keep_copy(disk: Disk, name: str) -> list[str]:
+    try:
+        disk.keep_copy(name)
+    except OSError as error:
+        return [f"{name} could not be copied to quarantine: {error.strerror}"]
+    return []

@@ -1,0 +1,386 @@
+"""A book: the files of one process's journal, appended to by that process alone. Synchronous, on the journal's thread.
+
+An append is acknowledged by one write and one sync. A file in which one of them failed is never written again: the
+next file takes what was not acknowledged. Each file begins with what is known of the records in those before it, so
+that any of them can go when its own records are done.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from enhanced_checkpointing.journal import marks
+from enhanced_checkpointing.journal.disk import Disk
+from enhanced_checkpointing.journal.frames import (
+    NO_HASH,
+    Draft,
+    FileHeader,
+    Frame,
+    Kind,
+    Predecessor,
+    file_head,
+    frame_bytes,
+    hash_of,
+    read_frame,
+)
+
+FILE_LIMIT = 16 * 1024 * 1024
+"""Bytes after which the next file is begun: what a record that cannot be applied keeps on the disk at most."""
+TIDY_ABOVE = 256 * 1024
+"""Bytes of records that are all done which are not worth a new file."""
+SPARE_SIZE = 64 * 1024
+"""Bytes set aside for the marks of a drain on a full disk: a drain of a thread takes about 100."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_SLOT = struct.Struct(">4sI")
+_SLOT_MAGIC = b"ECJL"
+
+
+@dataclass(slots=True)
+class JournalFile:
+    """One file of a book. `end` is where the next frame goes, `end_sequence` what would be its sequence.
+
+    `open_records` are not applied yet. A file that is `for_marks` was begun in the room that is set aside for them.
+    """
+
+    number: int
+    handle: int
+    first_sequence: int
+    end_sequence: int
+    end: int = 0
+    open_records: set[int] = field(default_factory=set)
+    damaged: bool = False
+    for_marks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record is: the number of its file, and bytes in it."""
+
+    file: int
+    offset: int
+    length: int
+
+
+class Book:
+    """The one owner of its files. `identity` is 32 hexadecimal digits; books sort by the time when they were begun."""
+
+    def __init__(self, disk: Disk, identity: str, lock: int, wall_clock: Callable[[], float]) -> None:
+        self.identity = identity
+        self.files: dict[int, JournalFile] = {}
+        self.places: dict[int, Place] = {}
+        """Of every record that is not applied, dead letters included."""
+        self.applied: set[int] = set()
+        """Of the records in the files that are still needed, those that are applied."""
+        self.buried: dict[int, str] = {}
+        self.diverted: dict[str, str] = {}
+        self.next_sequence = 1
+        self.previous_hash = NO_HASH
+        self.newest = 0
+        """The number of the newest file that was begun."""
+        self.missing: set[int] = set()
+        """The files that are needed and are not there."""
+        self.leftovers: set[int] = set()
+        """The files that are not needed and are still there."""
+        self._disk = disk
+        self._lock = lock
+        self._wall_clock = wall_clock
+        self._active: JournalFile | None = None
+        self._appended: Counter[str] = Counter()
+        """Records of each thread in the active file."""
+        self._spare: int | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing in it is needed any more."""
+        return not self.places and not any(file.damaged for file in self.files.values())
+
+    def name_of(self, number: int) -> str:
+        return f"{self.identity}.{number:06}.journal"
+
+    @property
+    def spare_name(self) -> str:
+        return f"{self.identity}.spare"
+
+    @property
+    def lock_name(self) -> str:
+        return f"{self.identity}.lock"
+
+    # Writing
+
+    def append(self, drafts: Sequence[Draft]) -> list[int]:
+        """Store these frames; all are durable when this returns. Returns their sequences.
+
+        Raises:
+            OSError: nothing of it is acknowledged.
+        """
+        for_marks = all(draft.kind is not Kind.RECORD for draft in drafts)
+        try:
+            return self._append_to(self._ready(for_marks=for_marks), drafts)
+        except OSError as error:
+            full = error.errno in NO_ROOM
+            if full and not for_marks:
+                raise
+            return self._append_to(self._begin_file(spare=full), drafts)
+
+    def check(self) -> None:
+        """Write a frame that means nothing, and read it back.
+
+        Raises:
+            OSError: that did not work.
+        """
+        self._keep_spare()
+        file = self._ready(for_marks=False)
+        at = file.end
+        sequence = self.next_sequence
+        self._append_to(file, [self._canary()])
+        found = read_frame(self._disk.read(file.handle, at, file.end - at), 0)
+        if not isinstance(found, Frame) or found.sequence != sequence:
+            self._active = None
+            raise OSError(errno.EIO, "what was written is not what is read")
+
+    def read(self, sequence: int) -> Draft | None:
+        """A record as it is on the disk; None where that is not what was written.
+
+        Raises:
+            OSError: the disk does not answer.
+        """
+        place = self.places[sequence]
+        data = self._disk.read(self.files[place.file].handle, place.offset, place.length)
+        frame = read_frame(data, 0)
+        return frame.draft if isinstance(frame, Frame) and frame.sequence == sequence else None
+
+    # What its frames say, when they are written and when they are found
+
+    def take(self, draft: Draft, sequence: int, place: Place) -> None:
+        """Know what a frame says."""
+        if draft.kind is Kind.RECORD:
+            self.places[sequence] = place
+            self.files[place.file].open_records.add(sequence)
+        elif draft.kind is Kind.APPLIED:
+            for gone in marks.applied_in(draft):
+                self.applied.add(gone)
+                if (known := self.places.pop(gone, None)) is not None:
+                    self.files[known.file].open_records.discard(gone)
+        elif draft.kind is Kind.BURIED:
+            buried, error = marks.buried_in(draft)
+            self.buried[buried] = error
+        elif draft.kind is Kind.DIVERTED:
+            thread_id, target = marks.diverted_in(draft)
+            self.diverted[thread_id] = target
+            if not target:
+                del self.diverted[thread_id]
+
+    # Files
+
+    def close(self) -> None:
+        """Leave the book for the next process; when nothing in it is needed, nothing of it stays.
+
+        Raises:
+            OSError: something of it stays.
+        """
+        try:
+            if self.is_settled:
+                self._remove_all()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give its files back as they are."""
+        spare = [self._spare] if self._spare is not None else []
+        with ExitStack() as stack:
+            for handle in (self._lock, *spare, *(file.handle for file in self.files.values())):
+                stack.callback(self._disk.close, handle)
+        self.files, self._active, self._spare = {}, None, None
+
+    def find_spare(self) -> None:
+        """Use the room that an earlier process set aside, if it did not use it."""
+        handle = self._spare = self._disk.open(self.spare_name)
+        if any(self._disk.read(handle, 0, SPARE_SIZE)):
+            self._spare = None
+            self._disk.close(handle)
+            self._disk.remove(self.spare_name)
+
+    def leave_out(self, number: int) -> None:
+        """A file that was found is not needed."""
+        self._disk.close(self.files.pop(number).handle)
+        self.leftovers.add(number)
+
+    def _ready(self, *, for_marks: bool) -> JournalFile:
+        """The file that takes the next frame."""
+        file = self._active
+        if file is None or file.end > (FILE_LIMIT if file.open_records else TIDY_ABOVE):
+            return self._begin_file(spare=False)
+        if file.for_marks and not for_marks:
+            return self._begin_file(spare=False)  # records must not take the room of the marks
+        return file
+
+    def _begin_file(self, *, spare: bool) -> JournalFile:
+        spare_handle = self._spare if spare else None
+        if spare and spare_handle is None:
+            raise OSError(errno.ENOSPC, "the disk is full, and so is what was set aside for marks")
+        self.newest += 1  # also when the rest fails: a number is never used twice
+        needed = [known for known in self.files.values() if known.open_records or known.damaged]
+        header = FileHeader(
+            book=bytes.fromhex(self.identity),
+            number=self.newest,
+            created_at=self._wall_clock(),
+            first_sequence=self.next_sequence,
+            previous_hash=self.previous_hash,
+            predecessors=(
+                *(Predecessor(known.number, known.end_sequence) for known in needed),
+                *(Predecessor(number, 0) for number in sorted(self.missing)),
+            ),
+        )
+        name = self.name_of(header.number)
+        if spare_handle is not None:
+            self._disk.rename(self.spare_name, name)
+            handle, self._spare = spare_handle, None
+        else:
+            handle = self._disk.create(name)
+        file = JournalFile(header.number, handle, self.next_sequence, self.next_sequence, for_marks=spare)
+        before, is_durable = (self.next_sequence, self.previous_hash), False
+        try:
+            self._disk.write(handle, 0, file_head(header))
+            file.end = len(file_head(header))
+            self._write(file, self._summary(needed))
+            self._disk.sync_names()
+            is_durable = True
+            self._write_slot()
+        except OSError:
+            self.next_sequence, self.previous_hash = before
+            self._discard(file, remove=not is_durable)  # its slot may be there, and would miss it
+            raise
+        self.files[file.number] = file
+        self._active = file
+        self._appended.clear()
+        for known in [known for known in self.files.values() if known not in needed and known is not file]:
+            self._discard(self.files.pop(known.number))
+        return file
+
+    def _summary(self, needed: Iterable[JournalFile]) -> list[Draft]:
+        """What the files so far say of the records in those that stay."""
+        oldest = min((file.first_sequence for file in needed), default=self.next_sequence)
+        self.applied = {sequence for sequence in self.applied if sequence >= oldest}
+        return [
+            *([marks.applied(self.applied)] if self.applied else []),
+            *(marks.buried(sequence, error) for sequence, error in self.buried.items()),
+            *(marks.diverted(thread_id, target) for thread_id, target in self.diverted.items()),
+            self._canary(),  # so that there is always something to sync
+        ]
+
+    def _canary(self) -> Draft:
+        return Draft(Kind.CANARY, written_at=self._wall_clock())
+
+    def _append_to(self, file: JournalFile, drafts: Sequence[Draft]) -> list[int]:
+        """Write frames, and the marks of files that they make unnecessary; remove those then."""
+        done = self._done_with(file, drafts)
+        drafts = [*drafts, *(marks.retired(number) for number in done)]
+        sequences, places = self._write(file, drafts)
+        for draft, sequence, place in zip(drafts, sequences, places, strict=True):
+            self.take(draft, sequence, place)
+        for number in done:
+            self._discard(self.files.pop(number))
+        return sequences
+
+    def _done_with(self, active: JournalFile, drafts: Sequence[Draft]) -> list[int]:
+        """The files that these marks make unnecessary."""
+        gone = {sequence for draft in drafts if draft.kind is Kind.APPLIED for sequence in marks.applied_in(draft)}
+        return [
+            file.number
+            for file in self.files.values()
+            if file is not active and not file.damaged and file.open_records <= gone
+        ]
+
+    def _write(self, file: JournalFile, drafts: Sequence[Draft]) -> tuple[list[int], list[Place]]:
+        """Write frames at the end of a file and sync it; only then is anything known of them."""
+        batch = sequence = self.next_sequence
+        previous, offset = self.previous_hash, file.end
+        appended: Counter[str] = Counter()
+        packed: list[bytes] = []
+        places: list[Place] = []
+        for draft in drafts:
+            thread_sequence = 0
+            if draft.kind is Kind.RECORD:
+                appended[draft.thread_id] += 1
+                thread_sequence = self._appended[draft.thread_id] + appended[draft.thread_id]
+            frame = frame_bytes(draft, sequence, thread_sequence, batch, previous)
+            places.append(Place(file.number, offset, len(frame)))
+            packed.append(frame)
+            sequence, previous, offset = sequence + 1, hash_of(frame), offset + len(frame)
+        self._store(file, b"".join(packed))
+        self._appended.update(appended)
+        self.next_sequence, self.previous_hash = sequence, previous
+        file.end, file.end_sequence = offset, sequence
+        return list(range(batch, sequence)), places
+
+    def _store(self, file: JournalFile, data: bytes) -> None:
+        """Write at the end of a file and sync it. After a failure it is not known what it holds behind that."""
+        try:
+            self._disk.write(file.handle, file.end, data)
+            self._disk.sync(file.handle)
+        except OSError:
+            if self._active is file:
+                self._active = None
+            with suppress(OSError):  # the next file says that it is void; until then it had better not be found
+                self._disk.truncate(file.handle, file.end)
+            raise
+
+    def _discard(self, file: JournalFile, *, remove: bool = True) -> None:
+        """Close a file of which nothing is needed. Where it cannot be removed, every later file says so."""
+        self.leftovers.add(file.number)
+        with suppress(OSError):  # tried again at the end
+            self._disk.close(file.handle)
+            if remove:
+                self._disk.remove(self.name_of(file.number))
+                self.leftovers.discard(file.number)
+
+    def _remove_all(self) -> None:
+        """Remove the newest file last: it says that those before it are not needed, and the lock that it is there."""
+        if self.newest and self.files.keys() != {self.newest}:
+            self._begin_file(spare=False)
+        there = set(self._disk.names())
+        for name in (self.name_of(number) for number in sorted(self.leftovers)):
+            if name in there:
+                self._disk.remove(name)
+        self._disk.sync_names()
+        self._disk.truncate(self._lock, 0)
+        self._disk.sync(self._lock)
+        for name in (*(self.name_of(number) for number in self.files), self.spare_name, self.lock_name):
+            if name in there:
+                self._disk.remove(name)
+
+    def _keep_spare(self) -> None:
+        """Set room aside for marks, while there is some."""
+        if self._spare is not None:
+            return
+        there = self.spare_name in self._disk.names()
+        handle = self._disk.open(self.spare_name) if there else self._disk.create(self.spare_name)
+        try:
+            self._disk.reserve(handle, SPARE_SIZE)
+            self._disk.sync(handle)
+        except OSError:
+            self._disk.close(handle)
+            self._disk.remove(self.spare_name)
+            raise
+        self._spare = handle
+
+    def _write_slot(self) -> None:
+        slot = _SLOT.pack(_SLOT_MAGIC, self.newest)
+        self._disk.write(self._lock, 0, slot + struct.pack(">I", crc32(slot)))
+        self._disk.sync(self._lock)
+
+
+def newest_in_slot(data: bytes) -> int | None:
+    """The number of the newest file, as the lock file tells it; 0: there was none; None: it is damaged."""
+    if not data:
+        return 0
+    if len(data) != _SLOT.size + 4 or struct.pack(">I", crc32(data[: _SLOT.size])) != data[_SLOT.size :]:
+        return None
+    return int(_SLOT.unpack_from(data)[1])

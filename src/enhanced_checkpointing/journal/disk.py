@@ -1,0 +1,163 @@
+"""The few things that the journal asks of a file system, in one directory. No decisions, and nothing is caught.
+
+The simulation has another one of these, which tears, fills and fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class Disk(Protocol):
+    """One directory. Names are those of files in it; handles are open files. Everything raises `OSError`."""
+
+    def prepare(self) -> None:
+        """Make the directory where it is missing, so that it survives a crash."""
+
+    def names(self) -> list[str]:
+        """The names of all files."""
+
+    def create(self, name: str) -> int:
+        """Open a new file for writing."""
+
+    def open(self, name: str) -> int:
+        """Open a file that is there, for reading and writing."""
+
+    def lock(self, name: str) -> int | None:
+        """Open a file, made where it is missing, and lock it until it is closed; None: another process has it."""
+
+    def size(self, handle: int) -> int: ...
+
+    def read(self, handle: int, offset: int, length: int) -> bytes: ...
+
+    def write(self, handle: int, offset: int, data: bytes) -> None: ...
+
+    def truncate(self, handle: int, size: int) -> None: ...
+
+    def reserve(self, handle: int, size: int) -> None:
+        """Fill a new file with zeros, so that its blocks are its own."""
+
+    def sync(self, handle: int) -> None:
+        """Return when what was written to a file survives a crash."""
+
+    def sync_names(self) -> None:
+        """Return when the names in the directory survive a crash."""
+
+    def rename(self, name: str, new_name: str) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+    def keep_copy(self, name: str) -> None:
+        """Copy a file into the folder `quarantine`, if it is not there already."""
+
+    def close(self, handle: int) -> None: ...
+
+
+class RealDisk:
+    """A directory of the file system."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def prepare(self) -> None:
+        missing = [path for path in (self._directory, *self._directory.parents) if not path.exists()]
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in missing:
+            _sync_directory(path.parent)
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self._directory) if entry.is_file())
+
+    def create(self, name: str) -> int:
+        return os.open(self._directory / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def open(self, name: str) -> int:
+        return os.open(self._directory / name, os.O_RDWR | os.O_CLOEXEC)
+
+    def lock(self, name: str) -> int | None:
+        handle = os.open(self._directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._is(name, handle):  # and not a file of that name that somebody has just removed
+                return handle
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        return None
+
+    def size(self, handle: int) -> int:
+        return os.fstat(handle).st_size
+
+    def read(self, handle: int, offset: int, length: int) -> bytes:
+        parts = []
+        while length > 0 and (part := os.pread(handle, length, offset)):
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+    def write(self, handle: int, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+
+    def truncate(self, handle: int, size: int) -> None:
+        os.ftruncate(handle, size)
+
+    def reserve(self, handle: int, size: int) -> None:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+        else:  # macOS
+            os.pwrite(handle, bytes(size), 0)
+
+    def sync(self, handle: int) -> None:
+        if sys.platform == "darwin":
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)  # fsync itself does not reach the platter there
+        else:
+            os.fdatasync(handle)
+
+    def sync_names(self) -> None:
+        _sync_directory(self._directory)
+
+    def rename(self, name: str, new_name: str) -> None:
+        os.rename(self._directory / name, self._directory / new_name)
+
+    def remove(self, name: str) -> None:
+        os.unlink(self._directory / name)
+
+    def keep_copy(self, name: str) -> None:
+        folder = self._directory / "quarantine"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        kept = folder / name
+        if not kept.exists():
+            content = (self._directory / name).read_bytes()
+            partial = folder / f"{name}.partial"
+            partial.write_bytes(content)
+            partial.rename(kept)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def _is(self, name: str, handle: int) -> bool:
+        try:
+            there = os.stat(self._directory / name)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(handle))
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

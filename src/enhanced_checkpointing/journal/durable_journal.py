@@ -1,0 +1,354 @@
+"""The journal on disk: what is acknowledged survives the process.
+
+Appends and marks gather while the disk is busy and go out together: one write and one sync for all of them. What
+earlier processes left is adopted when it is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TypeVar
+
+from enhanced_checkpointing.errors import (
+    CheckpointCorruptionError,
+    CheckpointerConfigurationError,
+    CheckpointUnavailableError,
+    redact,
+)
+from enhanced_checkpointing.journal import codec, marks
+from enhanced_checkpointing.journal.adoption import LOCK, Adopted, adopt, books_on
+from enhanced_checkpointing.journal.book import Book
+from enhanced_checkpointing.journal.committer import Committer, Run
+from enhanced_checkpointing.journal.contract import (
+    BaseHead,
+    DeadLetter,
+    JournalEntry,
+    JournalRecord,
+    JournalStatus,
+    entry_of,
+)
+from enhanced_checkpointing.journal.disk import Disk
+from enhanced_checkpointing.journal.frames import Draft, Kind, frame_size
+from enhanced_checkpointing.journal.index import Index
+from enhanced_checkpointing.journal.refusals import FORBIDDEN, reason, refusal, unreadable, unusable
+from enhanced_checkpointing.journal.worker import Worker
+from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.telemetry.events import Notice, Telemetry
+
+T = TypeVar("T")
+
+ALARM_LEVELS = (0.5, 0.8)
+"""How full the journal is when an operator is told."""
+
+TRIES = 8
+"""How often a name is made up for a book; another process that starts just now may have taken it for a dead one's."""
+
+CLOSE_SECONDS = 2.0
+"""How long a disk that does not answer is waited for at the end."""
+
+
+class DurableJournal:
+    """Keeps records in files of one directory, up to `capacity` bytes."""
+
+    durable = True
+
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        capacity: int,
+        serializer: SharingSerializer,
+        telemetry: Telemetry,
+        run: Run | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        make_random: Callable[[], str] = lambda: secrets.token_hex(8),
+    ) -> None:
+        self._disk = disk
+        self._serializer = serializer
+        self._telemetry = telemetry
+        self._wall_clock = wall_clock
+        self._make_random = make_random
+        self._index = Index(capacity)
+        self._worker: Worker | None = None
+        self._injected_run = run
+        self._own: Book | None = None
+        self._adopted: list[Book] = []
+        self._homes: dict[int, tuple[Book, int]] = {}
+        """Of every entry: its book, and its sequence there."""
+        self._committer = Committer(self._run, self._told)
+        self._damages = 0
+        self._error: str | None = None
+        self._alarmed = 0
+        self.holds = self._index.holds
+        self.is_frozen = self._index.is_frozen
+        self.is_damaged = self._index.is_damaged
+        self.anything_waits = self._index.anything_waits
+        self.waiting_threads = self._index.waiting_threads
+        self.held_threads = self._index.held_threads
+        self.entries = self._index.entries
+        self.dead_letters = self._index.dead_letters
+        self.diverted = self._index.diverted
+
+    # Opening and closing
+
+    async def open(self) -> None:
+        """Adopt what earlier processes left, and see that this one can write.
+
+        A disk that takes no writes does not end the start, as what is on it is to be drained: `status` tells.
+
+        Raises:
+            CheckpointerConfigurationError: the directory cannot be used or read, or a file is of a newer format.
+        """
+        if self._injected_run is None:
+            self._worker = Worker()
+        try:
+            await self._adopt()
+            await self._run(lambda: self._own_book().check())
+        except OSError as error:
+            if error.errno in FORBIDDEN:
+                await self.close()
+                raise CheckpointerConfigurationError(unusable(error)) from None
+            self._told(error)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _adopt(self) -> None:
+        adopted: list[Adopted] = []
+        try:
+            await self._run(lambda: self._adopt_all(adopted))
+        except OSError as error:
+            if error.errno in FORBIDDEN:
+                raise
+            raise CheckpointerConfigurationError(unreadable(error)) from None
+        for found in adopted:
+            self._take_over(found)
+
+    async def close(self) -> None:
+        """Let what is on its way arrive, and leave the files to the next process; they go if nothing is in them."""
+        await self._committer.settle(CLOSE_SECONDS)
+        closing = asyncio.ensure_future(self._run(self._close_books))
+        done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+        if done and (error := closing.exception()) is not None:
+            self._telemetry.emit(Notice("WARNING", f"the journal was not closed cleanly ({redact(error)})"))
+        if self._worker is not None:
+            self._worker.close()
+
+    def _adopt_all(self, adopted: list[Adopted]) -> None:
+        self._disk.prepare()
+        for identity in books_on(self._disk):
+            if (found := adopt(self._disk, identity, self._wall_clock)) is not None:
+                self._adopted.append(found.book)
+                adopted.append(found)
+
+    def _close_books(self) -> None:
+        """Runs behind all that was asked of the books, also of what nobody waits for any more."""
+        books = [*self._adopted, *([self._own] if self._own is not None else [])]
+        self._adopted, self._own = [], None
+        with ExitStack() as stack:
+            for book in books:
+                stack.callback(book.close)
+
+    def _take_over(self, found: Adopted) -> None:
+        book = found.book
+        for record in found.records:
+            description = codec.describe(record.draft.body)
+            entry = JournalEntry(
+                sequence=self._index.next_sequence(),
+                thread_sequence=self._index.next_of(record.draft.thread_id),
+                thread_id=record.draft.thread_id,
+                name=description.name,
+                checkpoint_ns=description.checkpoint_ns,
+                checkpoint_id=description.checkpoint_id,
+                base_head=description.base_head,
+                journaled_at=record.draft.written_at,
+                size=record.size,
+            )
+            self._homes[entry.sequence] = (book, record.sequence)
+            if (error := book.buried.get(record.sequence)) is not None:
+                self._index.adopt_letter(DeadLetter(entry, error))
+            else:
+                self._index.adopt(entry)
+            if (target := book.diverted.get(entry.thread_id)) is not None:
+                self._index.divert(entry.thread_id, target)
+        for thread_id in found.damaged_threads:
+            self._index.damage(thread_id)
+        self._damages += len(found.faults)
+        for fault in found.faults:
+            what = f"the journal is damaged: {fault}. Threads that may lack something are frozen"
+            self._telemetry.emit(Notice("ERROR", what))
+        if found.records:
+            what = f"{len(found.records)} operations that an earlier process acknowledged wait in the journal"
+            self._telemetry.emit(Notice("WARNING", what))
+        self._alarm()
+
+    # Appending and marking
+
+    async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
+        book = await self._writable_book(deadline)
+        body = codec.encode(operation, base_head, self._serializer)
+        size = frame_size(operation.thread_id, body)
+        thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        draft = Draft(Kind.RECORD, operation.thread_id, body, self._wall_clock())
+        stored: list[JournalEntry] = []
+
+        def add(sequence: int) -> None:
+            entry = entry_of(
+                operation,
+                base_head,
+                sequence=self._index.next_sequence(),
+                thread_sequence=thread_sequence,
+                journaled_at=draft.written_at,
+                size=size,
+            )
+            self._homes[entry.sequence] = (book, sequence)
+            self._index.add(entry)
+            stored.append(entry)
+            self._alarm()
+
+        ended = self._committer.submit(
+            book, draft, stored=add, failed=lambda: self._index.give_up(operation.thread_id, size)
+        )
+        if not await deadline.wait_for(ended):
+            raise CheckpointUnavailableError(
+                f"The disk of the journal did not answer in time, so {operation.name} on thread "
+                f"{operation.thread_id!r} is not acknowledged. It may still be stored, and is written to the primary "
+                "then; calling again with the same checkpoint is safe."
+            )
+        ended.result()
+        return stored[0]
+
+    async def _writable_book(self, deadline: Deadline) -> Book:
+        """The book of this process, if its disk lets it begin one by now."""
+        if self._own is None:
+            checking = asyncio.ensure_future(self.check())
+            if not await deadline.wait_for(checking):
+                checking.cancel()
+                raise CheckpointUnavailableError("The disk of the journal did not answer in time. Nothing was stored.")
+            checking.result()
+        assert self._own is not None
+        return self._own
+
+    async def mark_applied(self, entries: Sequence[JournalEntry]) -> None:
+        self._index.check_oldest(entries)
+        by_book: dict[Book, list[JournalEntry]] = {}
+        for entry in entries:
+            by_book.setdefault(self._homes[entry.sequence][0], []).append(entry)
+        for book, those in by_book.items():  # in their order: a mark that fails leaves the records behind it
+            sequences = [self._homes[entry.sequence][1] for entry in those]
+            mark, forget = marks.applied(sequences), partial(self._forget, those)
+            await self._committer.submit(book, mark, stored=forget)
+
+    async def bury(self, entry: JournalEntry, error: str) -> None:
+        self._index.check_oldest([entry])
+        book, sequence = self._homes[entry.sequence]
+        mark = marks.buried(sequence, error)
+        await self._committer.submit(book, mark, stored=lambda _: self._index.bury(entry, error))
+
+    async def divert(self, thread_id: str, target: str) -> None:
+        last, _ = self._homes[self._index.entries(thread_id)[-1].sequence]
+        mark = marks.diverted(thread_id, target)
+        if self._own is not None and self._own is not last:
+            await self._committer.submit(self._own, mark, stored=lambda _: None)  # for what comes behind it
+        await self._committer.submit(last, mark, stored=lambda _: self._index.divert(thread_id, target))
+
+    def _forget(self, entries: Sequence[JournalEntry], _: int) -> None:
+        thread_id = entries[0].thread_id
+        self._index.remove(entries)
+        for entry in entries:
+            del self._homes[entry.sequence]
+        if not self._index.holds(thread_id):
+            self._undivert(thread_id)
+        self._alarm()
+
+    def _undivert(self, thread_id: str) -> None:
+        """Nothing is left of a thread: what is journaled of it next goes into itself.
+
+        Nobody waits for the marks: they are stored before anything that is appended later. A book without a record of
+        the thread is not asked where it goes.
+        """
+        for book in (*self._adopted, *([self._own] if self._own is not None else [])):
+            if thread_id in book.diverted:
+                self._committer.submit(book, marks.diverted(thread_id, ""), stored=lambda _: None)
+
+    # Reading and checking
+
+    async def read(self, entries: Sequence[JournalEntry]) -> Sequence[JournalRecord]:
+        homes = [self._homes[entry.sequence] for entry in entries]
+        try:
+            drafts = await self._run(lambda: [book.read(sequence) for book, sequence in homes])
+        except OSError as error:
+            raise refusal(error) from None
+        return [self._decoded(entry, draft) for entry, draft in zip(entries, drafts, strict=True)]
+
+    def _decoded(self, entry: JournalEntry, draft: Draft | None) -> JournalRecord:
+        why = "it is not what was written"
+        try:
+            if draft is not None:
+                return JournalRecord(entry, codec.decode(entry.thread_id, draft.body, self._serializer))
+        except Exception as error:  # noqa: BLE001  # whatever a serializer raises for bytes that it does not know
+            why = f"the serializer cannot read it: {redact(error)}"
+        self._damages += 1
+        self._index.damage(entry.thread_id)
+        what = f"record {entry.sequence} of thread {entry.thread_id!r} in the journal cannot be used: {why}"
+        self._telemetry.emit(Notice("ERROR", f"{what}. The thread is frozen; nothing of it was dropped"))
+        raise CheckpointCorruptionError(f"{what}. The thread is frozen; nothing of it was dropped.")
+
+    async def check(self) -> None:
+        try:
+            await self._run(lambda: self._own_book().check())
+        except OSError as error:
+            self._told(error)
+            raise refusal(error) from None
+        self._told(None)
+
+    def status(self) -> JournalStatus:
+        return self._index.status(self._damages, self._error)
+
+    # Telling
+
+    def _alarm(self) -> None:
+        """Tell an operator when the journal fills, once for each level."""
+        level = sum(self._index.fill >= level for level in ALARM_LEVELS)
+        if level > self._alarmed:
+            grade = "ERROR" if level == len(ALARM_LEVELS) else "WARNING"
+            status = self._index.status()
+            what = f"the journal holds {status.size:,} of {status.capacity:,} bytes ({self._index.fill:.0%})"
+            self._telemetry.emit(Notice(grade, f"{what}; when it is full, writes are refused"))
+        self._alarmed = level
+
+    def _told(self, error: OSError | None) -> None:
+        """Remember whether the disk takes what it is given, and tell an operator when that changes."""
+        before, self._error = self._error, reason(error) if error is not None else None
+        if before is None and self._error is not None:
+            what = f"the journal cannot be written ({self._error}): in an outage, writes would be refused"
+            self._telemetry.emit(Notice("ERROR", what))
+        elif before is not None and self._error is None:
+            self._telemetry.emit(Notice("INFO", "the journal can be written again"))
+
+    def _own_book(self) -> Book:
+        """The book of this process; begun when it is first needed."""
+        if self._own is None:
+            known = [int(identity[:16], 16) for identity in books_on(self._disk)]
+            begun_at = max([int(self._wall_clock() * 1e6), *(stamp + 1 for stamp in known)])  # a clock may jump back
+            for _ in range(TRIES):
+                identity = f"{begun_at:016x}{self._make_random()}"
+                if (lock := self._disk.lock(f"{identity}{LOCK}")) is not None:
+                    self._own = Book(self._disk, identity, lock, self._wall_clock)
+                    return self._own
+            raise OSError(errno.EAGAIN, "another process took the lock of every book that was begun")
+        return self._own
+
+    def _run(self, work: Callable[[], T]) -> Awaitable[T]:
+        if self._injected_run is not None:
+            return self._injected_run(work)
+        assert self._worker is not None
+        return self._worker.run(work)

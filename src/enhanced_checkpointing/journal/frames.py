@@ -1,0 +1,331 @@
+"""The bytes of a journal file: a header, then one frame after another, each bound to the one before by its hash. Pure.
+
+Every bit of a file belongs to something with a checksum, so that no flipped bit goes unnoticed. A frame's head has a
+checksum of its own, which covers the thread id: a damaged body does not hide whose it was, or where the next frame is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from zlib import crc32
+
+FORMAT = 1
+"""The version of this format, in every file and every frame."""
+
+HASH_SIZE = 16
+NO_HASH = bytes(HASH_SIZE)
+SECTOR = 512
+"""What a disk writes as a whole: where a tail has one that is all zeros, it never arrived."""
+
+_CRC = struct.Struct(">I")
+_FILE_FORMAT = struct.Struct(">4sH")
+"""Magic, format: what every release can read of the files of all others."""
+_FILE_HEAD = struct.Struct(">I16sdQ16sI")
+"""Number, book, created at, first sequence, hash before it, number of predecessors."""
+_PREDECESSOR = struct.Struct(">IQ")
+"""Number, end sequence."""
+_FRAME_HEAD = struct.Struct(">4sBBIQQQQd16s")
+"""Magic, format, kind, length of the thread id and of the body, sequence, thread sequence, batch, time, hash before."""
+_MASKED = 0x80
+"""Set in the kind of a frame whose body is masked."""
+_MASK = hashlib.shake_128(b"no sector is empty").digest(SECTOR)
+_FILE_MAGIC, _FRAME_MAGIC = b"ECJF", b"ECJR"
+_HEAD_SIZE = _FRAME_HEAD.size + _CRC.size
+_PREDECESSORS_AT = _FILE_FORMAT.size + _FILE_HEAD.size + 2 * _CRC.size
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    RECORD = 1
+    """An operation of a thread."""
+    APPLIED = 2
+    """Ranges of sequences that the primary has."""
+    BURIED = 3
+    """A sequence that the primary refused for good, and its error."""
+    DIVERTED = 4
+    """The thread into which what is journaled of a thread goes; empty: into itself again."""
+    RETIRED = 5
+    """The number of a file whose records are all applied, and which may be gone."""
+    CANARY = 6
+    """Nothing: written to see that it can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """A file that is still needed; `end` is the sequence after its last record."""
+
+    number: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """The beginning of a file. `predecessors` are the files of the same book that were needed when it was begun."""
+
+    book: bytes
+    number: int
+    created_at: float
+    first_sequence: int
+    previous_hash: bytes
+    predecessors: tuple[Predecessor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A frame before it has its place in a file."""
+
+    kind: Kind
+    thread_id: str = ""
+    body: bytes = b""
+    written_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame in its place; `offset` and `length` are bytes of the file, `hash` is what the next frame must name.
+
+    `thread_sequence` counts the records of one thread in one file, without gaps, from 1. `batch` is the sequence of the
+    first frame that was written together with this one.
+    """
+
+    draft: Draft
+    sequence: int
+    thread_sequence: int
+    batch: int
+    previous_hash: bytes
+    hash: bytes
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A place of a file that is not what was written. Without a `thread_id` it may be any thread's.
+
+    `missing` counts records that should be in front of it.
+    """
+
+    offset: int
+    what: str
+    thread_id: str | None = None
+    sequence: int | None = None
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a file holds; `end` is where its last frame ends.
+
+    `torn` counts bytes behind it that never arrived as a whole: nothing acknowledged.
+    """
+
+    header: FileHeader | None
+    frames: Sequence[Frame]
+    damages: Sequence[Damage]
+    end: int
+    torn: int = 0
+
+
+def file_head(header: FileHeader) -> bytes:
+    """The bytes of a header: its format, its fixed part, the predecessors, each with a checksum."""
+    fixed = _FILE_HEAD.pack(
+        header.number,
+        header.book,
+        header.created_at,
+        header.first_sequence,
+        header.previous_hash,
+        len(header.predecessors),
+    )
+    predecessors = b"".join(_PREDECESSOR.pack(known.number, known.end) for known in header.predecessors)
+    return b"".join((_checked(_FILE_FORMAT.pack(_FILE_MAGIC, FORMAT)), _checked(fixed), _checked(predecessors)))
+
+
+def frame_size(thread_id: str, body: bytes) -> int:
+    """Bytes that a frame takes."""
+    return _HEAD_SIZE + len(thread_id.encode()) + len(body) + 2 * _CRC.size
+
+
+def frame_bytes(draft: Draft, sequence: int, thread_sequence: int, batch: int, previous_hash: bytes) -> bytes:
+    """The bytes of a frame: head, thread id and body, each with a checksum."""
+    thread = draft.thread_id.encode()
+    masked = bytes(SECTOR) in draft.body
+    head = _FRAME_HEAD.pack(
+        _FRAME_MAGIC,
+        FORMAT,
+        draft.kind | (_MASKED if masked else 0),
+        len(thread),
+        len(draft.body),
+        sequence,
+        thread_sequence,
+        batch,
+        draft.written_at,
+        previous_hash,
+    )
+    return b"".join((_checked(head), _checked(thread), _checked(_mask(draft.body) if masked else draft.body)))
+
+
+def hash_of(frame: bytes | memoryview) -> bytes:
+    """What the next frame says of this one."""
+    return hashlib.blake2b(frame, digest_size=HASH_SIZE).digest()
+
+
+def read_frame(data: bytes, offset: int) -> Frame | Damage | None:
+    """The frame at an offset; what is wrong with it; None where there is no head that can be believed."""
+    if not _is_head(data, offset):
+        return None
+    _, format_, kind, thread_length, body_length, sequence, thread_sequence, batch, written_at, previous = (
+        _FRAME_HEAD.unpack_from(data, offset)
+    )
+    thread_at = offset + _HEAD_SIZE
+    body_at = thread_at + thread_length + _CRC.size
+    end = body_at + body_length + _CRC.size
+    if not _is_checked(data, thread_at, thread_length):
+        return Damage(offset, "the thread of a record is not what was written", None, sequence)
+    thread_id = data[thread_at : thread_at + thread_length].decode()
+    if not _is_checked(data, body_at, body_length):
+        return Damage(offset, "the body of a record is not what was written", thread_id or None, sequence)
+    if format_ != FORMAT:
+        return Damage(offset, f"a record is of format {format_}", thread_id or None, sequence)
+    body = data[body_at : body_at + body_length]
+    draft = Draft(Kind(kind & ~_MASKED), thread_id, _mask(body) if kind & _MASKED else body, written_at)
+    hashed = hash_of(memoryview(data)[offset:end])
+    return Frame(draft, sequence, thread_sequence, batch, previous, hashed, offset, end - offset)
+
+
+def format_of(data: bytes) -> int | None:
+    """The format of a file; None where it is not what was written."""
+    if not _is_checked(data, 0, _FILE_FORMAT.size) or not data.startswith(_FILE_MAGIC):
+        return None
+    return int(_FILE_FORMAT.unpack_from(data)[1])
+
+
+def read_header(data: bytes) -> tuple[FileHeader, int] | None:
+    """The header of a file and its length; None where it is not what was written."""
+    fixed_at = _FILE_FORMAT.size + _CRC.size
+    if format_of(data) != FORMAT or not _is_checked(data, fixed_at, _FILE_HEAD.size):
+        return None
+    number, book, created_at, first, previous, count = _FILE_HEAD.unpack_from(data, fixed_at)
+    size = count * _PREDECESSOR.size
+    if not _is_checked(data, _PREDECESSORS_AT, size):
+        return None
+    listed = _PREDECESSOR.iter_unpack(data[_PREDECESSORS_AT : _PREDECESSORS_AT + size])
+    header = FileHeader(book, number, created_at, first, previous, tuple(Predecessor(*known) for known in listed))
+    return header, _PREDECESSORS_AT + size + _CRC.size
+
+
+def scan(data: bytes) -> Scan:
+    """Read a whole file: its frames in their order, and all that is wrong with it. Nothing is passed over silently."""
+    found = read_header(data)
+    header, offset = found if found is not None else (None, 0)
+    frames: list[Frame] = []
+    damages: list[Damage] = []
+    torn = 0
+    while offset < len(data):
+        read = read_frame(data, offset)
+        if isinstance(read, Frame):
+            frames.append(read)
+            offset += read.length
+            continue
+        if offset and not any(memoryview(data)[offset:]):
+            break  # blocks that were set aside and not used
+        following = _next_head(data, offset + 1)
+        if _never_arrived(data, offset, following, _next_sequence(header, frames)):
+            torn = len(data) - offset
+            break
+        what = "the head of a record is not what was written" if offset else "its header is not what was written"
+        damages.append(read if read is not None else Damage(offset, what))
+        offset = len(data) if following is None else following
+    return Scan(header, frames, [*damages, *_broken_links(header, frames, damages)], end=offset, torn=torn)
+
+
+def _checked(part: bytes) -> bytes:
+    return part + _CRC.pack(crc32(part))
+
+
+def _is_checked(data: bytes, offset: int, size: int) -> bool:
+    end = offset + size
+    return len(data) >= end + _CRC.size and crc32(memoryview(data)[offset:end]) == _CRC.unpack_from(data, end)[0]
+
+
+def _is_head(data: bytes, offset: int) -> bool:
+    return data.startswith(_FRAME_MAGIC, offset) and _is_checked(data, offset, _FRAME_HEAD.size)
+
+
+def _mask(body: bytes) -> bytes:
+    """A body without empty sectors, and back: an empty sector of a file is one that never arrived."""
+    mask = (_MASK * (len(body) // SECTOR + 1))[: len(body)]
+    return (int.from_bytes(body, "little") ^ int.from_bytes(mask, "little")).to_bytes(len(body), "little")
+
+
+def _next_sequence(header: FileHeader | None, frames: Sequence[Frame]) -> int | None:
+    if frames:
+        return frames[-1].sequence + 1
+    return header.first_sequence if header is not None else None
+
+
+def _never_arrived(data: bytes, offset: int, following: int | None, sequence: int | None) -> bool:
+    """Whether what is at the end of a file was never written as a whole: it is cut short, or has an empty sector.
+
+    Sectors arrive in any order, so that later frames of the same write may be whole. What lies in front of a later
+    write did arrive, as does what is as long as its head says and has no empty sector: its damage came later.
+    """
+    if following is None:
+        size = _size_of_frame(data, offset) if offset else _size_of_header(data)
+        return len(data) < offset + size or _has_empty_sector(data, offset, len(data))
+    last = data.rfind(_FRAME_MAGIC)
+    while not _is_head(data, last):
+        last = data.rfind(_FRAME_MAGIC, 0, last + len(_FRAME_MAGIC) - 1)
+    *_, batch, _, _ = _FRAME_HEAD.unpack_from(data, last)
+    return sequence is not None and batch <= sequence and _has_empty_sector(data, offset, following)
+
+
+def _has_empty_sector(data: bytes, start: int, end: int) -> bool:
+    ends = [*range(-(-(start + 1) // SECTOR) * SECTOR, end, SECTOR), end]
+    parts = zip([start, *ends], ends, strict=False)
+    # The last bytes of a checksum may be zero by chance.
+    return any(not any(data[begin:stop]) for begin, stop in parts if begin == start or stop - begin >= _CRC.size)
+
+
+def _size_of_frame(data: bytes, offset: int) -> int:
+    """As much as a frame takes, as far as its head can be believed."""
+    if not _is_head(data, offset):
+        return _HEAD_SIZE
+    _, _, _, thread_length, body_length, *_ = _FRAME_HEAD.unpack_from(data, offset)
+    return _HEAD_SIZE + int(thread_length) + int(body_length) + 2 * _CRC.size
+
+
+def _size_of_header(data: bytes) -> int:
+    fixed_at = _FILE_FORMAT.size + _CRC.size
+    if not _is_checked(data, fixed_at, _FILE_HEAD.size):
+        return _PREDECESSORS_AT
+    return _PREDECESSORS_AT + int(_FILE_HEAD.unpack_from(data, fixed_at)[-1]) * _PREDECESSOR.size + _CRC.size
+
+
+def _next_head(data: bytes, offset: int) -> int | None:
+    """Where the next head of a frame begins that can be believed."""
+    while (offset := data.find(_FRAME_MAGIC, offset)) >= 0:
+        if _is_head(data, offset):
+            return offset
+        offset += 1
+    return None
+
+
+def _broken_links(header: FileHeader | None, frames: Sequence[Frame], damages: Sequence[Damage]) -> Iterator[Damage]:
+    """Where records are missing between those that are there, or are not those that their successors name."""
+    known = {damage.sequence for damage in damages if damage.sequence is not None}
+    sequence = header.first_sequence if header is not None else None
+    previous = header.previous_hash if header is not None else None
+    for frame in frames:
+        if sequence is not None and frame.sequence < sequence:
+            yield Damage(frame.offset, f"record {frame.sequence} comes after record {sequence - 1}")
+        elif sequence is not None and not known.issuperset(range(sequence, frame.sequence)):
+            missing = frame.sequence - sequence
+            yield Damage(frame.offset, f"records {sequence} to {frame.sequence - 1} are missing", missing=missing)
+        elif sequence == frame.sequence and frame.previous_hash != previous:
+            yield Damage(frame.offset, f"record {frame.sequence} does not follow from the one before it")
+        sequence, previous = frame.sequence + 1, frame.hash

@@ -1,0 +1,55 @@
+"""Hundreds of seeded histories, each of which must keep every promise, in seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.run import play
+
+SEEDS, CHUNK = 500, 25
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_every_promise_is_kept_whatever_breaks(first: int) -> None:
+    verdicts = [play(seed) for seed in range(first, first + CHUNK)]
+    broken = [
+        f"python -m tests.simulation --seed {verdict.seed} --trace\n  " + "\n  ".join(verdict.problems)
+        for verdict in verdicts
+        if verdict.problems
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_same_seed_gives_the_same_history_again() -> None:
+    for seed in range(5):
+        first, second = play(seed), play(seed)
+        assert first.trace == second.trace
+        assert first.trace_hash == second.trace_hash
+
+
+def test_other_seed_gives_another_history() -> None:
+    assert len({play(seed).trace_hash for seed in range(5)}) == 5
+
+
+def test_seeds_exercise_what_they_are_there_for() -> None:
+    lines = {line[12:] for seed in range(60) for line in play(seed).trace}
+    for seen in (
+        "our process is dead",
+        "primary frozen",
+        "primary ended a session",
+        "(late)",
+        "(drain)",
+        "(live)",
+        "CheckpointUnavailableError",
+        "JournalFullError",
+        "CancelledError",
+        "waiting for a lost session",
+        "disk fails to sync",
+        "disk rename",
+        "No space left on device",
+        "breaker closed",
+        "RetryScheduled",
+        "AttemptAbandoned",
+        "operations that an earlier process acknowledged wait",
+    ):
+        assert any(seen in line for line in lines), f"no run ever saw: {seen}"
