@@ -26,6 +26,8 @@ CALLERS = 64
 PER_CALLER = 100
 WAITING_THREADS = 1_000
 LIVE_CALLERS = 4
+LIVE_PAUSE = 0.02
+"""Seconds between two calls of a live caller: an application that uses a part of what there is."""
 MESSAGES = ["What a conversation says at a time, some 60 characters long."] * 20
 NOBODY = "postgresql://nobody@127.0.0.1:1/nowhere"
 """Nobody listens there: every write goes to the journal."""
@@ -116,6 +118,7 @@ async def write(
         settings = await saver.aput(settings, checkpoint, {"source": "loop", "step": done}, {"messages": version})  # type: ignore[arg-type]  # a TypedDict, merged
         if times is not None:
             times.append(time.perf_counter() - started_at)
+            await asyncio.sleep(LIVE_PAUSE)
         done += 1
 
 

@@ -317,6 +317,7 @@ class EnhancedCheckpointerManager:
                 on_drained=outages.drained,
                 on_quarantined=engine.estranged.add,
                 on_thread_drained=engine.newcomers.drained,
+                live_calls=lambda: engine.at_primary,
             )
             stack.push_async_callback(reconciler.close)
             engine.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first

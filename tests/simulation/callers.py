@@ -1,4 +1,4 @@
-"""The application: one caller per thread, who repeats what failed, gives up waiting now and then, and checks answers."""
+"""The application: one caller per thread, who repeats what failed, gives up now and then, and checks the answers."""
 
 from __future__ import annotations
 
@@ -50,14 +50,15 @@ class Caller:
 
     async def _read(self, read: Read) -> None:
         key = read.thread_id, read.checkpoint_ns
-        before, shown = self._ledger.known(key), self._shown.get(read.checkpoint_ns, "")
+        before, written = self._ledger.known(key), self._ledger.written(key)
+        shown = self._shown.get(read.checkpoint_ns, "")
         held = self._holds_checkpoint(read)
         answer = await self._call(f"read {read}", self._ask(read), None)
         if isinstance(answer, BaseException):
             if held and self._holds_checkpoint(read):
                 self._world.problem(f"{read} was not answered, although the journal holds what was asked for: {answer}")
             return
-        for fault in self._ledger.faults_of(read, answer, before):
+        for fault in self._ledger.faults_of(read, answer, before, written):
             self._world.problem(fault)
         if read.kind == "newest":
             newest = max((found.checkpoint["id"] for found in answer), default="")
@@ -86,6 +87,7 @@ class Caller:
         if seconds > self._process.config.deadline + LATE:
             self._world.problem(f"L: {what} took {seconds:.3f} s")
         if task.cancelled():
+            self._world.note(f"{what}: given up")
             return asyncio.CancelledError()
         error = task.exception()
         if error is not None and not isinstance(error, (CheckpointUnavailableError, JournalFullError)):
@@ -100,7 +102,8 @@ class Caller:
             return False
         held = False
         for entry in self._process.journal.entries(read.thread_id):
-            held = (
-                entry.name == "put" and entry.checkpoint_ns == read.checkpoint_ns or (held and entry.name != "delete")
-            )
+            if entry.name == "delete":
+                held = False
+            elif entry.name == "put" and entry.checkpoint_ns == read.checkpoint_ns:
+                held = True
         return held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +11,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites, apply_shared
 from enhanced_checkpointing.serialization import SharingSerializer
-from tests.simulation.primary import Applied, describe, run_now
 from tests.simulation.script import Batch, Read, Script, Write
+from tests.simulation.server import Applied, describe, run_now
 from tests.support.dump import dump_memory
 
 Key = tuple[str, str]
@@ -51,19 +52,18 @@ class Ledger:
                 found[operation.checkpoint_id] = operation
         return found
 
-    def writes_on(self, checkpoint: Put) -> set[tuple[str, str]]:
-        """The task and channel of every acknowledged write on a checkpoint."""
-        operations = self._operations(checkpoint.thread_id, self.position[checkpoint.thread_id] + 1)
-        mine = (checkpoint.checkpoint_ns, checkpoint.checkpoint_id)
-        return {
-            (operation.task_id, channel)
-            for operation in operations
-            if isinstance(operation, PutWrites) and (operation.checkpoint_ns, operation.checkpoint_id) == mine
-            for channel, _ in operation.writes
-        }
+    def written(self, key: Key) -> dict[str, set[tuple[str, str]]]:
+        """By checkpoint, the task and channel of every acknowledged write."""
+        found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        for operation in self._operations(key[0], self.position[key[0]] + 1):
+            if isinstance(operation, PutWrites) and operation.checkpoint_ns == key[1]:
+                found[operation.checkpoint_id].update((operation.task_id, channel) for channel, _ in operation.writes)
+        return found
 
-    def faults_of(self, read: Read, found: list[CheckpointTuple], before: dict[str, Put]) -> Iterable[str]:
-        """What is wrong with an answer, given what was acknowledged `before` it was asked for."""
+    def faults_of(
+        self, read: Read, found: list[CheckpointTuple], before: dict[str, Put], written: dict[str, set[tuple[str, str]]]
+    ) -> Iterable[str]:
+        """What is wrong with an answer, given the checkpoints and writes acknowledged before it was asked for."""
         key = read.thread_id, read.checkpoint_ns
         possible = before | self._under_way(key)
         ids = [item.checkpoint["id"] for item in found]
@@ -79,6 +79,9 @@ class Ledger:
                 yield f"E: {read} shows {item.checkpoint['id']}, which is not there"
             elif item.checkpoint["channel_values"] != put.live_values:
                 yield f"E: {read} shows {item.checkpoint['id']} with other values: {item.checkpoint['channel_values']}"
+            shown = {(task_id, channel) for task_id, channel, _ in item.pending_writes or ()}
+            if lost := written.get(item.checkpoint["id"], set()) - shown:
+                yield f"E: {read} shows {item.checkpoint['id']} without the writes {sorted(lost)}"
 
     def _under_way(self, key: Key) -> dict[str, Put]:
         batch = self.batch(key[0])
@@ -110,17 +113,15 @@ class Ledger:
         Deletions of one thread are all alike: of those, the last one is compared.
         """
         last = {_key(entry.operation): (number, entry) for number, entry in enumerate(applied)}
-        for thread_id, batches in self._script.threads.items():
+        for batches in self._script.threads.values():
             place = {_key(write.operation): n for n, batch in enumerate(batches) for write in batch.writes}
             order = sorted((found for key, found in last.items() if key in place), key=lambda found: found[0])
             newest = (-1, "")
             for _, entry in order:
                 position = place[_key(entry.operation)]
                 if position < newest[0]:
-                    yield (
-                        f"O: {describe(entry.operation)} of {thread_id} was applied ({entry.way}, at {entry.at:.4f}) after "
-                        f"{newest[1]}"
-                    )
+                    late = f"{describe(entry.operation)} was applied ({entry.way}, at {entry.at:.4f})"
+                    yield f"O: {late} after {newest[1]}"
                 newest = max(newest, (position, describe(entry.operation)))
 
 

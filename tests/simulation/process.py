@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from enhanced_checkpointing.config import create_memory_checkpointer
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.saver import saver_class_for
@@ -18,55 +19,36 @@ from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Diverged, Event, Gauges, OperationScope, ThreadDrained
 from enhanced_checkpointing.upkeep import life
 from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.outages import Counts, Outages
 from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
-from tests.simulation.platter import Platter, SimulatedDisk, SimulatedWorker
-from tests.simulation.primary import Server, SimulatedBackend, describe
+from tests.simulation.disk import SimulatedDisk, SimulatedWorker
+from tests.simulation.platter import Platter
+from tests.simulation.primary import ComparingBackend, SimulatedBackend
+from tests.simulation.server import Server, describe
+from tests.simulation.trace import Trace
 from tests.simulation.world import VirtualLoop, World
 
 GRACE = 2.0
 """Seconds for which a process that is stopped tries to drain."""
 
 
-class Trace:
-    """The telemetry of a process, into the trace of the run."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, ThreadDrained):
-            self._world.note(f"drain of {event.thread_id}: {event.operations} operations, {event.outcome}")
-        elif isinstance(event, Diverged):
-            self._world.problem(f"a divergence, although nobody else writes: {event}")
-        elif not hasattr(event, "started_at"):  # which is real time
-            self._world.note(str(event))
-
-    def observe(self, gauges: Callable[[], Gauges]) -> None:
-        """Nobody reads gauges here."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 class Process:
     """Lives on a loop of its own, over a disk and a primary that outlive it."""
 
-    def __init__(self, world: World, server: Server, platter: Platter, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, world: World, server: Server, platter: Platter, settings: dict[str, Any], *, compares_heads: bool
+    ) -> None:
         self.world = world
         self.loop = VirtualLoop(world)
         self.loop.set_exception_handler(self._unforeseen)
         self.disk = SimulatedDisk(world, platter)
         self.config = create_memory_checkpointer(**settings)
-        self.backend = SimulatedBackend(self.config, world, server, self._watch)
+        kind = ComparingBackend if compares_heads else SimulatedBackend
+        self.backend = kind(self.config, world, server, self._watch)
         self.stack = AsyncExitStack()
         self.worker = SimulatedWorker(world, platter)
         self.background: dict[str, asyncio.Task[None]] = {}
@@ -83,7 +65,19 @@ class Process:
         assert isinstance(self.parts.journal, DurableJournal)
         return self.parts.journal
 
-    async def open(self) -> None:
+    async def open(self) -> bool:
+        """Open everything; False if the journal cannot be read, which ends a start."""
+        try:
+            await self._assemble()
+        except CheckpointerConfigurationError as error:
+            self.world.note(f"the start is refused: {error}")
+            await self.stack.aclose()
+            if self.disk.open_files:
+                self.world.problem(f"K: a start that was refused leaves {len(self.disk.open_files)} files open")
+            return False
+        return True
+
+    async def _assemble(self) -> None:
         """What `EnhancedCheckpointerManager._open` does, in the same order."""
         config, world, stack, clock = self.config, self.world, self.stack, self.world.clock
         telemetry, serializer, backend = Trace(world), SharingSerializer(), self.backend
@@ -218,10 +212,8 @@ class Process:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is meant to be destroyed
             coroutine = task.get_coro()
             assert coroutine is not None
-            try:
+            with suppress(BaseException):  # of code that nobody runs any more
                 coroutine.close()
-            except BaseException:  # noqa: BLE001, S110  # of code that nobody runs any more
-                pass
         self.loop.close()
 
     def _watch(self, operation: Operation) -> None:

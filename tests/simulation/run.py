@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio,os
+import asyncio
 import random
 import warnings
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from enhanced_checkpointing.upkeep import reconciler
 from tests.simulation.callers import Caller
 from tests.simulation.ledger import Ledger
 from tests.simulation.platter import Platter
-from tests.simulation.primary import Mode, Server
 from tests.simulation.process import GRACE, Process
 from tests.simulation.script import HORIZON, Fault, Script, make_script
+from tests.simulation.server import Mode, Server
 from tests.simulation.world import Broken, Killed, World
 
 DRAINED_WITHIN = 120.0
@@ -58,7 +58,6 @@ class _Play:
         self._ledger = Ledger(self.script)
         self._server = Server(self.world)
         self._platter = Platter(self.world)
-        self._process: Process | None = None
         self._power = False
         self._stop: asyncio.Event | None = None
         self._calm_at = self.world.now + HORIZON
@@ -73,7 +72,7 @@ class _Play:
             self._platter.lose_process(power=self._power)
             self.world.fuse, self._power = None, False
             self.world.sleep(self.world.random.uniform(0.01, 3.0))
-            if not os.environ.get("NOJUMP"): self.world.wall_offset += self.world.random.choice([0.0, 0.0, -3600.0])
+            self.world.wall_offset += self.world.random.choice([0.0, 0.0, -3600.0])
         for problem in (*self._ledger.differences(self._server.saver), *self._ledger.disorder(self._server.applied)):
             self.world.problem(problem)
         if self._platter.names:
@@ -84,7 +83,9 @@ class _Play:
 
     def _live(self) -> bool:
         """One process, to its end; True if nothing is left to do."""
-        process = self._process = Process(self.world, self._server, self._platter, self.script.settings)
+        process = Process(
+            self.world, self._server, self._platter, self.script.settings, compares_heads=self.script.compares_heads
+        )
         try:
             return process.loop.run_until_complete(self._work(process))
         except Killed:
@@ -94,7 +95,8 @@ class _Play:
 
     async def _work(self, process: Process) -> bool:
         self._stop = asyncio.Event()
-        await process.open()
+        if not await process.open():
+            return False
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         working = asyncio.create_task(self._call_all(process), name="callers")
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

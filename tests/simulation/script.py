@@ -12,7 +12,7 @@ from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMet
 
 from enhanced_checkpointing.operations import DeleteThread, Operation, accept_put, accept_writes
 from enhanced_checkpointing.serialization import SharingSerializer
-from tests.simulation.primary import Mode
+from tests.simulation.server import Mode
 
 HORIZON = 25.0
 """Seconds after which nothing breaks any more."""
@@ -63,6 +63,7 @@ class Script:
     threads: dict[str, list[Batch]]
     faults: list[Fault]
     settings: dict[str, Any]
+    compares_heads: bool
     limits: dict[str, int]
     """Of the code's own constants, those that are made small, so that few operations reach them."""
 
@@ -83,7 +84,9 @@ def make_script(seed: int) -> Script:
     }
     limits = {"CHUNK": random.choice([1, 3, 64]), "FILE_LIMIT": random.choice([3000, 10**6]), "TIDY_ABOVE": 1500}
     threads = {name: list(author.thread(name, random.randint(3, 12))) for name in names}
-    return Script(threads, sorted(_faults(random, deadline), key=lambda fault: fault.at), settings, limits)
+    return Script(
+        threads, sorted(_faults(random, deadline), key=lambda fault: fault.at), settings, random.random() < 0.5, limits
+    )
 
 
 class _Author:
@@ -103,7 +106,8 @@ class _Author:
             if kind < 0.1 and (thread_id, namespaces[0]) in self._heads:
                 batch.writes.append(self._delete(thread_id))
             else:
-                for checkpoint_ns in self._random.sample(namespaces, self._random.randint(1, len(namespaces))):
+                begun = namespaces if (thread_id, "") in self._heads else [""]  # subgraphs come after their parent
+                for checkpoint_ns in self._random.sample(begun, self._random.randint(1, len(begun))):
                     batch.writes += self._calls(thread_id, checkpoint_ns)
                 batch.reads += self._reads(thread_id, self._random.choice(namespaces))
             yield batch
@@ -174,7 +178,9 @@ def _faults(random: Random, deadline: float) -> Iterator[Fault]:
         at += seconds + random.expovariate(0.3)
     for _ in range(random.randint(1, 5) if disk else 0):
         what = random.choice(["fails once", "fails once", "failing", "full", "slow"])
-        calls = random.choice(["write", "sync", "sync", "truncate", "create", "sync_names", "remove", "rename", "read", "open"])
+        calls = random.choice(
+            ["write", "sync", "sync", "truncate", "create", "sync_names", "remove", "rename", "read", "open"]
+        )
         yield Fault(random.uniform(0.0, HORIZON), what, random.uniform(0.2, 6.0), calls)
     for _ in range(random.randint(1, 4) if process else 0):
         what = random.choice(["power", "kill", "kill", "stop"])

@@ -15,7 +15,6 @@ from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.book import Book, JournalFile
 from enhanced_checkpointing.journal.contract import JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
-from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.upkeep import life
@@ -69,15 +68,15 @@ def test_none_for_a_thread_that_is_not_known_is_found(monkeypatch: pytest.Monkey
 
 
 def test_record_that_the_drain_skips_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    apply, count = Reconciler._apply, 0
+    together, count = Reconciler._apply_together, 0
 
-    async def careless_apply(self: Reconciler, operation: Operation) -> None:
+    async def careless(self: Reconciler, records: Sequence[JournalRecord], *rest: Any) -> bool:
         nonlocal count
         count += 1
-        if count % 5:
-            await apply(self, operation)
+        kept = records[:-1] if count % 3 == 0 else records
+        return await together(self, kept, *rest) if kept else True
 
-    monkeypatch.setattr(Reconciler, "_apply", careless_apply)
+    monkeypatch.setattr(Reconciler, "_apply_together", careless)
     assert_caught("D, E: ")
 
 

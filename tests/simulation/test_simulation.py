@@ -42,7 +42,7 @@ def test_seeds_exercise_what_they_are_there_for() -> None:
         "(live)",
         "CheckpointUnavailableError",
         "JournalFullError",
-        "CancelledError",
+        "given up",
         "waiting for a lost session",
         "disk fails to sync",
         "disk rename",

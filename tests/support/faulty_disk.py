@@ -13,11 +13,16 @@ COUNTED = frozenset({"write", "sync", "truncate", "create", "reserve", "rename",
 """The calls that change something, which are those that `fails_at` counts."""
 
 
+class Died(BaseException):
+    """The process was killed: nothing after this runs in it."""
+
+
 class FaultyDisk(RealDisk):
     """Counts its calls in `calls`. The `fails_at`-th that changes something fails, counted from 1.
 
-    `lasting`: all that come after it fail, too. `short`: a write that fails has written the first half.
-    `full`: no file can take more bytes than it has. `gate`: a sync waits until it is set.
+    `error`: an errno; None: the process dies there. `lasting`: all that come after it fail, too. `short`: a write that
+    fails has written the first half. `full`: no file can take more bytes than it has. `gate`: a sync waits until it
+    is set. Syncs are not made, as no power fails here.
     """
 
     def __init__(
@@ -25,7 +30,7 @@ class FaultyDisk(RealDisk):
         directory: Path,
         *,
         fails_at: int | None = None,
-        error: int = errno.EIO,
+        error: int | None = errno.EIO,
         lasting: bool = False,
         short: bool = False,
     ) -> None:
@@ -46,14 +51,21 @@ class FaultyDisk(RealDisk):
         self.fails_at, self.full = None, False
         self.failing.clear()
 
+    @property
+    def counted(self) -> int:
+        """How many calls there were that change something."""
+        return sum(call in COUNTED for call in self.calls)
+
     def count(self, name: str) -> int:
         return self.calls.count(name)
 
     def _step(self, name: str) -> None:
         self.calls.append(name)
-        counted = sum(call in COUNTED for call in self.calls)
+        counted = self.counted
         at = self.fails_at if name in COUNTED else None
         if name in self.failing or (at is not None and (counted == at or (self.lasting and counted > at))):
+            if self.error is None:
+                raise Died
             raise OSError(self.error, os.strerror(self.error))
 
     def prepare(self) -> None:
@@ -86,7 +98,7 @@ class FaultyDisk(RealDisk):
     def write(self, handle: int, offset: int, data: bytes) -> None:
         try:
             self._step("write")
-        except OSError:
+        except (OSError, Died):
             if self.short:
                 super().write(handle, offset, data[: len(data) // 2])
             raise
@@ -110,11 +122,9 @@ class FaultyDisk(RealDisk):
         if self.gate is not None:
             self.gate.wait(10.0)
         self._step("sync")
-        super().sync(handle)
 
     def sync_names(self) -> None:
         self._step("sync_names")
-        super().sync_names()
 
     def rename(self, name: str, new_name: str) -> None:
         self._step("rename")

@@ -49,6 +49,13 @@ def test_checkpoint_of_our_own_that_was_committed_without_a_reply_is_no_branch()
     assert branches(entries, root=second.checkpoint_id) == []
 
 
+def test_thread_that_an_interrupted_drain_of_our_own_has_deleted_is_no_branch() -> None:
+    author = Author()
+    entries = entries_of((author.put({"n": 1}), "base"), (DeleteThread("thread"), None), (author.put({"n": 2}), None))
+    assert branches(entries, root=None) == []
+    assert branches(entries, root="theirs") == [Branch("", "base", "theirs")]
+
+
 def test_only_the_oldest_record_of_a_namespace_is_compared() -> None:
     author = Author()
     first, second = author.put({"n": 1}), author.put({"n": 2})

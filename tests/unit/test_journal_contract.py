@@ -12,7 +12,7 @@ import pytest
 from enhanced_checkpointing.errors import JournalFullError
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry, entry_of
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
-from enhanced_checkpointing.operations import DeleteThread, Put
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author
 from tests.support.journals import CAPACITY, add, durable_journal, operations_in
@@ -72,7 +72,7 @@ async def test_record_keeps_what_was_appended_ready_for_replay(kind: str, base_h
 async def test_every_operation_is_read_back_as_it_was(kind: str) -> None:
     async with desk_of(kind) as desk:
         author = Author()
-        operations = [
+        operations: list[Operation] = [
             author.put({"n": 1, "profile": ["Ada"]}, bumped=["delta"]),
             author.writes(("n", 2), ("profile", {"b": b"x"}), task_path="~a"),
             DeleteThread("thread"),

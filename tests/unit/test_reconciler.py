@@ -26,6 +26,7 @@ from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Notice, ThreadDrained
 from enhanced_checkpointing.testing import FlakySaver
+from enhanced_checkpointing.upkeep import reconciler
 from enhanced_checkpointing.upkeep.reconciler import Drain, Reconciler
 from tests.support.author import Author, config_of
 from tests.support.checkpointer import eventually
@@ -189,6 +190,16 @@ async def test_drained_primary_equals_one_that_never_failed() -> None:
     assert list(setting.primary.list(config_of("a"))) == list(twin.list(config_of("a")))
 
 
+async def test_record_that_is_stored_without_anybody_telling_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "LONGEST_PAUSE", 0.05)
+    setting = Setting()
+    async with setting.running():
+        await asyncio.sleep(0)  # it has looked, and found nothing
+        await setting.journal.append(setting.author("a").put({"n": 1}), UNKNOWN, Deadline(time.monotonic, 1.0))
+        await eventually(lambda: not setting.journal.holds("a"))
+    assert len(setting.of("a")) == 1
+
+
 async def test_threads_are_drained_oldest_first_and_a_few_at_a_time() -> None:
     setting = Setting(drain_concurrency=2)
     for thread_id in "abcde":
@@ -283,7 +294,8 @@ async def test_drain_that_was_interrupted_goes_on_where_it_stopped() -> None:
     setting.backend.down_after = None
     setting.breaker.close()
     assert await setting.reconciler.drain_all()
-    assert setting.backend.applied == [put.replayable() for put in puts]
+    # What was applied and not marked is applied again; that changes nothing.
+    assert setting.backend.applied == [put.replayable() for put in (puts[0], *puts)]
     assert setting.recorder.of(Diverged) == [], "our own checkpoints are not another branch"
 
 

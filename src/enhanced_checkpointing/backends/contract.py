@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.operations import Operation, Put, apply_to_saver
+from enhanced_checkpointing.operations import Operation, apply_to_saver
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")
+
+Heads = Mapping[str, Collection[str | None]]
+"""For namespaces of a thread: which checkpoints may be the newest one there; None: there may be none."""
 
 PROBE_THREAD = "enhanced-checkpointing-probe"
 """The thread id under which the default probe writes and deletes."""
@@ -29,6 +32,9 @@ class Backend:
     name: ClassVar[str] = "backend"
     db_system: ClassVar[str] = "other_sql"
     """The value of the telemetry attribute `db.system.name`."""
+
+    compares_heads: ClassVar[bool] = False
+    """Whether `apply_all` can compare heads and write in one step, so that nobody comes in between."""
 
     saver: BaseCheckpointSaver[Any]
 
@@ -64,17 +70,15 @@ class Backend:
         """Commit one operation; it is durable when this returns."""
         await apply_to_saver(self.saver, operation, self.serializer)
 
-    async def apply_onto(self, put: Put, heads: Collection[str | None]) -> bool:
-        """Commit a put if the newest checkpoint of its namespace is one of `heads`; None in it: an empty namespace.
+    async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
+        """Commit operations of one thread in their order, as one step where that is possible.
 
-        False: it is another one, and nothing was written. Where the two cannot be one step, as here, somebody else may
-        still come in between.
+        False: in one of the namespaces of `heads` the newest checkpoint is another one, and nothing was written. Only a
+        backend that `compares_heads` looks at them, in the same step. After an error any of the first operations may
+        be there.
         """
-        configurable = {"thread_id": put.thread_id, "checkpoint_ns": put.checkpoint_ns}
-        found = await self.ask(lambda saver: saver.aget_tuple({"configurable": configurable}))
-        if (found.checkpoint["id"] if found is not None else None) not in heads:
-            return False
-        await self.apply(put)
+        for operation in operations:
+            await self.apply(operation)
         return True
 
     async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -14,13 +14,13 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, AsyncCursor, sql
 from psycopg.rows import DictRow, dict_row
 
-from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend
+from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres_failures import LostSessionError, classify_postgres
 from enhanced_checkpointing.backends.postgres_rows import statement
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.operations import Operation, Put
+from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.failure_kinds import Failure
 from enhanced_checkpointing.serialization import SharingSerializer
 
@@ -54,6 +54,7 @@ class PostgresBackend(Backend):
 
     name = "postgres"
     db_system = "postgresql"
+    compares_heads = True
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
@@ -111,18 +112,26 @@ class PostgresBackend(Backend):
         async with self._connections.borrow() as connection:
             await connection.execute(*prepared)
 
-    async def apply_onto(self, put: Put, heads: Collection[str | None]) -> bool:
-        prepared = statement(put)
-        assert prepared is not None  # a put always writes a row
-        await self._await_lost_sessions(put.thread_id)
-        async with self._connections.borrow() as connection, connection.transaction():
-            await connection.execute(LOCK_THREAD, (put.thread_id,))
-            cursor = await connection.execute(NEWEST_CHECKPOINT, (put.thread_id, put.checkpoint_ns))
-            row = await cursor.fetchone()
-            if row is None or row["head"] not in heads:
-                return False
-            await connection.execute(*prepared)
-            return True
+    async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
+        thread_id = operations[0].thread_id
+        prepared = [ready for operation in operations if (ready := statement(operation)) is not None]
+        await self._await_lost_sessions(thread_id)
+        # What a pipeline sends between two syncs is one transaction and one round trip.
+        async with self._connections.borrow() as connection, connection.pipeline():
+            if not heads:
+                for ready in prepared:
+                    await connection.execute(*ready)
+                return True
+            async with connection.transaction():
+                await connection.execute(LOCK_THREAD, (thread_id,))
+                for checkpoint_ns, known in heads.items():
+                    cursor = await connection.execute(NEWEST_CHECKPOINT, (thread_id, checkpoint_ns))
+                    row = await cursor.fetchone()
+                    if row is None or row["head"] not in known:
+                        return False
+                for ready in prepared:
+                    await connection.execute(*ready)
+        return True
 
     async def _await_lost_sessions(self, thread_id: str) -> None:
         if self._connections.may_still_write(thread_id) and not await self.fence(thread_id):

@@ -11,8 +11,8 @@ from enum import Enum
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 
-HAND_OVER_SECONDS = 0.08
-"""How long past its deadline a call waits for the one in front of it; a call may be 0.1 s late."""
+HAND_OVER_SECONDS = 0.045
+"""How long past its deadline a call waits for the one in front of it; it may be 0.1 s late in all."""
 
 
 class Route(Enum):

@@ -160,7 +160,7 @@ def _up_to(file: JournalFile, found: Scan, end: int | None) -> _FileRead:
     reached = frames[-1].sequence + 1 if frames else file.first_sequence
     damages = found.damages
     if end is not None and reached != end:
-        damages = damages or [Damage(0, f"records {reached} to {end - 1} are missing")]
+        damages = damages or [Damage(0, f"records up to {end - 1} are missing")]
     elif end is not None:
         last = frames[-1].offset if frames else 0
         damages = [damage for damage in damages if damage.offset <= last]
@@ -179,6 +179,9 @@ def _linked(reads: Sequence[_FileRead]) -> list[_FileRead]:
     linked: list[_FileRead] = []
     for read in reads:
         before = linked[-1] if linked else None
+        if before is not None and read.header is None:
+            read.file.first_sequence = before.file.end_sequence
+            read.file.end_sequence = max(read.file.end_sequence, before.file.end_sequence)
         if (
             before is not None
             and read.header is not None

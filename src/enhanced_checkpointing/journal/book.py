@@ -40,6 +40,7 @@ SPARE_SIZE = 64 * 1024
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _SLOT = struct.Struct(">4sI")
 _SLOT_MAGIC = b"ECJL"
+_CRC = struct.Struct(">I")
 
 
 @dataclass(slots=True)
@@ -373,14 +374,14 @@ class Book:
 
     def _write_slot(self) -> None:
         slot = _SLOT.pack(_SLOT_MAGIC, self.newest)
-        self._disk.write(self._lock, 0, slot + struct.pack(">I", crc32(slot)))
+        self._disk.write(self._lock, 0, slot + _CRC.pack(crc32(slot)))
         self._disk.sync(self._lock)
 
 
 def newest_in_slot(data: bytes) -> int | None:
-    """The number of the newest file, as the lock file tells it; 0: there was none; None: it is damaged."""
-    if not data:
+    """The number of the newest file, as the lock file tells it; 0: it was never written; None: it is damaged."""
+    if len(data) < _SLOT.size + _CRC.size:
         return 0
-    if len(data) != _SLOT.size + 4 or struct.pack(">I", crc32(data[: _SLOT.size])) != data[_SLOT.size :]:
+    if len(data) > _SLOT.size + _CRC.size or _CRC.pack(crc32(data[: _SLOT.size])) != data[_SLOT.size :]:
         return None
     return int(_SLOT.unpack_from(data)[1])

@@ -39,12 +39,23 @@ def diverged(
     A checkpoint of ours can be there already: its first try was committed although its reply was lost. So can nothing
     at all: a drain that was interrupted may have come as far as a deletion of ours.
     """
-    own = {entry.checkpoint_id for entry in entries if entry.name in (Put.name, DeleteThread.name)}
+    grown_from = heads_to_grow_from(entries, oldest)
     return [
         Branch(namespace, None if entry.base_head is UNKNOWN else entry.base_head, heads[namespace])
         for namespace, entry in oldest.items()
-        if heads[namespace] != entry.base_head and heads[namespace] not in own
+        if heads[namespace] not in grown_from[namespace]
     ]
+
+
+def heads_to_grow_from(
+    entries: Sequence[JournalEntry], oldest: Mapping[str, JournalEntry]
+) -> dict[str, frozenset[str | None]]:
+    """For each namespace, the heads in the primary that our branch may be put upon: see `diverged`."""
+    own = {entry.checkpoint_id for entry in entries if entry.name in (Put.name, DeleteThread.name)}
+    return {
+        namespace: frozenset({*own, None if entry.base_head is UNKNOWN else entry.base_head})
+        for namespace, entry in oldest.items()
+    }
 
 
 def sibling_id(thread_id: str, entries: Sequence[JournalEntry]) -> str:

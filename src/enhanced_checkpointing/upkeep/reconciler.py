@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import accumulate
 
 from langgraph.checkpoint.base import CheckpointTuple
 
@@ -20,7 +21,7 @@ from enhanced_checkpointing.errors import (
 )
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal, JournalEntry, JournalRecord
-from enhanced_checkpointing.operations import DeleteThread, Operation, Put, operations_of
+from enhanced_checkpointing.operations import DeleteThread, Operation, operations_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
@@ -34,14 +35,25 @@ from enhanced_checkpointing.telemetry.events import (
     Telemetry,
     ThreadDrained,
 )
-from enhanced_checkpointing.upkeep.divergence import diverged, moved_to, namespaces_to_check, sibling_id
+from enhanced_checkpointing.upkeep.divergence import (
+    diverged,
+    heads_to_grow_from,
+    moved_to,
+    namespaces_to_check,
+    sibling_id,
+)
 
 SHORTEST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between passes while the primary takes calls but refuses to be drained."""
 
-CHUNK = 64
-"""Records that are read, applied and marked together; a mark is one sync of the journal's disk."""
+CHUNK = 16
+CHUNK_BYTES = 1024 * 1024
+"""Records, and bytes of them, that are read, applied and marked together: one commit, and one sync of the journal."""
+
+GIVE_WAY_SECONDS = 0.01
+GLANCE_SECONDS = 0.001
+"""How long a drain waits at most, after each commit, for a moment without live calls, and how often it looks."""
 
 
 class Drain(Enum):
@@ -59,11 +71,13 @@ class Drain(Enum):
 class _Progress:
     """Of the drain of one thread: how many operations it has replayed, and the heads that its branches may grow from.
 
-    Only the first put of each namespace in `heads` is held against them.
+    The first step that writes is held against `heads`; then they are those of our own branch.
     """
 
     operations: int = 0
     heads: dict[str, frozenset[str | None]] = field(default_factory=dict)
+    moved: bool = False
+    """Somebody else has moved one of them."""
 
 
 class Reconciler:
@@ -83,6 +97,7 @@ class Reconciler:
         on_drained: Callable[[], None],
         on_quarantined: Callable[[str], None] = lambda _: None,
         on_thread_drained: Callable[[str], None] = lambda _: None,
+        live_calls: Callable[[], int] = lambda: 0,
         clock: Clock = time.monotonic,
     ) -> None:
         self._config = config
@@ -96,6 +111,7 @@ class Reconciler:
         self._on_drained = on_drained
         self._on_quarantined = on_quarantined
         self._on_thread_drained = on_thread_drained
+        self._live_calls = live_calls
         self._clock = clock
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
@@ -114,14 +130,25 @@ class Reconciler:
         pause = SHORTEST_PAUSE
         while True:
             if self._breaker.is_open or not self._journal.anything_waits():
-                await self._woken.wait()
-                self._woken.clear()
+                if not await self._is_woken():
+                    continue
                 pause = SHORTEST_PAUSE
             if await self.drain_all():
                 pause = SHORTEST_PAUSE
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _is_woken(self) -> bool:
+        """Wait until somebody wakes this one, but not for ever: a record that its disk took too late for its caller is
+        stored without anybody telling."""
+        try:
+            async with asyncio.timeout(LONGEST_PAUSE):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        self._woken.clear()
+        return True
 
     async def drain_all(self) -> bool:
         """Drain what waits now, several threads at a time, oldest first; True when nothing is left waiting."""
@@ -209,9 +236,10 @@ class Reconciler:
             return Drain.FENCED
         target = self._journal.diverted(thread_id) or await self._choose_target(thread_id, progress)
         diverted = False
-        while not self._journal.is_frozen(thread_id) and (entries := self._journal.entries(thread_id, CHUNK)):
+        while not self._journal.is_frozen(thread_id) and (entries := self._next_entries(thread_id)):
             diverted = self._journal.diverted(thread_id) is not None
             if not await self._replay_some(await self._journal.read(entries), target, progress):
+                progress.moved = True
                 target = await self._choose_target(thread_id, progress)
         if self._journal.is_frozen(thread_id):
             return Drain.FROZEN
@@ -220,58 +248,76 @@ class Reconciler:
         self._on_thread_drained(thread_id)
         return Drain.DRAINED
 
-    async def _replay_some(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
-        """Apply these records one after the other, and mark what the primary took.
+    def _next_entries(self, thread_id: str) -> Sequence[JournalEntry]:
+        """The oldest records of a thread, as many as are applied and marked together."""
+        entries = self._journal.entries(thread_id, CHUNK)
+        sizes = accumulate(entry.size for entry in entries)
+        return entries[: max(1, sum(size <= CHUNK_BYTES for size in sizes))]
 
-        False: somebody else has moved the head that a branch grew from, since that was looked at.
+    async def _replay_some(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
+        """Apply these records in their order, and mark what the primary took.
 
         One mark stands for all of them: until it is durable the thread is held, and a process that dies before
         leaves them to be applied again, all of them in the same order, which changes nothing.
-        """
-        applied: list[JournalEntry] = []
-        refused: CallFailed | None = None
-        in_place = True
-        for record in records:
-            try:
-                in_place = await self._apply_moved(record.operation, target, progress)
-            except CallFailed as failed:
-                refused = failed
-                break
-            if not in_place:
-                break
-            applied.append(record.entry)
-            await asyncio.sleep(0)  # live calls first
-        if applied:
-            await self._journal.mark_applied(applied)
-            self.drained += len(applied)
-            progress.operations += len(applied)
-        if refused is not None:
-            if refused.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
-                raise refused
-            await self._bury(records[len(applied)], refused)
-        return in_place
 
-    async def _apply_moved(self, operation: Operation, target: str, progress: _Progress) -> bool:
-        """Apply an operation to the target; False if its branch does not grow there any more."""
-        heads = progress.heads.get(operation.checkpoint_ns) if isinstance(operation, Put) else None
-        if isinstance(operation, Put) and heads is not None:
-            if not await self._apply_onto(operation, heads):
+        False: somebody else has moved the head that a branch grew from, since that was looked at.
+        """
+        refused: CallFailed | None = None
+        taken = 0
+        try:
+            if not await self._apply_together(records, target, progress):
                 return False
-            del progress.heads[operation.checkpoint_ns]
-            return True
-        await self._apply(moved_to(operation, target))
-        if target != operation.thread_id and isinstance(operation, DeleteThread):
-            await self._apply(operation)  # what was to be deleted is not only the outage's branch
+            taken = len(records)
+        except CallFailed as failed:
+            if not is_at_fault(failed):
+                raise
+            taken, refused = await self._apply_one_by_one(records, target)
+        if taken:
+            await self._journal.mark_applied([record.entry for record in records[:taken]])
+            self.drained += taken
+            progress.operations += taken
+        if refused is not None:
+            await self._bury(records[taken], refused)
+        await self._let_live_calls_pass()
         return True
 
-    async def _apply_onto(self, put: Put, heads: frozenset[str | None]) -> bool:
+    async def _let_live_calls_pass(self) -> None:
+        """Live calls first, but not for ever."""
+        until = self._clock() + GIVE_WAY_SECONDS
+        await asyncio.sleep(0)
+        while self._live_calls() and self._clock() < until:  # noqa: ASYNC110  # what is waited for signals nothing
+            await asyncio.sleep(GLANCE_SECONDS)
+
+    async def _apply_together(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
+        """Apply records as one step, upon the heads that they grew from; False if one of those has moved."""
+        operations: list[Operation] = []
+        for record in records:
+            operations.append(moved_to(record.operation, target))
+            if target != record.entry.thread_id and isinstance(record.operation, DeleteThread):
+                operations.append(record.operation)  # what was to be deleted is not only the outage's branch
+        if len({operation.thread_id for operation in operations}) > 1:
+            for operation in operations:
+                await self._apply(operation)
+            return True
+        heads, progress.heads = progress.heads, {}
         return await self._guard.call(
             "drain",
-            lambda: self._backend.apply_onto(put, heads),
+            lambda: self._backend.apply_all(operations, heads),
             deadline=self._deadline(),
-            subject=put.thread_id,
+            subject=target,
             writes=True,
         )
+
+    async def _apply_one_by_one(self, records: Sequence[JournalRecord], target: str) -> tuple[int, CallFailed | None]:
+        """Find the record at which a step failed: how many before it were applied, and how it failed by itself."""
+        for number, record in enumerate(records):
+            try:
+                await self._apply_together([record], target, _Progress())
+            except CallFailed as failed:
+                if not is_at_fault(failed):
+                    raise
+                return number, failed
+        return len(records), None
 
     async def _apply(self, operation: Operation) -> None:
         await self._guard.call(
@@ -304,11 +350,13 @@ class Reconciler:
         """The thread that takes the records: itself, or its sibling when the branches are to be kept apart."""
         entries = self._journal.entries(thread_id)
         oldest = namespaces_to_check(entries)
+        if self._backend.compares_heads and len(oldest) == 1 and not progress.moved:
+            progress.heads = heads_to_grow_from(entries, oldest)  # looked at in the step that writes
+            return thread_id
         heads = {namespace: await self._head(thread_id, namespace) for namespace in oldest}
         branches = diverged(entries, oldest, heads)
         if not branches:
-            own = {entry.checkpoint_id for entry in entries}
-            progress.heads = {namespace: frozenset({head, *own}) for namespace, head in heads.items()}
+            progress.heads = heads_to_grow_from(entries, oldest)
             return thread_id
         progress.heads = {}
         apart = self._config.on_divergence == "quarantine"
@@ -356,3 +404,8 @@ class Reconciler:
 
     def _deadline(self) -> Deadline:
         return Deadline(self._clock, self._config.deadline)
+
+
+def is_at_fault(failed: CallFailed) -> bool:
+    """Whether the operation itself was refused, so that trying it again does not mend it."""
+    return failed.kind in (FailureKind.DATA, FailureKind.CORRUPTION)

@@ -1,0 +1,133 @@
+"""Which journal a configuration means, and when a start may go on with a lesser one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enhanced_checkpointing import CheckpointerConfig, create_memory_checkpointer, create_sqlite_checkpointer
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.journal import opening
+from enhanced_checkpointing.journal.opening import open_journal
+from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.telemetry.events import Notice
+from tests.support.disks import bound_by_modes, folder_without_root
+from tests.support.journals import add
+from tests.support.recorder import Recorder
+
+
+async def opened(config: CheckpointerConfig) -> tuple[str, list[Notice]]:
+    """What kind of journal it is, after it was written to, and what was said."""
+    recorder = Recorder()
+    journal = await open_journal(config, SharingSerializer(), recorder)
+    if journal is None:
+        return "off", recorder.of(Notice)
+    await journal.mark_applied([await add(journal, "a")])
+    await journal.close()
+    return "durable" if journal.durable else "memory", recorder.of(Notice)
+
+
+def config(**fields: Any) -> CheckpointerConfig:
+    return create_sqlite_checkpointer("a.sqlite", **fields)
+
+
+@pytest.mark.parametrize("environment", ["development", "production"])
+@pytest.mark.parametrize("kind", ["durable", "memory", "off"])
+async def test_journal_is_the_one_that_was_asked_for(environment: Any, kind: Any) -> None:
+    assert await opened(config(environment=environment, journal=kind)) == (kind, [])
+
+
+@pytest.mark.parametrize("environment", ["development", "production"])
+async def test_default_is_durable_unless_the_primary_is_in_memory(environment: Any) -> None:
+    assert await opened(config(environment=environment)) == ("durable", [])
+    assert await opened(create_memory_checkpointer(environment=environment)) == ("memory", [])
+
+
+async def test_durable_journal_may_be_asked_for_over_memory() -> None:
+    assert await opened(create_memory_checkpointer(journal="durable")) == ("durable", [])
+
+
+@pytest.mark.parametrize("kind", ["memory", "off"])
+async def test_directory_that_was_set_for_another_journal_is_said_to_have_no_effect(kind: Any) -> None:
+    found, (notice,) = await opened(config(journal=kind, journal_dir="elsewhere"))
+    assert found == kind
+    assert notice == Notice("WARNING", f"CHECKPOINT_JOURNAL_DIR has no effect with CHECKPOINT_JOURNAL={kind}")
+    assert "elsewhere" not in os.listdir()
+
+
+async def test_directory_is_made_with_all_that_is_above_it_and_for_nobody_else() -> None:
+    assert await opened(config(journal_dir="some/where/journal")) == ("durable", [])
+    assert os.stat("some/where/journal").st_mode & 0o777 == 0o700
+
+
+def unusable_by_name() -> None:
+    """Put a file where the default directory should be."""
+    os.mkdir(".checkpoints")
+    Path(".checkpoints/journal").touch()
+
+
+async def test_default_directory_that_cannot_be_used_costs_durability_in_development_and_says_so() -> None:
+    unusable_by_name()
+    kind, (notice,) = await opened(config())
+    assert kind == "memory"
+    assert notice.level == "WARNING"
+    assert "CHECKPOINT_JOURNAL_DIR" in notice.message
+    assert notice.message.endswith("Until then the journal is in memory")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"environment": "production"},
+        {"journal": "durable"},
+        {"journal_dir": ".checkpoints/journal"},
+        {"environment": "testing", "journal": "durable"},
+    ],
+)
+async def test_directory_that_cannot_be_used_ends_a_start_in_production_or_when_it_was_asked_for(
+    fields: dict[str, Any],
+) -> None:
+    unusable_by_name()
+    with pytest.raises(
+        CheckpointerConfigurationError, match=r"cannot be used.*\.checkpoints/journal.*Nothing was stored"
+    ):
+        await opened(config(**fields))
+
+
+async def test_directory_that_may_not_be_written_is_refused() -> None:
+    with folder_without_root() as folder:
+        folder.chmod(0o500)
+        with (
+            bound_by_modes(),
+            pytest.raises(CheckpointerConfigurationError, match=r"cannot be used \(Permission denied"),
+        ):
+            await opened(config(journal_dir=folder / "journal"))
+        folder.chmod(0o700)
+
+
+async def test_files_of_somebody_else_are_refused() -> None:
+    with folder_without_root() as folder:
+        (folder / f"{1:032x}.lock").touch(0o600)
+        folder.chmod(0o555)
+        with bound_by_modes(), pytest.raises(CheckpointerConfigurationError, match="Permission denied"):
+            await opened(config(journal_dir=folder))
+        folder.chmod(0o700)
+
+
+async def test_network_file_system_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "network_filesystem", lambda directory: "nfs4" if directory.is_absolute() else None)
+    with pytest.raises(CheckpointerConfigurationError, match=r"network file system \(nfs4\)"):
+        await opened(config(journal="durable"))
+    assert os.listdir() == []
+    kind, (notice,) = await opened(config())
+    assert (kind, notice.level) == ("memory", "WARNING")
+
+
+async def test_windows_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(CheckpointerConfigurationError, match=r"flock, which Windows does not have"):
+        await opened(config(journal="durable"))
