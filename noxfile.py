@@ -11,7 +11,10 @@ import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "imports", "types", "unit", "conformance", "faults", "examples", "lowest", "newest"]
+nox.options.sessions = [
+    *("lint", "imports", "types", "unit", "simulation", "conformance", "faults", "chaos", "examples"),
+    *("lowest", "newest"),
+]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 PARALLEL = ("-n", "2", "--dist", "worksteal")
@@ -22,6 +25,15 @@ OF_EACH_SERVER = tuple(
 )
 """Fault tests in which it matters which PostgreSQL serves: run on every version, the others on the newest."""
 INTEGRATION = ("tests/conformance", "tests/faults/test_same_rows.py")
+OF_WHAT_MUST_NOT_FAIL = tuple(
+    f"tests/unit/test_{name}.py"
+    for name in (
+        *("adoption", "book", "breaker", "canary", "codec", "disk", "divergence", "durable_journal", "engine"),
+        *("filesystems", "frames", "index", "journal_contract", "journal_format", "journal_opening", "reconciler"),
+        *("routes", "standby", "warm_thread", "worker"),
+    )
+)
+"""The unit tests of the modules whose every branch is covered."""
 OF_EACH_DEPENDENCY = (
     *(f"tests/unit/test_{name}.py" for name in ("borrowed_names", "cli", "opentelemetry_sink", "settings")),
     *INTEGRATION,
@@ -66,7 +78,14 @@ def types(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Pure tests, on every supported Python that is present."""
     install(session, "test")
-    pytest(session, "tests/unit", *PARALLEL)
+    pytest(session, "tests/unit", *PARALLEL, *([] if session.python == PYTHONS[0] else ["-m", "not thorough"]))
+
+
+@nox.session
+def simulation(session: nox.Session) -> None:
+    """Hundreds of seeded histories on virtual time; with the unit tests, every branch of what must not fail is taken."""
+    install(session, "test", "coverage")
+    pytest(session, "tests/simulation", *OF_WHAT_MUST_NOT_FAIL, "--cov", "--cov-report=term-missing", *PARALLEL)
 
 
 @nox.session
@@ -89,6 +108,7 @@ def faults(session: nox.Session, postgres: str) -> None:
 def chaos(session: nox.Session) -> None:
     """Graphs of every kind while everything around them breaks: `nox -s chaos -- --minutes 30 --seed 7`."""
     install(session, "test")
+    pytest(session, "tests/chaos") if not session.posargs else None
     session.run("python", "-m", "tests.chaos", *session.posargs)
 
 

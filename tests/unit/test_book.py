@@ -285,7 +285,9 @@ def test_tail_that_could_not_be_cut_off_is_void(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output"):
         book.append([record("a", b"refused")])
     disk.heal()
+    before = disk.calls.count("create")
     book.append([record("a", b"second")])
+    assert disk.calls.count("create") == before + 1, "the file whose sync failed is not used again"
     book.release()
     found = adopted(tmp_path)
     assert pending(found) == {"a": [b"first", b"second"]}

@@ -206,3 +206,19 @@ def test_forgetting_after_maintenance_leaves_pinned_threads() -> None:
     assert setting.warm() == ["b", "held"]
     setting.standby.forget_all(None)
     assert setting.warm() == ["held"]
+
+
+@pytest.mark.parametrize("change", ["leaves for others", "is deleted", "is forgotten", "is forgotten with all others"])
+def test_answer_that_is_on_its_way_while_its_thread_is_dropped_is_stale(change: str) -> None:
+    setting = Setting(max_bytes=5_000)
+    watch, other = setting.standby.watch("a"), setting.standby.watch("other")
+    assert setting.standby.watch("a") is watch
+    if change == "leaves for others":
+        setting.write("a")  # too large: it is dropped at once, so that the thread is as cold as before
+    elif change == "is deleted":
+        setting.standby.apply(DeleteThread("a"))
+    else:
+        setting.standby.forget_all(["a"] if change == "is forgotten" else None)
+    assert watch.is_stale
+    assert other.is_stale == (change == "is forgotten with all others")
+    assert not setting.standby.watch("a").is_stale, "the next read sees what is true now"

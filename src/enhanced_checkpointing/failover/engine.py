@@ -183,7 +183,7 @@ class Engine:
             scope.route = route.value
             if route is Route.JOURNAL:
                 return self._ask_standby(scope, thread_id, standby, None)
-            token = self._standby.token(thread_id)
+            watch = self._standby.watch(thread_id)
             failed: CallFailed | None = None
             self.at_primary += 1
             try:
@@ -202,7 +202,7 @@ class Engine:
                 return self._after_failed_read(scope, thread_id, failed, standby)
             scope.outcome = "primary"
             self.newcomers.contact()
-            if self._standby.token(thread_id) == token:  # not deleted or forgotten while the answer was on its way
+            if not watch.is_stale:  # nothing was dropped while the answer was on its way
                 keep(found)
             return found
 

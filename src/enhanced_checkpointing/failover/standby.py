@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
@@ -14,6 +15,15 @@ from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, checkpoint_id_of, namespace_of, thread_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+
+
+class Watch:
+    """Whether an answer that is on its way may still be kept."""
+
+    __slots__ = ("__weakref__", "is_stale")
+
+    def __init__(self) -> None:
+        self.is_stale = False
 
 
 class Standby:
@@ -28,11 +38,14 @@ class Standby:
         self._pinned = pinned
         self._threads: OrderedDict[str, WarmThread] = OrderedDict()
         self._size = 0
-        self._forgotten = 0
+        self._watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
 
-    def token(self, thread_id: str) -> tuple[WarmThread | None, int]:
-        """Stays equal for as long as nothing is deleted or forgotten of a thread."""
-        return self._threads.get(thread_id), self._forgotten
+    def watch(self, thread_id: str) -> Watch:
+        """Tells a read, for as long as it holds it, whether anything of its thread was dropped meanwhile."""
+        watch = self._watches.get(thread_id)
+        if watch is None:
+            watch = self._watches[thread_id] = Watch()
+        return watch
 
     @property
     def size(self) -> int:
@@ -120,10 +133,12 @@ class Standby:
         thread = self._threads.pop(thread_id, None)
         if thread is not None:
             self._size -= thread.size
+        self._tell_of_drop(thread_id)
 
     def forget_all(self, thread_ids: Sequence[str] | None) -> None:
         """Drop what is warm of these threads, or of all but the pinned ones for None."""
-        self._forgotten += 1
+        for thread_id in list(self._watches) if thread_ids is None else thread_ids:
+            self._tell_of_drop(thread_id)
         for thread_id in list(self._threads) if thread_ids is None else thread_ids:
             if not self._pinned(thread_id):
                 self.forget(thread_id)
@@ -155,3 +170,10 @@ class Standby:
                 self._threads[thread_id] = thread
             else:
                 self._size -= thread.size
+                self._tell_of_drop(thread_id)
+
+    def _tell_of_drop(self, thread_id: str) -> None:
+        """What was known when a read began is gone: its answer may be older than what was dropped."""
+        watch = self._watches.pop(thread_id, None)
+        if watch is not None:
+            watch.is_stale = True

@@ -111,6 +111,7 @@ def _read_book(disk: Disk, book: Book, newest_begun: int | None) -> Adopted:
 def _read_file(disk: Disk, book: Book, number: int) -> tuple[JournalFile, Scan]:
     handle = disk.open(book.name_of(number))
     file = book.files[number] = JournalFile(number, handle, first_sequence=1, end_sequence=1)
+    disk.sync(handle)  # what is believed, and built upon, must survive a loss of power too
     data = disk.read(handle, 0, disk.size(handle))
     if (format_ := format_of(data) or FORMAT) > FORMAT:
         raise CheckpointerConfigurationError(

@@ -246,7 +246,7 @@ class Book:
         else:
             handle = self._disk.create(name)
         file = JournalFile(header.number, handle, self.next_sequence, self.next_sequence, for_marks=spare)
-        before, is_durable = (self.next_sequence, self.previous_hash), False
+        is_durable = False
         try:
             self._disk.write(handle, 0, file_head(header))
             file.end = len(file_head(header))
@@ -255,7 +255,6 @@ class Book:
             is_durable = True
             self._write_slot()
         except OSError:
-            self.next_sequence, self.previous_hash = before
             self._discard(file, remove=not is_durable)  # its slot may be there, and would miss it
             raise
         self.files[file.number] = file
