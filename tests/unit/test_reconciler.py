@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.backends.contract import classify_by_type
+from enhanced_checkpointing.backends.contract import Heads, classify_by_type
 from enhanced_checkpointing.backends.memory import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
+from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFullError
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry
+from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_shared
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
@@ -597,3 +598,75 @@ async def test_record_that_was_applied_without_a_reply_is_applied_again_without_
     assert await setting.reconciler.drain_all()
     assert setting.primary.get_tuple(puts[0].stored_config()) == before
     assert chain(setting.primary, "a") == [put.checkpoint_id for put in puts]
+
+
+async def test_record_that_the_journal_cannot_read_any_more_freezes_its_thread() -> None:
+    setting = Setting()
+    await setting.add_steps("a")
+
+    async def damaged(entries: Sequence[JournalEntry]) -> Sequence[JournalRecord]:
+        raise CheckpointCorruptionError("it is not what was written")
+
+    setting.journal.read = damaged  # type: ignore[method-assign]  # as the durable journal does
+    await setting.reconciler.drain_all()
+    assert setting.outcomes() == {"a": "frozen"}
+    assert setting.backend.applied == []
+
+
+async def test_mark_that_cannot_be_stored_leaves_the_thread_to_be_drained_again() -> None:
+    setting = Setting()
+    puts = await setting.add_steps("a")
+    mark = setting.journal.mark_applied
+
+    async def full(entries: Sequence[JournalEntry]) -> None:
+        setting.journal.mark_applied = mark  # type: ignore[method-assign]  # the next one works
+        raise JournalFullError("the disk is full")
+
+    setting.journal.mark_applied = full  # type: ignore[method-assign]  # as the durable journal does
+    assert not await setting.reconciler.drain_all()
+    assert setting.outcomes() == {"a": "paused"}
+    assert setting.journal.holds("a")
+    assert await setting.reconciler.drain_all()
+    assert setting.of("a") == 2 * [put.replayable() for put in puts]
+
+
+async def test_live_calls_come_before_the_next_step_of_a_drain_but_not_for_ever() -> None:
+    setting = Setting()
+    looks = iter([1, 1, 0])
+    setting.reconciler._live_calls = lambda: next(looks, 1)
+    await setting.add_steps("a")
+    assert await setting.reconciler.drain_all()
+    assert next(looks, None) is None
+    await setting.add_steps("b")
+    assert await setting.reconciler.drain_all(), "although a live call is always under way"
+
+
+async def test_step_that_only_fails_as_a_whole_is_applied_record_by_record() -> None:
+    setting = Setting()
+    puts = await setting.add_steps("a")
+    apply_all = setting.backend.apply_all
+
+    async def alone_only(operations: Sequence[Operation], heads: Heads) -> bool:
+        if len(operations) > 1:
+            raise Refused(FailureKind.DATA)
+        return await apply_all(operations, heads)
+
+    setting.backend.apply_all = alone_only  # type: ignore[method-assign]  # a limit on the size of a step, for one
+    assert await setting.reconciler.drain_all()
+    assert setting.of("a") == [put.replayable() for put in puts]
+    assert setting.journal.dead_letters() == []
+
+
+async def test_outage_while_a_refused_record_is_looked_for_buries_nothing() -> None:
+    setting = Setting()
+    await setting.add_steps("a")
+    failures = iter([FailureKind.DATA, FailureKind.OUTAGE])
+
+    async def failing(operations: Sequence[Operation], heads: Heads) -> bool:
+        raise Refused(next(failures))
+
+    setting.backend.apply_all = failing  # type: ignore[method-assign]  # first a refusal, then nobody is there
+    assert not await setting.reconciler.drain_all()
+    assert setting.outcomes() == {"a": "paused"}
+    assert setting.journal.dead_letters() == []
+    assert setting.journal.status().pending == 3

@@ -445,3 +445,23 @@ def test_thread_of_another_serializer_reads_its_own_bytes() -> None:
     warm.put(put)
     found = warm.blob(("thread", "", "n", put.skeleton["channel_versions"]["n"]))
     assert isinstance(found, Serialized)
+
+
+def test_filter_on_what_is_nested_in_the_metadata_is_left_to_the_primary() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    setting.write(setting.author.put({"n": 1}))
+    with pytest.raises(CheckpointUnavailableError, match="nested"):
+        setting.warm.history(NEWEST, {"writes": {"node": 1}}, None, None)
+
+
+def test_writes_of_a_task_of_which_the_primary_has_more_are_replaced() -> None:
+    setting = Setting()
+    setting.write(setting.author.put({"n": 1}))
+    setting.write(setting.author.writes(("n", "ours"), task_id="task"))
+    setting.store(setting.author.writes(("n", "ours"), ("m", "theirs"), task_id="task"))
+    found = setting.read()
+    assert found.pending_writes is not None
+    warm = setting.warm.get_tuple(NEWEST)
+    assert warm is not None
+    assert warm.pending_writes == found.pending_writes == [("task", "n", "ours"), ("task", "m", "theirs")]
