@@ -83,7 +83,7 @@ def unit(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Hundreds of seeded histories on virtual time; with the unit tests, every branch of what must not fail is taken."""
+    """Hundreds of seeded histories on virtual time; with the unit tests, every branch that must not fail is taken."""
     install(session, "test", "coverage")
     pytest(session, "tests/simulation", *OF_WHAT_MUST_NOT_FAIL, "--cov", "--cov-report=term-missing", *PARALLEL)
 

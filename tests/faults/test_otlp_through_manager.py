@@ -90,7 +90,7 @@ class Faults:
 
 
 @pytest.fixture(scope="module")
-def received(postgres_server: PostgresServer) -> Iterator[Endpoint]:
+def received(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """What one application's whole life sends."""
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     with fresh_database(postgres_server.url()) as url, serving() as endpoint:
@@ -100,6 +100,7 @@ def received(postgres_server: PostgresServer) -> Iterator[Endpoint]:
             process = subprocess.Popen(
                 [sys.executable, "-c", APPLICATION, proxy.url(url)],
                 env=environment_of(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint.url, PYTHONPATH=path),
+                cwd=tmp_path_factory.mktemp("application"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -30,6 +30,7 @@ METRIC_UNITS = {
     "checkpointer.journal.pending": "{operation}",
     "checkpointer.journal.oldest_age": "s",
     "checkpointer.journal.size": "By",
+    "checkpointer.journal.writable": "1",
     "checkpointer.reconcile.operations": "{operation}",
     "checkpointer.reconcile.divergences": "{divergence}",
     "checkpointer.reconcile.dead_letters": "{operation}",

@@ -155,6 +155,18 @@ async def test_diverted_thread_stays_so_for_what_comes_later_and_for_the_next_pr
         assert journal.diverted("a") is None, "another outage"
 
 
+async def test_end_of_a_diversion_is_known_to_the_next_process() -> None:
+    async with opened_journal() as journal:
+        await add(journal, "a")
+        await journal.divert("a", "sibling")
+        await journal.mark_applied(journal.entries("a"))
+        await add(journal, "a")
+        assert journal.diverted("a") is None
+    async with opened_journal() as journal:
+        assert journal.held_threads() == ["a"]
+        assert journal.diverted("a") is None, "another outage"
+
+
 async def test_diversion_whose_end_was_not_stored_is_not_taken_for_the_next_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +31,10 @@ from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, RateLimit, Shie
 _NOTHING: AbstractContextManager[object] = nullcontext()
 _HIDDEN_AT_MOST = 30.0  # seconds; the longest wait between two probes is 15
 _NOTICE_METHODS = {"DEBUG": None, "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
+
+
+_PLACE_IN_A_STATEMENT = re.compile(r"\s(?:at character \d+|LINE \d+:)")
+"""Where PostgreSQL says where in a statement a fault is: the same fault in another statement is no other one."""
 
 
 class LoggingSink:
@@ -198,11 +203,12 @@ class LoggingSink:
     def _configuration_fault(self, event: ConfigurationFault) -> None:
         now = self._clock()
         self._faults = {fault: written for fault, written in self._faults.items() if now - written < 300.0}
-        if (event.backend, event.error) not in self._faults:
-            self._faults[event.backend, event.error] = now
+        error = _PLACE_IN_A_STATEMENT.split(event.error)[0]
+        if (event.backend, error) not in self._faults:
+            self._faults[event.backend, error] = now
             self._write(
                 "error",
-                f"the primary {event.backend} refuses for a reason that waiting does not mend: {event.error}. "
+                f"the primary {event.backend} refuses for a reason that waiting does not mend: {error}. "
                 f"To mend it: {event.fix}",
             )
 
