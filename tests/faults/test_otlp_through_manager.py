@@ -84,7 +84,7 @@ class Faults:
             )
 
     def diverge(self) -> None:
-        with EnhancedCheckpointerManager(postgres(self._url)) as other:
+        with EnhancedCheckpointerManager(postgres(self._url, journal="memory")) as other:
             graph = GRAPHS["counting_chain"].builder().compile(checkpointer=saver_of(other))
             graph.invoke({"question": "who"}, {"configurable": {"thread_id": "shared"}})
 

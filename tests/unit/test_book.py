@@ -168,6 +168,7 @@ def drain(found: Adopted) -> None:
 FAULTS = list(itertools.product([errno.EIO, errno.ENOSPC, None], [False, True]))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize(("error", "short"), FAULTS)
 def test_call_that_fails_or_is_the_last_one_breaks_no_promise_whichever_it_is(
@@ -499,6 +500,7 @@ print(len(found.records), len(list(directory.glob("*.journal"))) > 1)
 """
 
 
+@pytest.mark.thorough
 def test_limit_on_the_size_of_files_begins_new_ones_and_refuses_what_fits_in_none(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "journal")],

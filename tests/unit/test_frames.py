@@ -80,6 +80,7 @@ def test_records_of_a_thread_are_counted_in_each_file() -> None:
     assert [frame.thread_sequence for frame in found.frames] == [0, 1, 1, 2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [(0, 1), (2, 3), (4, 5), (6, 7)], ids=str)
 def test_every_flipped_bit_of_16_kib_is_detected(bits: tuple[int, int]) -> None:
     data = file_of([record("thread", noise(10_000))], [record("other", bytes(6_300))]).data()
@@ -146,6 +147,7 @@ def test_file_whose_tail_was_set_aside_and_not_used_is_whole() -> None:
     assert (found.damages, found.torn, found.end, len(found.frames)) == ([], 0, len(maker.data()), 2)
 
 
+@pytest.mark.thorough
 @settings(max_examples=300)
 @given(st.data())
 def test_last_write_of_which_sectors_never_arrived_is_torn_and_nothing_else_is(data: st.DataObject) -> None:

@@ -62,6 +62,7 @@ async def test_synchronous_run_stores_what_the_asynchronous_one_stores(case: Gra
     assert_equal_dumps(dump_memory(saver), await memory_run(case))
 
 
+@pytest.mark.thorough
 @CASES
 async def test_any_row_that_is_missing_or_doubled_is_seen(case: GraphCase) -> None:
     twin = await memory_run(case)
