@@ -6,12 +6,14 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
-from enhanced_checkpointing import CheckpointUnavailableError
+from benchmarks.journal import NOBODY, live_calls, p99, write
+from enhanced_checkpointing import CheckpointUnavailableError, create_postgres_checkpointer
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
@@ -175,3 +177,18 @@ async def test_probes_leave_no_session_behind_that_waits_for_a_lock(database_url
         assert waiting is not None
         assert waiting[0] <= 3  # the write that was left behind, and one probe that is under way
         await recovered(manager)
+
+
+async def test_live_calls_are_served_while_a_thousand_threads_are_drained(database_url: str, tmp_path: Path) -> None:
+    """The figure stands in the benchmark, `python -m benchmarks.journal`; this bounds what noise may add to it."""
+    waiting = create_postgres_checkpointer(NOBODY, journal_dir=tmp_path, shutdown_grace=0.0)
+    async with opened(waiting) as manager:
+        saver = saver_of(manager)
+        await asyncio.gather(*(write(manager, saver, f"waits-{number}", 2) for number in range(1_000)))
+    async with opened(create_postgres_checkpointer(database_url, journal="memory")) as quiet:
+        before = await live_calls(quiet, asyncio.create_task(asyncio.sleep(3.0, True)), "before")
+    async with opened(create_postgres_checkpointer(database_url, journal_dir=tmp_path)) as manager:
+        draining = asyncio.create_task(manager.wait_drained(60.0))
+        during = await live_calls(manager, draining, "during")
+        assert await draining
+    assert p99(during) <= 2 * p99(before) + 50

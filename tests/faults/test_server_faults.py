@@ -1,8 +1,9 @@
-"""The server itself fails under running graphs: FAULTS rows 1 to 6, 11, 13 to 15 and 17."""
+"""The server itself fails under running graphs: FAULTS rows 1 to 6, 11, 13 to 15, 17 and 18."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 
@@ -11,8 +12,10 @@ import pytest
 
 from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.postgres_binaries import hand_over, reachable_temporary_directory
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
+from tests.support.disks import small_disk
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import ClusterTemplate
 from tests.support.twins import assert_equals_twin, run_graphs
@@ -342,3 +345,37 @@ async def test_unknown_thread_in_an_outage_raises_instead_of_looking_empty(priva
         await in_thread(private_postgres.start)
         await recovered(manager)
         assert await saver_of(manager).aget_tuple({"configurable": {"thread_id": "cold", "checkpoint_ns": ""}}) is None
+
+
+async def test_full_disk_of_the_server_is_an_outage_that_ends(
+    private_postgres: LocalPostgres, twin_database_url: str
+) -> None:
+    folder = reachable_temporary_directory("small-disk-")
+    try:
+        with small_disk(folder / "disk", megabytes=32) as disk:
+            hand_over(disk)
+            with psycopg.connect(private_postgres.url(), autocommit=True) as connection:
+                connection.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+                connection.execute("CREATE DATABASE small TABLESPACE small")
+            ballast = disk / "ballast"
+
+            async def fill() -> None:
+                with pytest.raises(OSError, match="No space"):
+                    ballast.write_bytes(bytes(64 * 1024 * 1024))
+
+            async with opened(postgres(private_postgres.url("small"))) as manager:
+                await run_graphs(saver_of(manager), ["counting_chain"])
+                await fill()
+                big = Thread(saver_of(manager), "big")
+                for _ in range(20):  # what has room on pages that are there already is no outage yet
+                    await big.put(note="x" * 100_000)
+                assert pending(manager) > 0
+                await run_graphs(saver_of(manager), ["parallel"])
+                ballast.unlink()
+                await recovered(manager)
+                assert await big.stored_ids() == big.ids
+                await manager.delete_thread("big")
+            await assert_equals_twin(private_postgres.url("small"), twin_database_url, ["counting_chain", "parallel"])
+            private_postgres.kill()
+    finally:
+        shutil.rmtree(folder)
