@@ -670,3 +670,13 @@ async def test_outage_while_a_refused_record_is_looked_for_buries_nothing() -> N
     assert setting.outcomes() == {"a": "paused"}
     assert setting.journal.dead_letters() == []
     assert setting.journal.status().pending == 3
+
+
+async def test_record_that_nobody_told_of_is_looked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "LONGEST_PAUSE", 0.02)
+    setting = Setting()
+    async with setting.running():
+        await asyncio.sleep(0.07)  # it looks, and there is nothing
+        put = setting.author("a").put({"n": 1})
+        await setting.journal.append(put, UNKNOWN, Deadline(time.monotonic, 1.0))
+        await eventually(lambda: setting.of("a") == [put.replayable()])

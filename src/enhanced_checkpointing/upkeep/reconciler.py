@@ -129,15 +129,18 @@ class Reconciler:
         """Drain for ever, whenever there is something to drain and the primary takes calls."""
         pause = SHORTEST_PAUSE
         while True:
-            if self._breaker.is_open or not self._journal.anything_waits():
-                if not await self._is_woken():
-                    continue
-                pause = SHORTEST_PAUSE
-            if await self.drain_all():
-                pause = SHORTEST_PAUSE
-            else:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+            pause = await self._drain_once(pause)
+
+    async def _drain_once(self, pause: float) -> float:
+        """Drain as soon as there is a reason to; returns the pause after the next time that something stays behind."""
+        if self._breaker.is_open or not self._journal.anything_waits():
+            if not await self._is_woken():
+                return SHORTEST_PAUSE
+            pause = SHORTEST_PAUSE
+        if await self.drain_all():
+            return SHORTEST_PAUSE
+        await asyncio.sleep(pause)
+        return min(2 * pause, LONGEST_PAUSE)
 
     async def _is_woken(self) -> bool:
         """Wait until somebody wakes this one, but not for ever: a record that its disk took too late for its caller is
