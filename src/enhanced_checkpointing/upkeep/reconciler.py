@@ -145,13 +145,14 @@ class Reconciler:
     async def _is_woken(self) -> bool:
         """Wait until somebody wakes this one, but not for ever: a record that its disk took too late for its caller is
         stored without anybody telling."""
+        woken = asyncio.ensure_future(self._woken.wait())
         try:
-            async with asyncio.timeout(LONGEST_PAUSE):
-                await self._woken.wait()
-        except TimeoutError:
-            return False
+            await asyncio.wait({woken}, timeout=LONGEST_PAUSE)
+        finally:
+            woken.cancel()
+        was_woken = self._woken.is_set()
         self._woken.clear()
-        return True
+        return was_woken
 
     async def drain_all(self) -> bool:
         """Drain what waits now, several threads at a time, oldest first; True when nothing is left waiting."""
