@@ -64,16 +64,19 @@ class Put:
 
         Blobs and versions that the primary has already are left alone by it, so the result is that of the original.
         """
-        return replace(self.complete(), live_values=None)
+        return replace(self, new_versions=self.all_versions(), live_values=None)
 
     def complete(self) -> Put:
         """The same put with all its versions counted as new."""
-        versions: ChannelVersions = {
+        return replace(self, new_versions=self.all_versions())
+
+    def all_versions(self) -> ChannelVersions:
+        """The version of every channel that has a value, or lost it in this step."""
+        return {
             channel: version
             for channel, version in self.skeleton["channel_versions"].items()
             if channel in self.values or channel in self.new_versions
         }
-        return replace(self, new_versions=versions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,7 +302,7 @@ class Engine:
         verdict = after_failed_write(failed.kind, may_journal=self._may_journal)
         if verdict is Verdict.JOURNAL:
             self._alarm(failed)
-            await self._journal_operation(operation, scope, str(failed), deadline)
+            await self._journal_operation(operation, scope, redact(failed), deadline)
             return
         scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
         raise self._explained(failed, f"{operation.name} on thread {operation.thread_id!r} failed")
@@ -321,7 +321,7 @@ class Engine:
         await self._journal.append(operation, self._standby.base_head(operation), deadline)
         self.journaled += 1
         scope.outcome = "journaled"
-        self._telemetry.emit(FailedOver(self._backend.name, operation.name, redact(reason)))
+        self._telemetry.emit(FailedOver(self._backend.name, operation.name, reason))
         self._keep_warm(operation)
         self.on_journaled()
 

@@ -29,7 +29,7 @@ class Description:
 
 
 def encode(operation: Operation, base_head: BaseHead, serializer: SharingSerializer) -> bytes:
-    """The body of an operation's record.
+    """The body of an operation's record, as `replayable` gives it.
 
     Raises whatever the serializer raises for metadata that it does not know.
     """
@@ -38,14 +38,17 @@ def encode(operation: Operation, base_head: BaseHead, serializer: SharingSeriali
         described["base"] = base_head
     tag, payload = "null", b""
     if isinstance(operation, Put):
-        put = operation.replayable()
-        described |= {"ns": put.checkpoint_ns, "id": put.checkpoint_id, "parent": put.parent_checkpoint_id}
+        described |= {
+            "ns": operation.checkpoint_ns,
+            "id": operation.checkpoint_id,
+            "parent": operation.parent_checkpoint_id,
+        }
         content = {
-            "skeleton": dict(put.skeleton),
-            "values": [[channel, *_flat(value)] for channel, value in put.values.items()],
-            "metadata": put.metadata,
-            "new_versions": dict(put.new_versions),
-            "snapshot_channels": sorted(put.snapshot_channels),
+            "skeleton": dict(operation.skeleton),
+            "values": [[channel, *_flat(value)] for channel, value in operation.values.items()],
+            "metadata": operation.metadata,
+            "new_versions": operation.all_versions(),
+            "snapshot_channels": sorted(operation.snapshot_channels),
         }
         tag, payload = serializer.inner.dumps_typed(content)
     elif isinstance(operation, PutWrites):

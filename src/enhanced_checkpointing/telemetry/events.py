@@ -7,7 +7,7 @@ wall-clock (`time.time()`), so that a span can be made of a record after the fac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
@@ -191,6 +191,10 @@ class Gauges:
     journal_writable: bool = False
 
 
+NOTHING: AbstractContextManager[object] = nullcontext()
+"""What a sink gives that takes no note of single calls."""
+
+
 class Telemetry(Protocol):
     """Whoever listens. Implementations never raise into the caller and never block."""
 
@@ -214,11 +218,12 @@ class Broadcast:
         self._sinks = tuple(sinks)
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
-        if len(self._sinks) == 1:
-            return self._sinks[0].operation(scope)
+        entered = [context for sink in self._sinks if (context := sink.operation(scope)) is not NOTHING]
+        if len(entered) < 2:
+            return entered[0] if entered else NOTHING
         stack = ExitStack()
-        for sink in self._sinks:
-            stack.enter_context(sink.operation(scope))
+        for context in entered:
+            stack.enter_context(context)
         return stack
 
     def emit(self, event: Event) -> None:

@@ -7,11 +7,12 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from weakref import WeakSet
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.telemetry.events import (
+    NOTHING,
     ConfigurationFault,
     DeadLettered,
     Diverged,
@@ -28,7 +29,6 @@ from enhanced_checkpointing.telemetry.events import (
 )
 from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, RateLimit, Shield, more_held_back, one_line
 
-_NOTHING: AbstractContextManager[object] = nullcontext()
 _HIDDEN_AT_MOST = 30.0  # seconds; the longest wait between two probes is 15
 _NOTICE_METHODS = {"DEBUG": None, "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
 
@@ -62,7 +62,7 @@ class LoggingSink:
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
         """Nothing: single calls are the business of spans and metrics."""
-        return _NOTHING
+        return NOTHING
 
     def observe(self, gauges: Callable[[], Gauges]) -> None:
         """Nothing: current values are the business of metrics."""

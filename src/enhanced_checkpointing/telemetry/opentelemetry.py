@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from time import perf_counter
 from weakref import WeakKeyDictionary
 
@@ -19,6 +19,7 @@ from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode, Tracer, Tr
 
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.telemetry.events import (
+    NOTHING,
     AttemptAbandoned,
     ConfigurationFault,
     DeadLettered,
@@ -39,7 +40,6 @@ from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, Shield
 Attributes = dict[str, str | int | float]
 
 _INSTRUMENTATION_SCOPE = "enhanced_checkpointing"
-_NOTHING: AbstractContextManager[object] = nullcontext()
 _DATABASE_NAMES = {"postgres": "postgresql"}
 _FAILED_OUTCOMES = frozenset({"error", "unavailable"})
 
@@ -150,7 +150,7 @@ class OpenTelemetrySink:
             signals = self._current_signals()
             if signals.active:
                 return _OperationSpan(signals, scope)
-        return _NOTHING
+        return NOTHING
 
     def emit(self, event: Event) -> None:
         """Count the event and put it on the span it belongs to."""
