@@ -47,7 +47,7 @@ SHORTEST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between passes while the primary takes calls but refuses to be drained."""
 
-CHUNK = 8
+CHUNK = 4
 CHUNK_BYTES = 1024 * 1024
 """Records, and bytes of them, that are read, applied and marked together: one commit, and one sync of the journal."""
 
