@@ -36,6 +36,10 @@ class Backend:
     compares_heads: ClassVar[bool] = False
     """Whether `apply_all` can compare heads and write in one step, so that nobody comes in between."""
 
+    lanes: ClassVar[int] = 0
+    """How many batches of writes may be on their way at once. With 0 nothing is gathered: each write goes by itself, as
+    many at a time as there are threads."""
+
     saver: BaseCheckpointSaver[Any]
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
@@ -69,6 +73,14 @@ class Backend:
     async def apply(self, operation: Operation) -> None:
         """Commit one operation; it is durable when this returns."""
         await apply_to_saver(self.saver, operation, self.serializer)
+
+    async def apply_batch(self, operations: Sequence[Operation]) -> None:
+        """Commit operations of any threads, those of one thread in their order: all of them, or after an error none.
+
+        Only a backend with `lanes` is given more than one at a time.
+        """
+        for operation in operations:
+            await self.apply(operation)
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
         """Commit operations of one thread in their order, as one step where that is possible.
