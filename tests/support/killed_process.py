@@ -29,6 +29,8 @@ from tests.support.checkpoints import Thread
 
 THREADS = 8
 """Threads that one process writes at a time."""
+DRAINED_EVERY = 50
+"""Kills after which one process may drain to the end: what waits would grow, and each start with it."""
 NOBODY = "postgresql://nobody@127.0.0.1:1/nowhere"
 """Nobody listens there: every write of this primary goes to the journal."""
 
@@ -68,6 +70,8 @@ def run(url: str, journal_dir: Path, kills: int, seed: int, tell: Callable[[str]
         else:
             kill_after(random_.uniform(0.0, 0.08), drain_everything(config(url, journal_dir)))
             tally.killed_replaying += 1
+        if killed % DRAINED_EVERY == DRAINED_EVERY - 1:
+            in_process(drain_everything(config(url, journal_dir)))
         if time.monotonic() - told_at > 5:
             told_at = time.monotonic()
             tell(f"{killed} of {kills} killed, {sum(map(len, known.checkpoints.values()))} acknowledged")
