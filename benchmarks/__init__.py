@@ -1,1 +1,1 @@
-"""Measurements, each with one figure that the README promises: `python -m benchmarks.<name>`. Not tests."""
+"""Measurements, not tests: `python -m benchmarks` takes all, `python -m benchmarks.journal` and the like one part."""
