@@ -29,8 +29,8 @@ OF_WHAT_MUST_NOT_FAIL = tuple(
     f"tests/unit/test_{name}.py"
     for name in (
         *("adoption", "book", "breaker", "canary", "codec", "disk", "divergence", "durable_journal", "engine"),
-        *("filesystems", "frames", "index", "journal_contract", "journal_format", "journal_opening", "reconciler"),
-        *("routes", "standby", "warm_thread", "worker"),
+        *("filesystems", "frames", "group_commit", "index", "inheritance", "journal_contract", "journal_format"),
+        *("journal_opening", "reconciler", "routes", "standby", "warm_thread", "worker", "writes"),
     )
 )
 """The unit tests of the modules whose every branch is covered."""
@@ -117,6 +117,13 @@ def examples(session: nox.Session) -> None:
     """The examples and the README's code, run."""
     install(session, "test")
     pytest(session, "tests/examples")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Pairs with the bare savers, written to docs/benchmarks.md with their curves: takes minutes on an idle machine."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *(session.posargs or ["--write"]))
 
 
 @nox.session

@@ -128,7 +128,8 @@ def p99(times: list[float]) -> float:
 
 
 def config(url: str, journal_dir: Path) -> CheckpointerConfig:
-    return create_postgres_checkpointer(url, journal_dir=journal_dir, shutdown_grace=0.0)
+    # What waits was journaled for a server that nobody listens on, so it belongs to another database.
+    return create_postgres_checkpointer(url, journal_dir=journal_dir, journal_adopt="all", shutdown_grace=0.0)
 
 
 def saver_of(manager: EnhancedCheckpointerManager) -> BaseCheckpointSaver[str]:

@@ -119,6 +119,7 @@ OnOutage = Annotated[Literal["journal", "raise"], BeforeValidator(_lower_case)]
 OnUnknownThread = Annotated[Literal["raise", "start_fresh"], BeforeValidator(_lower_case)]
 OnDivergence = Annotated[Literal["newest_wins", "quarantine"], BeforeValidator(_lower_case)]
 Journal = Annotated[Literal["durable", "memory", "off"], BeforeValidator(_lower_case)]
+JournalAdopt = Annotated[Literal["own", "all"], BeforeValidator(_lower_case)]
 PrepareThreshold = Annotated[Annotated[int, _range(0, 1_000_000)] | None, BeforeValidator(_off_is_none)]
 
 
@@ -169,6 +170,8 @@ class SettingFields(BaseModel):
     """Writes of an outage are kept: durable (default), memory (default where the primary is memory) or off (raise)."""
     journal_dir: Annotated[Path, AfterValidator(_not_a_url)] = Path(".checkpoints/journal")
     """Directory of the durable journal, on a local disk; processes may share it."""
+    journal_adopt: JournalAdopt = "own"
+    """What ended processes left in journal_dir is drained: own (of this database), or all (that database has moved)."""
     journal_max_bytes: Annotated[int, _range(4096, 2**50, "bytes")] = 256 * 1024 * 1024
     """Size at which the journal is full and accepts no more writes."""
     standby_max_bytes: Annotated[int, _range(0, 2**50, "bytes")] = 64 * 1024 * 1024
@@ -226,6 +229,7 @@ class _SharedFields(TypedDict, total=False):
     on_divergence: Literal["newest_wins", "quarantine"]
     journal: Literal["durable", "memory", "off"]
     journal_dir: str | Path
+    journal_adopt: Literal["own", "all"]
     journal_max_bytes: int
     standby_max_bytes: int
     pool_min_size: int

@@ -48,9 +48,20 @@ _NAMED_SECRET = re.compile(
 
 
 def redact(text: object, *secrets: str) -> str:
-    """Return `text` with URL passwords, `password=…` pairs and the given `secrets` replaced by `***`."""
-    redacted = str(text)
+    """Return `text` with URL passwords, `password=…` pairs and the given `secrets` replaced by `***`.
+
+    Of a database server's error only its main message and SQLSTATE are taken: its details quote what was stored.
+    """
+    redacted = _said(text)
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         redacted = redacted.replace(secret, "***")
     redacted = _URL_PASSWORD.sub(r"\g<scheme>\g<user>:***@", redacted)
     return _NAMED_SECRET.sub(r"\g<name>***", redacted)
+
+
+def _said(text: object) -> str:
+    """An error of psycopg is known by its `diag`, which is empty where no server spoke."""
+    message = getattr(getattr(text, "diag", None), "message_primary", None)
+    if not isinstance(text, BaseException) or not isinstance(message, str):
+        return str(text)
+    return f"{message} (SQLSTATE {getattr(text, 'sqlstate', None)})"

@@ -26,7 +26,8 @@ class PrimaryHealth:
 class JournalHealth:
     """What is known of the journal; `mode` is "durable", "memory" or "off" (then all figures are zero).
 
-    `error` says why it could not take a write now; `damages` counts what was found damaged in its files.
+    `error` says why it could not take a write now; `damages` counts what was found damaged in its files. `foreign` are
+    the backlogs in its directory that are for other primaries: for the home of each of these, how many.
     """
 
     mode: str
@@ -40,6 +41,7 @@ class JournalHealth:
     frozen_threads: tuple[str, ...]
     damages: int = 0
     error: str | None = None
+    foreign: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ def overall(primary: PrimaryHealth, journal: JournalHealth, parts_healthy: bool)
     if not primary.healthy and not journal.accepts:
         return "unhealthy"
     quiet = journal.pending == 0 and not journal.frozen_threads and not journal.damages and journal.error is None
+    quiet = quiet and not journal.foreign
     return "healthy" if primary.healthy and quiet and parts_healthy else "degraded"
 
 
@@ -98,6 +101,7 @@ def report(
             "frozen_threads": len(journal.frozen_threads),
             "damages": journal.damages,
             "error": journal.error,
+            "foreign": [{"home": home, "books": books} for home, books in journal.foreign],
         },
         "divergences": {"healthy": divergences == 0, "count": divergences},
         **parts,

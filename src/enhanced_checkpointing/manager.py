@@ -40,6 +40,7 @@ from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 from enhanced_checkpointing.threads import directory
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.canary import Canary
+from enhanced_checkpointing.upkeep.heir import Heir
 from enhanced_checkpointing.upkeep.outages import Counts, Outages
 from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
@@ -94,8 +95,10 @@ class EnhancedCheckpointerManager:
         """Stop taking calls, drain what can be drained within `shutdown_grace` seconds, close everything.
 
         Calling it again, or at the same time, or without `initialize`, is harmless. What stays in the journal is
-        logged with its count.
+        logged with its count. In a forked child it does nothing: all that is open is the parent's.
         """
+        if self._home.is_inherited:
+            return
         async with self._alone():
             try:
                 await self._home.bring(self._end)
@@ -126,7 +129,7 @@ class EnhancedCheckpointerManager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._home.is_left:
+        if not (self._home.is_left or self._home.is_inherited):
             try:
                 self._home.wait(self._end)
                 self._home.wait(self._close_companions)
@@ -254,10 +257,11 @@ class EnhancedCheckpointerManager:
             saturated=backend.saturated,
             telemetry=telemetry,
             retries=config.retries,
+            never_waits=backend.never_waits,
         )
         stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
 
-        journal = await open_journal(config, serializer, telemetry)
+        journal = await open_journal(config, serializer, telemetry, home=backend.home())
         canary = None
         if journal is not None:
             stack.push_async_callback(journal.close)
@@ -266,7 +270,10 @@ class EnhancedCheckpointerManager:
             stack.push_async_callback(canary.close)
 
         standby = Standby(
-            serializer, config.standby_max_bytes, pinned=journal.holds if journal is not None else lambda _: False
+            serializer,
+            config.standby_max_bytes,
+            pinned=journal.holds if journal is not None else lambda _: False,
+            warn=lambda what: telemetry.emit(Notice("WARNING", what)),
         )
         if journal is not None:
             await life.warm_from(journal, standby)
@@ -293,17 +300,9 @@ class EnhancedCheckpointerManager:
         bridge = LoopBridge(asyncio.get_running_loop())
         stack.callback(bridge.close)
 
-        prober = Prober(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            telemetry=telemetry,
-            on_contact=engine.newcomers.contact,
-            check_fallback=canary.check if canary is not None else None,
-        )
         outages = Outages(backend.name, telemetry, self._counts, time.monotonic)
         reconciler = None
+        besides = [canary.check] if canary is not None else []
         if journal is not None:
             reconciler = Reconciler(
                 config=config,
@@ -317,10 +316,29 @@ class EnhancedCheckpointerManager:
                 on_drained=outages.drained,
                 on_quarantined=engine.estranged.add,
                 on_thread_drained=engine.newcomers.drained,
-                live_calls=lambda: engine.at_primary,
+                live_calls=engine.live_calls,
             )
             stack.push_async_callback(reconciler.close)
-            engine.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+            engine.writes.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+            heir = Heir(
+                journal,
+                standby,
+                time.monotonic,
+                config.deadline,
+                undrained=reconciler.undrained,
+                wake=reconciler.wake,
+            )
+            stack.push_async_callback(heir.close)
+            besides.append(heir.look)
+        prober = Prober(
+            config=config,
+            backend=backend,
+            guard=guard,
+            breaker=breaker,
+            telemetry=telemetry,
+            on_contact=engine.newcomers.contact,
+            besides=besides,
+        )
 
         self._parts = Parts(
             loop=asyncio.get_running_loop(),

@@ -114,6 +114,19 @@ class DeleteThread:
 Operation = Put | PutWrites | DeleteThread
 
 
+def texts_of(operation: Operation) -> list[str]:
+    """Every id and name in an operation: what databases store as text."""
+    texts = [operation.thread_id]
+    if isinstance(operation, Put):
+        texts += (operation.checkpoint_ns, operation.checkpoint_id, operation.parent_checkpoint_id or "")
+        for channel, version in operation.all_versions().items():
+            texts += (channel, str(version))
+    elif isinstance(operation, PutWrites):
+        texts += (operation.checkpoint_ns, operation.checkpoint_id, operation.task_id, operation.task_path)
+        texts += (channel for channel, _ in operation.writes)
+    return texts
+
+
 def frozen_size(operation: Operation) -> int:
     """About how many bytes an operation holds; ids and the like are counted with a flat 512 bytes."""
     if isinstance(operation, Put):
@@ -122,6 +135,15 @@ def frozen_size(operation: Operation) -> int:
     if isinstance(operation, PutWrites):
         return 512 + sum(_value_size(value) for _, value in operation.writes)
     return 512
+
+
+def payload_size(operation: Operation) -> int:
+    """How many bytes of serialized values an operation carries."""
+    if isinstance(operation, Put):
+        return sum(len(value.data) for value in operation.values.values() if type(value) is Serialized)
+    if isinstance(operation, PutWrites):
+        return sum(len(value.data) for _, value in operation.writes)
+    return 0
 
 
 def _value_size(value: Any) -> int:

@@ -78,10 +78,10 @@ def test_lifespan_of_the_readme_is_that_of_the_example() -> None:
         assert {alias.name for alias in node.names} <= names
 
 
-def test_every_python_block_of_the_readme_runs(tmp_path: Path) -> None:
-    """One after the other in one program, as somebody who reads along would run them."""
+@pytest.mark.parametrize("number", range(len(PYTHON_BLOCKS)))
+def test_every_python_block_of_the_readme_runs_by_itself(number: int, tmp_path: Path) -> None:
     assert len(PYTHON_BLOCKS) >= 3
-    program = "\n".join([*PYTHON_BLOCKS, ENTER_LIFESPAN])
+    program = "\n".join(["import asyncio", PYTHON_BLOCKS[number], ENTER_LIFESPAN])
     ran = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", program],
         cwd=tmp_path,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.journal import NOBODY
 from enhanced_checkpointing import (
     CheckpointerError,
     EnhancedCheckpointerManager,
@@ -20,11 +24,12 @@ from enhanced_checkpointing import (
     create_postgres_checkpointer,
     create_sqlite_checkpointer,
 )
-from tests.support.checkpointer import opened, postgres, saver_of
+from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case, run_case_sync
 
 CASE = GRAPHS["parallel"]
+ROOT = Path(__file__).parents[2]
 
 
 async def test_sync_calls_from_many_threads_work_even_when_they_fill_the_default_executor(database_url: str) -> None:
@@ -103,6 +108,110 @@ async def test_call_after_a_fork_raises_a_clear_error(database_url: str) -> None
         assert "initialize_enhanced_checkpointing() in the child" in said
         await thread.put()
         assert await thread.stored_ids() == thread.ids
+
+
+FORK_AND_DIE = """
+import asyncio, os, signal, sys, time
+from benchmarks.journal import NOBODY
+from pathlib import Path
+from tests.support.checkpointer import opened, postgres, recovered, saver_of
+from tests.support.checkpoints import Thread
+
+async def acknowledge_and_die():
+    async with opened(postgres(NOBODY, journal_dir=Path(sys.argv[1]))) as manager:
+        await Thread(saver_of(manager), "acknowledged").put()
+        child = os.fork()  # as a pool of worker processes does
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(acknowledge_and_die())
+"""
+
+
+async def test_forked_child_that_outlives_its_parent_keeps_nothing_of_its_backlog_locked(
+    database_url: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", FORK_AND_DIE, str(tmp_path / "journal")]
+    child = int(await asyncio.to_thread(run_until_it_is_killed, command))
+    try:
+        os.kill(child, 0)  # it lives
+        fields = {"journal_dir": tmp_path / "journal", "journal_adopt": "all"}
+        async with opened(postgres(database_url, **fields)) as manager:
+            await recovered(manager)
+            thread = Thread(saver_of(manager), "acknowledged")
+            assert len(await thread.stored_ids()) == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def run_until_it_is_killed(command: list[str]) -> str:
+    """What a program says before it is killed; its children may live on."""
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    said = program.stdout.readline()
+    assert program.wait(30) == -signal.SIGKILL
+    program.stdout.close()
+    return said
+
+
+@pytest.mark.parametrize("end", ["cleanup", "with", "async with", "cleanup of its own loop"])
+def test_forked_child_leaves_the_checkpointer_to_its_parent_at_once(end: str, tmp_path: Path) -> None:
+    journal_dir = tmp_path / "journal"
+    own_loop = end in ("with", "cleanup of its own loop")
+    manager = EnhancedCheckpointerManager(postgres(NOBODY, journal_dir=journal_dir, enable_async=not own_loop))
+    home = asyncio.new_event_loop()
+    if end == "with":
+        manager.__enter__()
+    else:
+        home.run_until_complete(manager.initialize())
+    files = sorted(journal_dir.iterdir())
+    child = os.fork()
+    if child == 0:
+        os._exit(ended_in_child(manager, end))
+    status = wait_for(child, 10.0)
+    assert status is not None, "it hangs"
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert sorted(journal_dir.iterdir()) == files
+    assert manager.health_status["journal"]["healthy"]
+    if end == "with":
+        manager.__exit__(None, None, None)
+    else:
+        home.run_until_complete(manager.cleanup())
+    home.close()
+
+
+def ended_in_child(manager: EnhancedCheckpointerManager, end: str) -> int:
+    """Leave an inherited manager; 0 if that went well, and if its saver says what is wrong then."""
+    try:
+        asyncio._set_running_loop(None)
+        if end == "with":
+            manager.__exit__(None, None, None)
+        elif end == "async with":
+            asyncio.run(manager.__aexit__(None, None, None))
+        else:
+            asyncio.run(manager.cleanup())
+        saver_of(manager).get_tuple({"configurable": {"thread_id": "thread"}})
+    except CheckpointerError as error:
+        return 0 if "forked" in str(error) else 2
+    except BaseException:  # noqa: BLE001  # a forked child must end here, whatever happens
+        return 3
+    return 4
+
+
+def wait_for(child: int, seconds: float) -> int | None:
+    """How a child ended; None if it did not in that time, after which it is killed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 async def test_call_after_cleanup_raises_a_clear_error() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.checkpointer import opened, postgres, recovered, saver_of, switched
 from tests.support.checkpoints import Thread
 
@@ -21,11 +24,11 @@ async def test_locked_table_is_waited_for_and_then_journaled_in_order(database_u
             await asyncio.sleep(0.3)
             locker.rollback()
             assert await waiting < 0.9
-            assert manager._opened.engine.journaled == 0
+            assert manager._opened.engine.writes.journaled == 0
             locker.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE")
             for _ in range(5):
                 assert await thread.timed_put() <= 1.0 + 0.1 + 0.1
-            assert manager._opened.engine.journaled == 5
+            assert manager._opened.engine.writes.journaled == 5
             locker.rollback()
         await recovered(manager)
         assert await thread.stored_ids() == thread.ids
@@ -47,7 +50,7 @@ async def test_transient_error_of_the_database_is_retried_without_failover(code:
                 "CREATE TRIGGER refuse BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION refuse_once()"
             )
         await thread.put()
-        assert manager._opened.engine.journaled == 0
+        assert manager._opened.engine.writes.journaled == 0
         assert await thread.stored_ids() == thread.ids
 
 
@@ -74,24 +77,26 @@ async def test_value_that_the_database_refuses_is_raised_live_and_moves_nothing(
                 await thread.put(nested={"text": "a\x00b"})
             assert raised.value.__cause__ is not raised.value
         assert manager.health_status["overall_status"] == "healthy"
-        assert manager._opened.engine.journaled == 0
+        assert manager._opened.engine.writes.journaled == 0
         await thread.put()
         assert await thread.stored_ids() == thread.ids
 
 
 async def test_value_that_the_database_refuses_at_replay_freezes_its_thread_and_no_other(
-    database_url: str, tmp_path: object
+    database_url: str, tmp_path: Path
 ) -> None:
-    async with switched("postgres", database_url, tmp_path) as primary:  # type: ignore[arg-type]  # unused here
+    async with switched("postgres", database_url, tmp_path) as primary:
         manager = primary.manager
         bad, good = Thread(saver_of(manager), "bad"), Thread(saver_of(manager), "good")
         await bad.put()
         await good.put()
         await primary.off()
         await bad.put()
-        await bad.put(nested={"text": "a\x00b"})
+        await bad.put(forbidden=True)
         await bad.put()
         await good.put()
+        with psycopg.connect(database_url) as connection:
+            connection.execute("ALTER TABLE checkpoints ADD CHECK (metadata->>'forbidden' IS NULL)")
         await primary.on()
         assert not await manager.wait_drained(5)
         journal = manager.health_status["journal"]
@@ -103,12 +108,90 @@ async def test_value_that_the_database_refuses_at_replay_freezes_its_thread_and_
                 "SELECT checkpoint_id FROM checkpoints WHERE thread_id = 'bad' ORDER BY checkpoint_id"
             ).fetchall()
         assert [checkpoint_id for (checkpoint_id,) in stored] == bad.ids[:2]
+        heads = {thread["thread_id"]: thread["checkpoint_id"] for thread in await manager.list_threads()}
+        assert heads == {"bad": bad.ids[1], "good": good.ids[-1]}, "as far as the primary has them"
         await bad.put()  # goes on, in the journal
         found = await saver_of(manager).aget_tuple(bad.config)
         assert found is not None
         assert found.checkpoint["id"] == bad.ids[-1]
         await good.put()
         assert await good.stored_ids() == good.ids
+
+
+REFUSED: dict[str, dict[str, object]] = {
+    "NUL in metadata": {"nested": {"text": "a\x00b"}},
+    "NUL in a key of metadata": {"a\x00b": 1},
+    "NaN": {"score": float("nan")},
+    "Infinity": {"nested": [float("-inf")]},
+    "half of a character": {"text": "a\ud800b"},
+    "no JSON": {"when": object()},
+}
+TAKEN: dict[str, dict[str, object]] = {
+    "backslash and u0000": {"text": "a\\u0000b \\\\u0000"},
+    "another alphabet": {"text": "ÄÖ 漢字 😀"},
+    "two halves of a character": {"text": "\ud83d\ude00"},
+    "control characters": {"text": "\x01\x1f\x7f"},
+    "large numbers": {"number": 2**63 - 1},
+}
+
+
+@pytest.mark.parametrize("what", [*REFUSED, *TAKEN])
+async def test_what_the_database_refuses_is_refused_in_an_outage_too_and_nothing_else_is(
+    what: str, private_postgres: LocalPostgres
+) -> None:
+    refused = what in REFUSED
+    metadata = REFUSED[what] if refused else TAKEN[what]
+    async with opened(postgres(private_postgres.url())) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        raised: list[type[BaseException] | None] = []
+        await thread.put()
+        for healthy in (True, False):
+            if not healthy:
+                await asyncio.to_thread(private_postgres.kill)
+                await thread.put()
+            try:
+                await thread.put(**metadata)
+            except Exception as error:  # noqa: BLE001  # of which type it is, is what this is about
+                raised.append(type(error))
+            else:
+                raised.append(None)
+        assert (raised[0] is not None) == refused
+        assert raised[0] is raised[1]
+        await asyncio.to_thread(private_postgres.start)
+        await recovered(manager)
+        assert await thread.stored_ids() == thread.ids
+
+
+@pytest.mark.parametrize(
+    ("thread_id", "refused"),
+    [
+        ("a\x00b", True),
+        ("a\ud800b", True),
+        ("".join(f"{number:04x}" for number in random.Random(1).sample(range(65536), 1500)), True),
+        ("L" * 9000, False),
+        ("x" * 600 + "".join(f"{number:04x}" for number in random.Random(2).sample(range(65536), 500)), False),
+        ("漢字" * 100, False),
+    ],
+    ids=["NUL", "half of a character", "long", "long, but always the same", "not too long", "another alphabet"],
+)
+async def test_thread_id_that_the_database_refuses_is_refused_in_an_outage_too_and_no_other_is(
+    thread_id: str, refused: bool, database_url: str, tmp_path: Path
+) -> None:
+    async with switched("postgres", database_url, tmp_path) as primary:
+        raised: list[type[BaseException] | None] = []
+        for name in (thread_id, f"{thread_id}2"):
+            primary.manager.create_thread_config(name, new=True)
+            try:
+                await Thread(saver_of(primary.manager), name).put()
+            except Exception as error:  # noqa: BLE001  # of which type it is, is what this is about
+                raised.append(type(error))
+            else:
+                raised.append(None)
+            await primary.off()
+        assert (raised[0] is not None) == refused
+        assert raised[0] is raised[1]
+        await primary.on()
+        await recovered(primary.manager)
 
 
 async def test_write_that_the_warm_copy_cannot_hold_is_a_write_all_the_same(

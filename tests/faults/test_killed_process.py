@@ -1,14 +1,21 @@
-"""Our own process is killed while it appends and while it replays: FAULTS rows 22 and 23."""
+"""Our own process is killed while it appends and while it replays, or told to end: FAULTS rows 22, 23 and 37."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from benchmarks.journal import NOBODY
+from tests.support.checkpointer import opened, postgres, recovered, saver_of
+from tests.support.checkpoints import Thread
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("TEST_KILLS", "200"))
@@ -32,3 +39,55 @@ def test_process_that_is_killed_while_it_appends_and_replays_loses_nothing(datab
     assert tally["acknowledged"] > KILLS
     assert (tally["lost"], tally["resurrected"], tally["out_of_order"], tally["frozen"]) == ([], [], [], 0)
     assert os.listdir(tmp_path / "journal") == []
+
+
+WRITE_UNTIL_TERMINATED = """
+import asyncio, signal, sys
+from pathlib import Path
+from tests.support.checkpointer import opened, postgres, saver_of
+from tests.support.checkpoints import Thread
+
+url, journal_dir, what = sys.argv[1:]
+
+async def main():
+    stop = asyncio.Event()
+    if what == "handled":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with opened(postgres(url, journal_dir=Path(journal_dir), shutdown_grace=0.5)) as manager:
+        thread = Thread(saver_of(manager), "terminated")
+        while not stop.is_set():
+            await thread.put()
+            print(thread.ids[-1], flush=True)
+
+asyncio.run(main())
+"""
+
+
+def write_until_terminated(journal_dir: Path, what: str) -> tuple[list[str], int, str, float]:
+    """The ids that a process says were acknowledged, its exit code, what it logged, and how long it took to end."""
+    command = [sys.executable, "-c", WRITE_UNTIL_TERMINATED, NOBODY, str(journal_dir), what]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    ids = [process.stdout.readline().strip() for _ in range(50)]
+    process.terminate()
+    terminated_at = time.monotonic()
+    rest, said = process.communicate(timeout=30)
+    return ids + rest.split(), process.returncode, said, time.monotonic() - terminated_at
+
+
+@pytest.mark.parametrize("what", ["handled", "not handled"])
+async def test_terminated_process_ends_soon_and_the_next_start_drains_what_it_acknowledged(
+    what: str, database_url: str, tmp_path: Path
+) -> None:
+    journal_dir = tmp_path / "journal"
+    ids, code, said, seconds = await asyncio.to_thread(write_until_terminated, journal_dir, what)
+    assert seconds < 0.5 + 1.0 + 1.0, "its grace, a last probe, and its interpreter"
+    assert code == (0 if what == "handled" else -signal.SIGTERM), said
+    stopped = f"Stopped with {len(ids)} acknowledged operations not in the primary. They stay in the journal"
+    assert (stopped in said) is (what == "handled")
+    async with opened(postgres(database_url, journal_dir=journal_dir, journal_adopt="all")) as manager:
+        await recovered(manager)
+        stored = await Thread(saver_of(manager), "terminated").stored_ids()
+    assert stored[: len(ids)] == ids
+    assert len(stored) <= len(ids) + (what == "not handled"), "one may have been stored without a word"
+    assert list(journal_dir.iterdir()) == []

@@ -190,6 +190,25 @@ async def test_history_is_not_taken_for_whole_after_another_process_wrote_to_it(
             await saver.aget_tuple(second)
 
 
+async def test_read_in_an_outage_shows_what_this_process_knows_and_not_what_another_one_wrote_since(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with (
+        switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary,
+        opened(postgres(database_url)) as another,
+    ):
+        ours, theirs = Thread(saver_of(primary.manager), "shared"), Thread(saver_of(another), "shared")
+        await ours.put()
+        theirs.go_on_from(ours)
+        await theirs.put()
+        await primary.off()
+        await ours.timed_get()
+        await primary.on()
+        await recovered(primary.manager)
+        ours.go_on_from(theirs)
+        await ours.timed_get()
+
+
 async def test_writes_that_another_process_added_and_we_read_are_warm(database_url: str, tmp_path: Path) -> None:
     async with (
         switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary,

@@ -28,7 +28,8 @@ from enhanced_checkpointing import (
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
-from tests.support.checkpointer import postgres, recovered, saver_of
+from tests.support.checkpointer import eventually, postgres, recovered, saver_of
+from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case
 from tests.support.postgres import postgres_binaries
 
@@ -206,6 +207,45 @@ async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkey
     places = {place for place, text in sweep.found if len(text) > 2}
     assert places == {"settings", "config", "log", "error", "traceback", "repr", "health", "spans", "metrics"}
     assert any("refuses for a reason that waiting does not mend" in text for place, text in sweep.found)
+    sweep.assert_clean()
+
+
+SECRET_OF_A_USER = "sk-live-4eC39"
+
+
+async def test_details_of_a_server_s_error_let_nothing_out_that_was_stored(
+    private_postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL quotes the data in the details of its errors: of a refused value, and of a row that breaks a rule."""
+    sweep, server = Sweep({SECRET_OF_A_USER}), private_postgres
+    with outlets(sweep, monkeypatch) as out:
+        async with EnhancedCheckpointerManager(postgres(server.url())) as manager:
+            threads = {name: Thread(saver_of(manager), name) for name in ("live", "checked", "lettered")}
+            for thread in threads.values():
+                await thread.put(note=SECRET_OF_A_USER)
+            with pytest.raises(psycopg.Error) as refused:  # the caller's own, with everything in it
+                await threads["live"].put(note=SECRET_OF_A_USER, nested={"text": "a\x00b"})
+            assert SECRET_OF_A_USER in str(refused.value)
+            await asyncio.to_thread(server.kill)
+            with pytest.raises(psycopg.Error) as checked:
+                await threads["checked"].put(note=SECRET_OF_A_USER, score=float("nan"))
+            sweep.add_error(checked.value)
+            await threads["lettered"].put(note=SECRET_OF_A_USER, forbidden=True)
+            await asyncio.to_thread(server.start)
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                rule = "CHECK (metadata->>'forbidden' IS NULL) NOT VALID"
+                connection.execute(f"ALTER TABLE checkpoints ADD CONSTRAINT rule {rule}".encode())
+            await eventually(lambda: bool(manager.health_status["journal"]["frozen_threads"]))
+            await manager.health_check()
+            out.collect(manager)
+            journal = manager._opened.journal
+            assert journal is not None
+            (letter,) = journal.dead_letters()
+            sweep.add("dead letter", letter.error)
+            assert "violates check constraint" in letter.error
+            assert "23514" in letter.error
+        out.collect_spans()
+    assert any("dead letter" in text for place, text in sweep.found if place == "log")
     sweep.assert_clean()
 
 

@@ -106,7 +106,7 @@ async def test_terminated_session_is_retried_once_without_failover(private_postg
                 assert terminated is not None
                 assert terminated[0] >= 1
                 await thread.put()
-                assert manager._opened.engine.journaled == 0
+                assert manager._opened.engine.writes.journaled == 0
                 assert manager.health_status["primary_healthy"]
         assert await thread.stored_ids() == thread.ids
 
@@ -121,7 +121,7 @@ async def test_pool_full_of_dead_connections_costs_no_failover(private_postgres:
         terminate_sessions(private_postgres)
         for thread in threads:
             await thread.put()
-        assert manager._opened.engine.journaled == 0
+        assert manager._opened.engine.writes.journaled == 0
         for thread in threads:
             assert await thread.stored_ids() == thread.ids
 
@@ -145,7 +145,7 @@ async def test_session_terminated_in_mid_statement_is_retried_once_without_failo
             assert victims == [(True,)]
             locker.rollback()
             await writing
-        assert manager._opened.engine.journaled == 0
+        assert manager._opened.engine.writes.journaled == 0
         assert await thread.stored_ids() == thread.ids
 
 
@@ -324,7 +324,7 @@ async def test_long_crash_recovery_is_waited_for(cluster_template: ClusterTempla
                 await asyncio.sleep(0.05)
             await starting
             await recovered(manager)
-            assert manager._opened.engine.journaled > 0
+            assert manager._opened.engine.writes.journaled > 0
             assert await thread.stored_ids() == thread.ids
 
 
@@ -379,3 +379,34 @@ async def test_full_disk_of_the_server_is_an_outage_that_ends(
             private_postgres.kill()
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("where", ["role", "url"])
+async def test_what_was_drained_survives_a_crash_although_the_server_would_acknowledge_early(
+    where: str, cluster_template: ClusterTemplate
+) -> None:
+    """`synchronous_commit=off` loses what was committed last; nothing of it is in the journal any more."""
+    with cluster_template.server({"wal_writer_delay": "10s"}) as server:
+        url = server.url()
+        if where == "role":
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("ALTER ROLE postgres SET synchronous_commit = off")
+        else:
+            url += "?options=-c%20synchronous_commit%3Doff"
+        async with opened(postgres(url)) as manager:
+            thread = Thread(saver_of(manager), "crashed")
+            await thread.put()
+            await asyncio.to_thread(server.kill)
+            for _ in range(3):
+                await thread.put()
+            await asyncio.to_thread(server.start)
+            await recovered(manager)
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            await recovered(manager)
+            assert await thread.stored_ids() == thread.ids
+            await thread.put()
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            await recovered(manager)
+            assert await thread.stored_ids() == thread.ids

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ from enhanced_checkpointing import (
 )
 from enhanced_checkpointing.config import SettingFields, variable_of
 from enhanced_checkpointing.testing import FlakySaver, make_flaky
-from tests.support.checkpointer import FAST, eventually, opened, postgres, recovered, saver_of
+from tests.support.checkpointer import FAST, eventually, opened, postgres, recovered, saver_of, sqlite
 from tests.support.checkpoints import Thread
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,7 @@ SHOWN_BY = {
     "on_divergence": f"{HERE}::test_on_divergence_quarantine_gives_the_branch_of_the_outage_a_thread_of_its_own",
     "journal": f"{HERE}::test_journal_off_refuses_what_is_otherwise_journaled",
     "journal_dir": f"{HERE}::test_journal_dir_is_where_the_files_of_an_outage_are",
+    "journal_adopt": f"{HERE}::test_journal_adopt_all_drains_what_was_left_for_another_database",
     "journal_max_bytes": f"{HERE}::test_journal_max_bytes_is_where_the_journal_is_full",
     "standby_max_bytes": f"{HERE}::test_standby_max_bytes_of_zero_keeps_nothing_to_read_in_an_outage",
     "pool_min_size": f"{HERE}::test_pool_min_size_is_how_many_sessions_are_kept_open",
@@ -236,6 +238,28 @@ async def test_journal_dir_is_said_to_have_no_effect_on_a_journal_in_memory(
     (line,) = [record for record in caplog.records if "CHECKPOINT_JOURNAL_DIR" in record.getMessage()]
     assert line.levelno == logging.WARNING
     assert not folder.exists()
+
+
+async def test_journal_adopt_all_drains_what_was_left_for_another_database(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    fields: dict[str, Any] = {"journal_dir": tmp_path / "journal", "shutdown_grace": 0.0}
+    async with opened(sqlite(path, **fields)) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        await thread.put()
+        with sqlite3.connect(path, isolation_level=None) as lock:
+            lock.execute("BEGIN EXCLUSIVE")
+            await thread.put()
+            lock.rollback()
+    assert manager.config.journal_adopt == "own"
+    async with opened(sqlite(tmp_path / "new.sqlite", **fields)) as manager:
+        assert manager.health_status["overall_status"] == "degraded"
+        assert manager.health_status["journal"]["foreign"] == [{"home": str(path), "books": 1}]
+        assert manager.health_status["journal"]["pending"] == 0
+    async with opened(sqlite(tmp_path / "new.sqlite", journal_adopt="all", **fields)) as manager:
+        assert await manager.wait_drained(10.0)
+        assert manager.health_status["journal"]["foreign"] == []
+        assert await saver_of(manager).aget_tuple(thread.config) is not None
+    assert list((tmp_path / "journal").iterdir()) == []
 
 
 async def test_on_divergence_quarantine_gives_the_branch_of_the_outage_a_thread_of_its_own() -> None:

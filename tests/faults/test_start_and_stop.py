@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,7 +20,17 @@ from enhanced_checkpointing import (
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.upkeep.life import SETTLE_SECONDS
-from tests.support.checkpointer import FAST, opened, postgres, recovered, saver_of
+from tests.support.checkpointer import (
+    FAST,
+    SwitchedSqlite,
+    eventually,
+    opened,
+    postgres,
+    recovered,
+    saver_of,
+    sqlite,
+)
+from tests.support.checkpoints import Thread
 from tests.support.dump import assert_equal_dumps, dump_postgres
 from tests.support.graphs import GRAPHS, run_case
 from tests.support.leaks import LeakWatch
@@ -298,3 +309,28 @@ async def test_cleanup_after_a_cancelled_cleanup_ends_everything(
     private_postgres.start()
     assert await manager.initialize()
     await manager.cleanup()
+
+
+async def test_process_that_runs_drains_what_one_that_stopped_in_the_outage_left(tmp_path: Path) -> None:
+    """A rolling restart: the new process runs already when the old one ends with its backlog."""
+    fields: dict[str, Any] = {"journal_dir": tmp_path / "journal", "shutdown_grace": 0.0, "on_unknown_thread": "raise"}
+    path = tmp_path / "checkpoints.sqlite"
+    async with opened(sqlite(path, **fields)) as new:
+        async with opened(sqlite(path, **fields)) as old:
+            thread = Thread(saver_of(old), "thread")
+            await thread.put()
+            switched = SwitchedSqlite(old, path)
+            await switched.off()
+            await thread.put()
+            await thread.put()
+            pending = old.health_status["journal"]["pending"]
+        assert pending == 2
+        await eventually(lambda: new.health_status["journal"]["pending"] == pending)
+        in_the_outage = await saver_of(new).aget_tuple(thread.config)
+        assert in_the_outage is not None
+        assert in_the_outage.checkpoint["id"] == thread.ids[-1], "also for those that read"
+        await switched.on()
+        await recovered(new)
+        assert [found.checkpoint["id"] async for found in saver_of(new).alist(thread.config)] == thread.ids[::-1]
+        assert new.health_status["divergences"]["count"] == 0
+    assert list((tmp_path / "journal").iterdir()) == []

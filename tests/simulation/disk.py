@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tests.simulation.platter import Content, NameChange, Platter
@@ -47,6 +48,14 @@ class SimulatedDisk:
             return None
         self._platter.locked.add(content)
         return self._opened(content)
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        self._step("alone", "")
+        yield True  # there is one process at a time
+
+    def is_named(self, name: str, handle: int) -> bool:
+        return self._platter.names.get(name) is self._file(handle)
 
     def size(self, handle: int) -> int:
         return len(self._file(handle).cached)

@@ -35,36 +35,39 @@ class SimulatedBackend(Backend):
         self.saver = server.saver
 
     async def setup(self) -> None:
-        await self._send(None, lambda: None, writes=True)
+        await self._send(lambda: None, writes=True)
 
     async def probe(self) -> None:
-        await self._send(None, lambda: None, writes=True)
+        await self._send(lambda: None, writes=True)
 
     async def apply(self, operation: Operation) -> None:
         await self._apply([operation], {})
 
     async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:
-        answer: T = await self._send(None, lambda: run_now(question(self.saver)), writes=False)
+        answer: T = await self._send(lambda: run_now(question(self.saver)), writes=False)
         return answer
 
     async def fence(self, thread_id: str) -> bool:
-        if self._world.random.random() < 0.05:
+        if self._world.random.random() < 0.25:
             return not self._server.may_still_write(thread_id)  # the session could not be ended in time
-        await self._send(None, lambda: self._server.end_sessions(thread_id), writes=False)
+        await self._send(lambda: self._server.end_sessions(thread_id), writes=False)
         return True
 
     def classify(self, error: BaseException) -> Failure:
         return Failure(error.kind, error, answered=True) if isinstance(error, ServerSays) else classify_by_type(error)
 
     async def _apply(self, operations: Sequence[Operation], heads: Heads) -> bool:
-        attempt, thread_id = current_attempt.get(), operations[0].thread_id
+        attempt, threads = current_attempt.get(), frozenset(operation.thread_id for operation in operations)
         drains = attempt is not None and attempt.operation == "drain"
-        # Like PostgreSQL's backend, a live write ends lost sessions of its thread; a drain has done so.
-        if not drains and self._server.may_still_write(thread_id) and not await self.fence(thread_id):
-            raise ServerSays(FailureKind.UNKNOWN, "a lost session may still write")
+        # Like PostgreSQL's backend, a live write ends lost sessions of its threads; a drain has done so.
+        for thread_id in sorted(threads):
+            if not drains and self._server.may_still_write(thread_id) and not await self.fence(thread_id):
+                raise ServerSays(FailureKind.UNKNOWN, "a lost session may still write")
 
         def work() -> bool:
-            if any(self._server.head(thread_id, namespace) not in known for namespace, known in heads.items()):
+            if any(
+                self._server.head(operations[0].thread_id, namespace) not in known for namespace, known in heads.items()
+            ):
                 return False
             gone = request.left or request.reply is None
             for operation in operations:
@@ -73,12 +76,12 @@ class SimulatedBackend(Backend):
                 self._server.apply(operation, "late" if gone else "drain" if drains else "live")
             return True
 
-        request = Request(thread_id, True, work, None)
+        request = Request(threads, True, work, None)
         answer: bool = await self._exchange(request)
         return answer
 
-    async def _send(self, subject: str | None, work: Callable[[], Any], *, writes: bool) -> Any:
-        return await self._exchange(Request(subject, writes, work, None))
+    async def _send(self, work: Callable[[], Any], *, writes: bool) -> Any:
+        return await self._exchange(Request(frozenset(), writes, work, None))
 
     async def _exchange(self, request: Request) -> Any:
         attempt = current_attempt.get()
@@ -99,9 +102,13 @@ class SimulatedBackend(Backend):
 
 
 class ComparingBackend(SimulatedBackend):
-    """One that, like PostgreSQL's, compares heads and applies many operations in one step."""
+    """One that, like PostgreSQL's, compares heads and commits operations of many threads in one step."""
 
     compares_heads = True
+    lanes = 2
+
+    async def apply_batch(self, operations: Sequence[Operation]) -> None:
+        await self._apply(operations, {})
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
         return await self._apply(operations, heads)

@@ -21,6 +21,7 @@ from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep import life
 from enhanced_checkpointing.upkeep.canary import Canary
+from enhanced_checkpointing.upkeep.heir import Heir
 from enhanced_checkpointing.upkeep.outages import Counts, Outages
 from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
@@ -99,6 +100,7 @@ class Process:
             capacity=config.journal_max_bytes,
             serializer=serializer,
             telemetry=telemetry,
+            home=backend.home(),
             run=self.worker,
             wall_clock=world.wall_clock,
             make_random=lambda: f"{world.random.getrandbits(64):016x}",
@@ -134,17 +136,6 @@ class Process:
         )
         bridge = LoopBridge(self.loop)
         stack.callback(bridge.close)
-        prober = Prober(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            telemetry=telemetry,
-            on_contact=engine.newcomers.contact,
-            check_fallback=canary.check,
-            clock=clock,
-            jitter=world.random.random,
-        )
         outages = Outages(backend.name, telemetry, lambda: Counts(0, 0, 0, 0), clock)
         reconciler = Reconciler(
             config=config,
@@ -160,7 +151,20 @@ class Process:
             clock=clock,
         )
         stack.push_async_callback(reconciler.close)
-        engine.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+        engine.writes.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+        heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
+        stack.push_async_callback(heir.close)
+        prober = Prober(
+            config=config,
+            backend=backend,
+            guard=guard,
+            breaker=breaker,
+            telemetry=telemetry,
+            on_contact=engine.newcomers.contact,
+            besides=[canary.check, heir.look],
+            clock=clock,
+            jitter=world.random.random,
+        )
         self._parts = Parts(
             loop=self.loop,
             backend=backend,
@@ -202,8 +206,8 @@ class Process:
             yield f"K: tasks are left: {sorted(tasks)}"
         if self.disk.open_files:
             yield f"K: {len(self.disk.open_files)} files are left open"
-        if len(self.parts.engine.lanes) or self.parts.guard.outstanding:
-            yield f"K: {len(self.parts.engine.lanes)} lanes, {self.parts.guard.outstanding} attempts are left"
+        if len(self.parts.engine.writes.gathered) or self.parts.guard.outstanding:
+            yield f"K: {len(self.parts.engine.writes.gathered)} lanes, {self.parts.guard.outstanding} attempts are left"
 
     def die(self) -> None:
         """All that runs ends where it is; what its code does on the way out does not reach the world."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from enhanced_checkpointing.failover import writes
 from enhanced_checkpointing.journal import book
 from enhanced_checkpointing.upkeep import reconciler
 from tests.simulation.callers import Caller
@@ -149,11 +150,12 @@ class _Play:
 @contextmanager
 def _small_limits(script: Script) -> Iterator[None]:
     """Make the code's own limits small enough for a few operations to reach them."""
-    before = reconciler.CHUNK, book.FILE_LIMIT, book.TIDY_ABOVE
-    reconciler.CHUNK, book.FILE_LIMIT, book.TIDY_ABOVE = (
-        script.limits[n] for n in ("CHUNK", "FILE_LIMIT", "TIDY_ABOVE")
-    )
+    owners = {"CHUNK": reconciler, "FILE_LIMIT": book, "TIDY_ABOVE": book, "BATCH": writes}
+    before = {name: getattr(owner, name) for name, owner in owners.items()}
+    for name, owner in owners.items():
+        setattr(owner, name, script.limits[name])
     try:
         yield
     finally:
-        reconciler.CHUNK, book.FILE_LIMIT, book.TIDY_ABOVE = before
+        for name, owner in owners.items():
+            setattr(owner, name, before[name])

@@ -40,9 +40,9 @@ class ServerSays(Exception):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What one session asks of the server. `reply` is None once the process that asked is dead."""
+    """What one session asks of the server, about which threads. `reply` is None once the process that asked is dead."""
 
-    subject: str | None
+    subjects: frozenset[str]
     writes: bool
     work: Callable[[], Any]
     reply: asyncio.Future[Any] | None
@@ -98,12 +98,12 @@ class Server:
             request.reply.set_exception(ConnectionAbortedError("cut"))
 
     def may_still_write(self, thread_id: str) -> bool:
-        return any(request.left and request.subject == thread_id for request in self._open)
+        return any(request.left and thread_id in request.subjects for request in self._open)
 
     def end_sessions(self, thread_id: str) -> None:
         """Terminate the sessions on which writes to a thread were left behind."""
         for request in list(self._open):
-            if request.left and request.subject == thread_id and request.reply is not None:
+            if request.left and thread_id in request.subjects and request.reply is not None:
                 self._end(request)
                 self._world.note(f"primary ended a session of {thread_id}")
 

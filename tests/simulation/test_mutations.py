@@ -48,6 +48,7 @@ def test_reversed_drain_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_acknowledging_without_a_sync_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def store(self: Book, file: JournalFile, data: bytes) -> None:
+        assert file.handle is not None
         self._disk.write(file.handle, file.end, data)
 
     monkeypatch.setattr(Book, "_store", store)
@@ -119,7 +120,7 @@ def test_standby_that_is_not_warmed_from_the_journal_is_found(monkeypatch: pytes
 
 def test_write_that_goes_past_its_thread_s_journal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "enhanced_checkpointing.failover.engine.route_of",
+        "enhanced_checkpointing.failover.writes.route_of",
         lambda *, breaker_open, journal_holds: _route(breaker_open=breaker_open),
     )
     assert_caught("O: a live call")

@@ -32,7 +32,7 @@ def test_other_seed_gives_another_history() -> None:
 
 
 def test_seeds_exercise_what_they_are_there_for() -> None:
-    lines = {line[12:] for seed in range(60) for line in play(seed).trace}
+    lines = {line[12:] for seed in range(240) for line in play(seed).trace}
     for seen in (
         "our process is dead",
         "primary frozen",

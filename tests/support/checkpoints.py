@@ -31,6 +31,11 @@ class Thread:
         """Asks for the newest checkpoint."""
         return {"configurable": {"thread_id": self.thread_id, "checkpoint_ns": ""}}
 
+    def go_on_from(self, other: Thread) -> None:
+        """Continue where another one is, as another process does that works on the same thread."""
+        self.ids, self._count_version = list(other.ids), other._count_version
+        self._profile_version = other._profile_version
+
     async def put(self, **metadata: Any) -> RunnableConfig:
         """Put the next checkpoint: the channel `count` changes each time, `profile` never after the first."""
         first = self._count_version is None

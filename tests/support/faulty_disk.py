@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from enhanced_checkpointing.journal.disk import RealDisk
@@ -90,6 +92,12 @@ class FaultyDisk(RealDisk):
             self.busy_locks -= 1
             return None
         return super().lock(name)
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        self._step("alone")
+        with super().alone() as alone:
+            yield alone
 
     def read(self, handle: int, offset: int, length: int) -> bytes:
         self._step("read")

@@ -51,9 +51,11 @@ class Tally:
 
 @dataclass
 class Known:
-    """What was acknowledged of the threads: their checkpoints in order, and which of them were deleted in the end."""
+    """What was acknowledged of the threads: their checkpoints in order, those of them that got writes, and which of the
+    threads were deleted in the end."""
 
     checkpoints: dict[str, list[str]] = field(default_factory=dict)
+    written: dict[str, list[str]] = field(default_factory=dict)
     deleted: set[str] = field(default_factory=set)
 
 
@@ -82,6 +84,7 @@ def run(url: str, journal_dir: Path, kills: int, seed: int, tell: Callable[[str]
 
 def config(url: str, journal_dir: Path) -> CheckpointerConfig:
     fast: dict[str, Any] = {**FAST, "probe_backoff_min": 0.02, "journal_dir": journal_dir, "deadline": 5.0}
+    fast["journal_adopt"] = "all"  # what appends has another database than what drains
     return create_postgres_checkpointer(url, environment="production", **fast)
 
 
@@ -99,6 +102,7 @@ async def append(settings: CheckpointerConfig, prefix: str) -> int:
                     await thread.put()
                     say(f"put {thread_id} {thread.ids[-1]}")
                     await thread.put_writes("task")
+                    say(f"write {thread_id} {thread.ids[-1]}")
                 if name == "0":
                     await saver_of(manager).adelete_thread(thread_id)
                     say(f"delete {thread_id}")
@@ -121,8 +125,19 @@ def note(lines: list[str], known: Known) -> None:
         word, thread_id, *checkpoint_id = line.split()
         if word == "put":
             known.checkpoints.setdefault(thread_id, []).extend(checkpoint_id)
+        elif word == "write":
+            known.written.setdefault(thread_id, []).extend(checkpoint_id)
         else:
             known.deleted.add(thread_id)
+
+
+WITHOUT_A_VALUE = """
+SELECT thread_id, checkpoint_id
+FROM checkpoints c, jsonb_each_text(c.checkpoint -> 'channel_versions') AS has(channel, version)
+WHERE NOT EXISTS (SELECT FROM checkpoint_blobs b WHERE b.thread_id = c.thread_id
+AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = has.channel AND b.version = has.version)
+"""
+"""Checkpoints of which the value of a channel is missing."""
 
 
 def compare(url: str, known: Known, tally: Tally) -> None:
@@ -130,19 +145,29 @@ def compare(url: str, known: Known, tally: Tally) -> None:
         rows = connection.execute(
             "SELECT thread_id, checkpoint_id, parent_checkpoint_id FROM checkpoints ORDER BY thread_id, checkpoint_id"
         ).fetchall()
+        written = set(connection.execute("SELECT thread_id, checkpoint_id FROM checkpoint_writes").fetchall())
+        blobs = connection.execute("SELECT DISTINCT thread_id FROM checkpoint_blobs").fetchall()
+        tally.lost += [f"{thread} {checkpoint}: a value" for thread, checkpoint in connection.execute(WITHOUT_A_VALUE)]
     stored: dict[str, list[tuple[str, str | None]]] = {}
     for thread_id, checkpoint_id, parent in rows:
         stored.setdefault(thread_id, []).append((checkpoint_id, parent))
+    remains = {thread for thread, *_ in (*rows, *written, *blobs)}
+    tally.resurrected += sorted(known.deleted & remains)
     for thread_id, ids in known.checkpoints.items():
         found = stored.get(thread_id, [])
-        tally.acknowledged += len(ids)
+        tally.acknowledged += len(ids) + len(known.written.get(thread_id, []))
         if thread_id in known.deleted:
-            tally.resurrected += [f"{thread_id} {checkpoint_id}" for checkpoint_id, _ in found]
             continue
         there = {checkpoint_id for checkpoint_id, _ in found}
         # The last deletion of a thread may have been stored without being acknowledged, as the process died meanwhile.
         if not thread_id.endswith("-0"):
             tally.lost += [f"{thread_id} {checkpoint_id}" for checkpoint_id in ids if checkpoint_id not in there]
+            acknowledged = [(thread_id, checkpoint_id) for checkpoint_id in known.written.get(thread_id, [])]
+            tally.lost += [
+                f"{thread} {checkpoint}: a write"
+                for thread, checkpoint in acknowledged
+                if (thread, checkpoint) not in written
+            ]
         parents = [None, *(checkpoint_id for checkpoint_id, _ in found)]
         if any(parent != before for (_, parent), before in zip(found, parents, strict=False)):
             tally.out_of_order.append(thread_id)

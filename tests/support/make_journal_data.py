@@ -48,10 +48,10 @@ WRITES = PutWrites(
 )
 PENDING: dict[str, list[Operation]] = {
     "thread ü": [FIRST, WRITES, DeleteThread("thread ü")],
-    "refused": [DeleteThread("refused")],
+    "refused": [DeleteThread("refused"), DeleteThread("refused")],
     "diverted": [DeleteThread("diverted")],
 }
-"""What is pending in it, by thread; the first of `refused` is a dead letter besides."""
+"""What is pending in it, by thread; the first of `refused` is a dead letter."""
 
 
 async def make(folder: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal import book as book_module
 from enhanced_checkpointing.journal import frames, marks
-from enhanced_checkpointing.journal.adoption import Adopted, adopt, books_on
+from enhanced_checkpointing.journal.adoption import Adopted, adopt, books_in
 from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.frames import FORMAT, Draft, Kind, Predecessor, scan
@@ -87,7 +87,7 @@ def test_books_are_found_by_any_of_their_files_oldest_first(tmp_path: Path) -> N
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / f"{4:032x}.lock").mkdir()
-    assert books_on(RealDisk(tmp_path)) == [f"{number:032x}" for number in (1, 2, 3)]
+    assert books_in(RealDisk(tmp_path).names()) == [f"{number:032x}" for number in (1, 2, 3)]
 
 
 def test_book_of_a_process_that_is_alive_is_not_adopted(shelf: Shelf) -> None:

@@ -18,9 +18,10 @@ import pytest
 from enhanced_checkpointing.journal import book as book_module
 from enhanced_checkpointing.journal import marks
 from enhanced_checkpointing.journal.adoption import Adopted, adopt
-from enhanced_checkpointing.journal.book import Book, newest_in_slot
+from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.disk import Disk, RealDisk
 from enhanced_checkpointing.journal.frames import Kind, scan
+from enhanced_checkpointing.journal.slot import Slot, read_slot, slot_bytes
 from tests.support.disks import fill, make_room, small_disk
 from tests.support.faulty_disk import Died, FaultyDisk
 from tests.support.journal_files import record
@@ -267,6 +268,7 @@ def test_file_whose_sync_failed_is_never_written_or_synced_again(tmp_path: Path)
     book = new_book(disk)
     book.append([record("a", b"first")])
     (first,) = book.files.values()
+    assert first.handle is not None
     size = disk.size(first.handle)
     disk.fails_at = sum(call in {"write", "sync", "create", "sync_names"} for call in disk.calls) + 2
     book.append([record("a", b"second")])
@@ -537,7 +539,7 @@ def test_end_that_fails_gives_everything_back_nevertheless(tmp_path: Path) -> No
     disk.failing = {"truncate"}
     with pytest.raises(OSError, match="Input/output"):
         book.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 3, "the lock, the file and the spare"
+    assert len(os.listdir("/proc/self/fd")) == before - 2, "the lock and the file"
     disk.heal()
     adopted(tmp_path).book.close()
     assert list(tmp_path.iterdir()) == []
@@ -576,15 +578,53 @@ def test_slot_tells_the_newest_file_and_whether_it_is_damaged(tmp_path: Path) ->
     book = new_book(RealDisk(tmp_path))
     book.append([record("a")])
     slot = (tmp_path / book.lock_name).read_bytes()
-    assert newest_in_slot(b"") == 0
-    assert newest_in_slot(slot) == 1
-    assert newest_in_slot(slot[:-1]) == 0, "it never arrived as a whole"
-    assert newest_in_slot(slot + b"x") is None
+    assert read_slot(b"") == Slot(0)
+    assert read_slot(slot) == Slot(1)
+    assert read_slot(slot[:-1]) == Slot(0), "it never arrived as a whole"
+    assert read_slot(slot + b"x") == Slot(1, home_damaged=True)
     for bit in range(8 * len(slot)):
         flipped = bytearray(slot)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert newest_in_slot(bytes(flipped)) is None
+        assert read_slot(bytes(flipped)) == Slot(None)
     book.release()
+
+
+def test_slot_tells_for_which_primary_a_book_is_and_whether_that_is_damaged(tmp_path: Path) -> None:
+    book = new_book(RealDisk(tmp_path))
+    book.home = "postgres://hé:5432/prod"
+    book.append([record("a")])
+    slot = (tmp_path / book.lock_name).read_bytes()
+    assert slot == slot_bytes(1, book.home)
+    assert read_slot(slot) == Slot(1, book.home)
+    for size in range(13, len(slot)):
+        assert read_slot(slot[:size]) == Slot(1, home_damaged=True)
+    for bit in range(8 * len(slot)):
+        flipped = bytearray(slot)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert read_slot(bytes(flipped)) in (Slot(None, book.home), Slot(1, home_damaged=True))
+    book.release()
+
+
+def test_home_is_on_the_disk_before_the_first_record(tmp_path: Path) -> None:
+    """Whoever dies in between leaves nothing that could be taken for another one's."""
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        disk = FaultyDisk(folder, fails_at=number, error=None)
+        book = new_book(disk)
+        book.home = "here"
+        try:
+            book.append([record("a")])
+        except Died:
+            pass
+        else:
+            break
+        finally:
+            book.release()
+        found = adopt(RealDisk(folder), IDENTITY, wall_clock, lambda home: home == "here")
+        assert found is not None
+        assert not (found.is_foreign and found.records)
+        found.book.release()
+    assert number > 5
 
 
 def test_every_file_names_those_that_are_needed_and_where_they_end(tmp_path: Path) -> None:
@@ -597,3 +637,23 @@ def test_every_file_names_those_that_are_needed_and_where_they_end(tmp_path: Pat
     kinds = [frame.draft.kind for frame in scan((tmp_path / book.name_of(2)).read_bytes()).frames]
     assert kinds == [Kind.CANARY, Kind.RECORD]
     book.release()
+
+
+def test_book_whose_files_were_removed_takes_marks_and_no_records(tmp_path: Path) -> None:
+    disk = FaultyDisk(tmp_path)
+    book = new_book(disk)
+    first, second = book.append([record("a"), record("b")])
+    assert book.is_in_place()
+    (tmp_path / book.lock_name).unlink()
+    assert not book.is_in_place()
+    book.lose()
+    with pytest.raises(OSError, match="were removed"):
+        book.append([record("a")])
+    book.append([marks.applied([first])])
+    disk.failing = {"write"}
+    book.append([marks.applied([second])])
+    assert book.is_settled
+    book.append([marks.diverted("a", "b")])
+    assert book.diverted == {"a": "b"}
+    book.close()
+    assert len(list(tmp_path.glob("*.journal"))) == 1, "its name may be another one's by now"

@@ -10,7 +10,9 @@ import asyncio
 import inspect
 import logging
 import re
+import sqlite3
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
@@ -20,20 +22,23 @@ import aiosqlite
 import opentelemetry.metrics._internal as metrics_internal
 import psycopg
 import pytest
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from opentelemetry import metrics, trace
+from ormsgpack import Fragment
 from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
 import enhanced_checkpointing
-from enhanced_checkpointing.backends import postgres_rows
+from enhanced_checkpointing.backends import postgres_rows, sqlite_rows
 from tests.support.author import config_of
 from tests.support.checkpointer import eventually
 
@@ -108,7 +113,8 @@ def test_no_private_name_of_a_dependency_is_used_that_this_file_does_not_watch()
         "opentelemetry.trace._TRACER_PROVIDER",
     }
     assert borrowed_in_source() == watched
-    assert private_attributes_that_are_not_ours() == {"_METER_PROVIDER", "_TRACER_PROVIDER", "_ordered_writes"}
+    telemetry, memory, sqlite = {"_METER_PROVIDER", "_TRACER_PROVIDER"}, {"_ordered_writes"}, {"_conn", "_execute"}
+    assert private_attributes_that_are_not_ours() == telemetry | memory | sqlite
 
 
 # LangGraph's PostgreSQL saver
@@ -175,11 +181,11 @@ def test_our_statements_store_what_those_of_the_postgres_saver_store() -> None:
     official = AsyncPostgresSaver
     assert inserts(postgres_rows.PUT_SQL) == inserts(official.UPSERT_CHECKPOINTS_SQL)
     with_blobs = [*inserts(official.UPSERT_CHECKPOINT_BLOBS_SQL), *inserts(official.UPSERT_CHECKPOINTS_SQL)]
-    assert inserts(postgres_rows.put_with_blobs_sql(1)) == with_blobs
-    ordinary = inserts(postgres_rows.put_writes_sql(1, special=False))
-    assert ordinary == inserts(official.INSERT_CHECKPOINT_WRITES_SQL)
-    special = inserts(postgres_rows.put_writes_sql(1, special=True))
-    assert special == inserts(official.UPSERT_CHECKPOINT_WRITES_SQL)
+    assert inserts(postgres_rows.insert_sql(("checkpoints", "blobs"))) == with_blobs
+    assert inserts(postgres_rows.insert_sql(("writes",))) == inserts(official.INSERT_CHECKPOINT_WRITES_SQL)
+    assert inserts(postgres_rows.insert_sql(("special_writes",))) == inserts(official.UPSERT_CHECKPOINT_WRITES_SQL)
+    every = inserts(postgres_rows.insert_sql(tuple(postgres_rows.PARTS)))
+    assert {table for table, *_ in every} == {"checkpoints", "checkpoint_blobs", "checkpoint_writes"}
 
 
 def test_postgres_saver_stores_by_those_statements_alone() -> None:
@@ -192,7 +198,7 @@ def test_postgres_saver_stores_by_those_statements_alone() -> None:
 
 
 def test_postgres_saver_deletes_a_thread_from_the_tables_that_we_delete_it_from() -> None:
-    deletion = re.compile(r"DELETE FROM (\w+) WHERE thread_id = %")
+    deletion = re.compile(r"DELETE FROM (\w+) WHERE thread_id = (?:%s|ANY\(\$1::text\[\]\))")
     theirs = deletion.findall(inspect.getsource(AsyncPostgresSaver.adelete_thread))
     assert len(theirs) == 3
     assert sorted(deletion.findall(postgres_rows.DELETE_SQL)) == sorted(theirs)
@@ -267,6 +273,52 @@ def test_sqlite_saver_has_a_connection_a_lock_and_a_switch_for_its_setup() -> No
             await connection.execute_fetchall("SELECT task_path FROM writes LIMIT 1")
 
     asyncio.run(look())
+
+
+def inserts_or(function: Callable[..., Any]) -> set[str]:
+    """The statements of a method that insert something, without their line breaks."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {plain(text) for text in texts if text.startswith("INSERT OR")}
+
+
+def plain(statement: str) -> str:
+    return " ".join(statement.split())
+
+
+def test_our_statements_are_those_of_the_sqlite_saver() -> None:
+    assert inserts_or(AsyncSqliteSaver.aput) == {plain(sqlite_rows.PUT_SQL)}
+    ours = {plain(sqlite_rows.KEEP_FIRST_SQL), plain(sqlite_rows.KEEP_LAST_SQL)}
+    assert inserts_or(AsyncSqliteSaver.aput_writes) == ours
+    theirs = re.findall(r"DELETE FROM [^\"]*", inspect.getsource(AsyncSqliteSaver.adelete_thread))
+    assert theirs == [sqlite_rows.DELETE_CHECKPOINTS_SQL, sqlite_rows.DELETE_WRITES_SQL]
+
+
+async def test_sqlite_connection_runs_a_function_on_its_own_thread_after_what_was_queued_before() -> None:
+    async with aiosqlite.connect(":memory:") as connection:
+        assert isinstance(connection._conn, sqlite3.Connection)
+        order: list[tuple[str, int]] = []
+
+        def work(name: str) -> str:
+            order.append((name, threading.get_ident()))
+            return name
+
+        run: Callable[..., Any] = connection._execute
+        assert await asyncio.gather(*(run(work, name) for name in "abc")) == ["a", "b", "c"]
+        assert [name for name, _ in order] == ["a", "b", "c"]
+        assert {thread for _, thread in order}.isdisjoint({threading.get_ident()})
+        with pytest.raises(ZeroDivisionError):
+            await run(lambda: 1 / 0)
+
+
+def test_serializer_takes_bytes_of_its_own_as_a_part_of_others() -> None:
+    serializer = JsonPlusSerializer()
+    value = {"a": [HumanMessage("Ada", id="1"), _DeltaSnapshot({1, 2})], "b": b"bytes"}
+    tag, data = serializer.dumps_typed(value)
+    assert (tag, serializer.dumps_typed(b"bytes")) == (sqlite_rows.MSGPACK, (sqlite_rows.BYTES, b"bytes"))
+    whole = serializer.dumps_typed({"channel_values": {"first": value, "second": b"bytes"}})
+    assert serializer.dumps_typed({"channel_values": {"first": Fragment(data), "second": b"bytes"}}) == whole
+    assert serializer.pickle_fallback is False
 
 
 def test_delta_snapshot_is_a_tuple_of_one_value_that_survives_the_serializer() -> None:

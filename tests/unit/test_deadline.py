@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from contextlib import suppress
 
 import pytest
 
 from enhanced_checkpointing.resilience import deadline as deadlines
-from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.deadline import Deadline, acquire
 from enhanced_checkpointing.testing import FakeClock
 
 
@@ -75,3 +77,164 @@ async def test_only_a_long_standstill_of_the_loop_is_excused(
     assert await deadline.wait_for(answer) is in_time
     assert deadline.stalled == pytest.approx(stall if in_time else 0.0)
     await answer
+
+
+# A standstill that another call met
+
+
+def stalled(clock: FakeClock, *, seconds: float) -> Deadline:
+    """The deadline of a call in which the loop stood still, just now."""
+    other = Deadline(clock, 5.0)
+    clock.advance(seconds)
+    other.excuse(seconds)
+    return other
+
+
+def test_standstill_of_another_call_is_excused_where_this_one_waited_too() -> None:
+    clock = FakeClock(50.0)
+    deadline = Deadline(clock, 5.0)
+    clock.advance(1.0)
+    deadline.forgive(stalled(clock, seconds=10.0))
+    assert deadline.remaining() == 4.0
+    assert deadline.stalled == 10.0
+
+
+def test_standstill_that_two_others_met_is_excused_once_and_the_next_one_again() -> None:
+    clock = FakeClock(50.0)
+    deadline = Deadline(clock, 5.0)
+    one, other = Deadline(clock, 5.0), Deadline(clock, 5.0)
+    clock.advance(10.0)
+    one.excuse(9.5)
+    other.excuse(9.75)
+    deadline.forgive(one)
+    deadline.forgive(other)
+    assert deadline.remaining() == 4.5
+    clock.advance(1.0)
+    deadline.forgive(stalled(clock, seconds=3.0))
+    assert deadline.remaining() == 3.5
+
+
+def test_call_that_began_after_a_standstill_is_not_excused() -> None:
+    clock = FakeClock(50.0)
+    other = stalled(clock, seconds=10.0)
+    deadline = Deadline(clock, 5.0)
+    deadline.forgive(other)
+    clock.advance(1.0)
+    deadline.forgive(other)
+    assert deadline.remaining() == 4.0
+
+
+def test_call_that_met_a_standstill_itself_is_not_excused_twice() -> None:
+    clock = FakeClock(50.0)
+    deadline = Deadline(clock, 5.0)
+    spared = deadline.sparing(1.0)
+    clock.advance(10.0)
+    spared.excuse(10.0)
+    deadline.forgive(spared)
+    assert deadline.remaining() == 5.0
+
+
+def test_without_a_standstill_nothing_is_excused() -> None:
+    clock = FakeClock(50.0)
+    deadline, other = Deadline(clock, 5.0), Deadline(clock, 5.0)
+    clock.advance(2.0)
+    deadline.forgive(other)
+    assert (deadline.remaining(), deadline.stalled) == (3.0, 0.0)
+
+
+# A lock
+
+
+async def take(lock: asyncio.Lock, log: list[str], name: str, seconds: float = 5.0) -> bool:
+    if not await acquire(lock, Deadline(time.monotonic, seconds)):
+        return False
+    log.append(name)
+    lock.release()
+    return True
+
+
+async def test_lock_is_had_first_come_first_served() -> None:
+    lock, log = asyncio.Lock(), list[str]()
+    await lock.acquire()
+    waiting = [asyncio.ensure_future(take(lock, log, name)) for name in "abcd"]
+    await asyncio.sleep(0.01)
+    assert log == []
+    lock.release()
+    assert await asyncio.gather(*waiting) == [True] * 4
+    assert log == ["a", "b", "c", "d"]
+    assert not lock.locked()
+
+
+async def test_lock_that_does_not_come_in_time_is_left_to_the_next() -> None:
+    lock, log = asyncio.Lock(), list[str]()
+    await lock.acquire()
+    started_at = time.monotonic()
+    impatient = asyncio.ensure_future(take(lock, log, "impatient", 0.03))
+    patient = asyncio.ensure_future(take(lock, log, "patient"))
+    assert await impatient is False
+    assert time.monotonic() - started_at < 0.03 + 0.1
+    lock.release()
+    assert await asyncio.wait_for(patient, 1.0)
+    assert log == ["patient"]
+    assert not lock.locked()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_caller_cancelled_just_as_its_turn_comes_leaves_the_lock_to_the_next(turns: int) -> None:
+    lock, log = asyncio.Lock(), list[str]()
+    await lock.acquire()
+    cancelled = asyncio.ensure_future(take(lock, log, "cancelled"))
+    patient = asyncio.ensure_future(take(lock, log, "patient"))
+    await asyncio.sleep(0.01)
+    lock.release()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    with suppress(asyncio.CancelledError):
+        await cancelled
+    assert await asyncio.wait_for(patient, 1.0)
+    assert log[-1] == "patient"
+    assert not lock.locked()
+
+
+async def test_caller_cancelled_while_waiting_leaves_the_lock_to_the_next() -> None:
+    lock, log = asyncio.Lock(), list[str]()
+    await lock.acquire()
+    cancelled = asyncio.ensure_future(take(lock, log, "cancelled"))
+    await asyncio.sleep(0.01)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    lock.release()
+    assert await asyncio.wait_for(take(lock, log, "patient"), 1.0)
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_no_two_have_the_lock_and_nobody_waits_for_ever_whatever_is_cancelled(seed: int) -> None:
+    chance, lock, inside, most = random.Random(seed), asyncio.Lock(), 0, 0
+
+    async def visit() -> None:
+        nonlocal inside, most
+        if not await acquire(lock, Deadline(time.monotonic, chance.choice([0.001, 0.01, 5.0]))):
+            return
+        inside += 1
+        most = max(most, inside)
+        try:
+            await asyncio.sleep(chance.choice([0, 0, 0.001]))
+        finally:
+            inside -= 1
+            lock.release()
+
+    visits = []
+    for _ in range(40):
+        visits.append(asyncio.ensure_future(visit()))
+        if chance.random() < 0.3:
+            await asyncio.sleep(0)
+        if chance.random() < 0.3:
+            chance.choice(visits).cancel()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*visits, return_exceptions=True)
+    assert most == 1
+    await asyncio.sleep(0.01)
+    assert not lock.locked()

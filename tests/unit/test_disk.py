@@ -134,6 +134,42 @@ def test_lock_that_fails_gives_its_file_back(tmp_path: Path, monkeypatch: pytest
     assert opened_descriptors() == before
 
 
+def test_forked_child_closes_what_its_parent_has_open_and_takes_no_lock_along(tmp_path: Path) -> None:
+    disk = RealDisk(tmp_path)
+    before = opened_descriptors()
+    disk.create("a")
+    handle = disk.lock("a.lock")
+    assert handle is not None
+    child = os.fork()
+    if child == 0:
+        try:
+            left = opened_descriptors() - before
+        except BaseException:  # noqa: BLE001  # a forked child must end here, whatever happens
+            left = 99
+        os._exit(left)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert disk.lock("a.lock") is None, "the parent has it still"
+    disk_module._leave_all_to_parent()  # as in a child
+    assert opened_descriptors() == before
+    disk.close(handle)  # a number that may be another file's by now
+    again = disk.lock("a.lock")
+    assert again is not None
+    disk.close(again)
+
+
+def test_file_that_was_removed_or_replaced_is_not_the_one_of_its_name(tmp_path: Path) -> None:
+    disk = RealDisk(tmp_path)
+    handle = disk.create("a")
+    assert disk.is_named("a", handle)
+    disk.remove("a")
+    assert not disk.is_named("a", handle)
+    other = disk.create("a")
+    assert not disk.is_named("a", handle)
+    assert disk.is_named("a", other)
+    disk.close(handle)
+    disk.close(other)
+
+
 def test_copy_is_kept_whole_once(tmp_path: Path) -> None:
     disk = RealDisk(tmp_path)
     (tmp_path / "a").write_bytes(b"damaged")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.journal.frames import Draft, Kind
-from enhanced_checkpointing.operations import DeleteThread, Operation
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.telemetry.events import Notice
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author
@@ -85,7 +87,7 @@ async def test_sizes_are_the_same_for_the_next_process() -> None:
         await add(journal, Author("a").put({"n": [1]}))
         before = journal.status()
     async with opened_journal() as journal:
-        assert journal.status() == before
+        assert journal.status() == replace(before, adopted_size=before.size)
         await journal.mark_applied(journal.entries("a"))
         assert journal.status().size == 0
 
@@ -104,9 +106,10 @@ async def test_process_that_was_killed_leaves_the_same_as_one_that_was_closed() 
 async def test_order_is_kept_over_several_processes_although_the_clock_jumps_back() -> None:
     for stamp in (2000.0, 1000.0, 500.0):
         async with opened_journal(wall_clock=FakeClock(stamp)) as journal:
-            await add(journal, Author("a").put({"stamp": stamp}))
+            await add(journal, replace(Author("a").put({"n": 1}), metadata={"step": int(stamp)}))
     async with opened_journal() as journal:
-        assert [entry.journaled_at for entry in journal.entries("a")] == [2000.0, 1000.0, 500.0]
+        found = await operations_in(journal, "a")
+        assert [put.metadata["step"] for put in found if isinstance(put, Put)] == [2000, 1000, 500]
         assert [entry.thread_sequence for entry in journal.entries("a")] == [1, 2, 3]
 
 
@@ -119,21 +122,34 @@ async def test_two_journals_in_one_directory_leave_each_other_alone() -> None:
         assert journal.held_threads() == ["a", "b"]
 
 
-async def test_dead_letters_and_diverted_threads_survive_a_restart() -> None:
+async def test_dead_letter_is_tried_again_at_the_next_start_in_its_place() -> None:
     async with opened_journal() as journal:
-        first, _ = await add(journal, "a"), await add(journal, "a")
-        await add(journal, "b")
+        first, second = await add(journal, Author("a").put({"n": 1})), await add(journal, "a")
         await journal.bury(first, "refused")
+        assert journal.is_frozen("a")
+    for _ in range(2):
+        async with opened_journal() as journal:
+            assert journal.waiting_threads() == ["a"]
+            assert [entry.name for entry in journal.entries("a")] == [first.name, second.name]
+            await journal.bury(journal.entries("a")[0], "refused again")
+            (letter,) = journal.dead_letters()
+            assert (letter.entry.name, letter.error) == (first.name, "refused again")
+            assert journal.is_frozen("a")
+    async with opened_journal() as journal:
+        await journal.mark_applied(journal.entries("a", 1))
+        await add(journal, "b")
+    async with opened_journal() as journal:
+        assert [entry.name for entry in journal.entries("a")] == [second.name], "once it is taken it is gone"
+        assert journal._adopted[0].buried == {}
+
+
+async def test_diverted_threads_survive_a_restart() -> None:
+    async with opened_journal() as journal:
+        await add(journal, "b")
         await journal.divert("b", "sibling")
     for _ in range(2):
         async with opened_journal() as journal:
-            (letter,) = journal.dead_letters()
-            assert (letter.entry.thread_id, letter.error) == ("a", "refused")
-            assert [record.operation for record in await journal.read([letter.entry])] == [DeleteThread("a")]
-            assert len(journal.entries("a")) == 1
-            assert journal.is_frozen("a")
             assert journal.diverted("b") == "sibling"
-            assert journal.status().dead_letters == 1
             assert journal.waiting_threads() == ["b"]
 
 
@@ -298,6 +314,23 @@ async def test_append_ends_at_its_deadline_on_a_disk_that_could_not_begin_a_book
         assert journal.status().error is None
 
 
+async def test_append_behind_one_for_which_the_disk_begins_a_book_ends_at_its_own_deadline() -> None:
+    disk = FaultyDisk(HERE)
+    disk.failing = {"lock"}
+    async with opened_journal(disk=disk) as journal:
+        disk.heal()
+        disk.gate = threading.Event()
+        first = asyncio.ensure_future(add(journal, "a"))
+        await asyncio.sleep(0)
+        started_at = time.monotonic()
+        with pytest.raises(CheckpointUnavailableError, match=r"did not answer in time. Nothing was stored"):
+            await add(journal, "b", seconds=0.05)
+        assert time.monotonic() - started_at < 0.15
+        disk.gate.set()
+        await first
+        assert journal.held_threads() == ["a"]
+
+
 async def test_append_on_a_disk_that_cannot_begin_a_book_is_refused() -> None:
     disk = FaultyDisk(HERE)
     disk.failing = {"lock"}
@@ -359,6 +392,16 @@ async def test_full_disk_refuses_records_and_drains() -> None:
         assert journal.status().error is None
     async with opened_journal() as journal:
         assert journal.held_threads() == ["5", "b"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+async def test_quota_and_limit_on_the_size_of_files_are_a_full_disk_too(error: int) -> None:
+    disk = FaultyDisk(HERE, error=error)
+    async with opened_journal(disk=disk) as journal:
+        disk.failing = {"write"}
+        with pytest.raises(JournalFullError, match=r"disk of the journal is full.*neither in the primary"):
+            await add(journal, "a")
+        assert not journal.holds("a")
 
 
 async def test_mark_that_could_not_be_stored_leaves_its_records() -> None:
@@ -543,13 +586,20 @@ async def test_operator_is_told_once_at_half_and_once_at_four_fifths() -> None:
         assert len(notices(journal)) == 3, "again, when it filled again"
 
 
-async def test_operator_is_told_when_it_is_full_of_what_earlier_processes_left() -> None:
+async def test_what_earlier_processes_left_takes_no_room_and_is_no_alarm() -> None:
     async with opened_journal() as journal:
         size = (await add(journal, "a")).size
+        await add(journal, "a")
     async with opened_journal(capacity=size) as journal:
-        assert [level for level, _ in notices(journal)] == ["WARNING", "ERROR"]
+        assert [level for level, _ in notices(journal)] == ["WARNING"], "that there is something"
+        assert (journal.status().size, journal.status().adopted_size) == (2 * size, 2 * size)
+        await add(journal, "b", seconds=0.5)
+        assert [level for level, _ in notices(journal)[1:]] == ["ERROR"]
+        assert f"holds {size} of {size} bytes" in notices(journal)[-1][1]
         with pytest.raises(JournalFullError):
             await add(journal, "b", seconds=0.02)
+        await journal.mark_applied(journal.entries("a"))
+        assert (journal.status().size, journal.status().adopted_size) == (size, 0)
 
 
 async def test_name_that_no_database_stores_is_refused_and_holds_nothing() -> None:
@@ -706,3 +756,86 @@ async def test_work_may_run_wherever_the_caller_says() -> None:
         await journal.mark_applied(journal.entries("a"))
     assert len(ran) >= 4
     assert everything() == []
+
+
+# Files that somebody removes
+
+
+async def test_directory_that_is_removed_is_noticed_and_what_comes_then_is_durable() -> None:
+    author = Author("a")
+    before, after = author.put({"n": [1]}), author.put({"n": [2]})
+    async with opened_journal(HERE) as journal:
+        entry = await add(journal, before)
+        shutil.rmtree(HERE)
+        await journal.check()
+        assert [level for level, _ in notices(journal)] == ["ERROR"]
+        assert "removed the files of the journal: 1 operations" in notices(journal)[0][1]
+        await add(journal, after)
+        await journal.check()
+        assert await operations_in(journal, "a") == [before.replayable(), after.replayable()]
+        shutil.copytree(HERE, "left by a kill")
+        async with opened_journal(Path("left by a kill")) as following:
+            assert await operations_in(following, "a") == [after.replayable()]
+            await following.mark_applied(following.entries("a"))
+        await journal.mark_applied([entry])
+        assert len(notices(journal)) == 1, "it is said once"
+
+
+async def test_what_was_in_removed_files_is_drained_and_its_marks_need_no_disk() -> None:
+    async with opened_journal(HERE) as journal:
+        entries = [await add(journal, put) for put in (Author("a").put({"n": 1}), Author("b").put({"n": 1}))]
+        await journal.divert("b", "elsewhere")
+        shutil.rmtree(HERE)
+        await journal.check()
+        for entry in entries:
+            await journal.mark_applied([entry])
+        assert journal.status().pending == 0
+        await journal.check()  # behind what nobody waits for
+        book = next(book for book in journal._adopted if book.is_lost)
+        assert (book.is_settled, book.diverted) == (True, {})
+    assert everything() == []
+    assert [level for level, _ in notices(journal)] == ["ERROR"]
+
+
+async def test_end_says_what_is_lost_with_removed_files() -> None:
+    async with opened_journal(HERE) as journal:
+        await add(journal, Author("a").put({"n": 1}))
+        shutil.rmtree(HERE)
+        await journal.check()
+    assert "1 acknowledged operations are lost" in notices(journal)[-1][1]
+
+
+async def test_file_that_alone_was_removed_is_noticed_and_marks_go_where_they_can() -> None:
+    async with opened_journal(HERE) as journal:
+        entry = await add(journal, Author("a").put({"n": 1}))
+        for lock in files("*.lock"):
+            lock.unlink()
+        await journal.check()
+        await journal.mark_applied([entry])
+        assert journal.status().pending == 0
+    async with opened_journal(HERE) as following:
+        assert following.status().pending == 0, "the mark is where its record is"
+
+
+def take_its_place() -> None:
+    """Put a file where the directory was."""
+    HERE.touch()
+
+
+def make_way() -> None:
+    HERE.unlink()
+
+
+async def test_directory_that_cannot_be_made_again_is_told_until_it_can() -> None:
+    async with opened_journal(HERE) as journal:
+        await add(journal, Author("a").put({"n": 1}))
+        shutil.rmtree(HERE)
+        take_its_place()
+        for _ in range(2):
+            with pytest.raises(CheckpointUnavailableError):
+                await journal.check()
+        assert journal.status().error is not None
+        make_way()
+        await journal.check()
+        await add(journal, Author("b").put({"n": 1}))
+        assert journal.status().error is None

@@ -1,102 +1,16 @@
-"""The engine's rules where no fault of a real database leads: every kind of failure, and no journal."""
+"""The engine's rules where no fault of a real database leads: every kind of failure of a read, and what is live."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import Any
 
 import pytest
 
-from enhanced_checkpointing.backends.contract import classify_by_type
-from enhanced_checkpointing.backends.memory import MemoryBackend
-from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
-from enhanced_checkpointing.operations import Operation
-from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
-from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, Notice
-from tests.support.author import Author, config_of
-from tests.support.recorder import Recorder
-
-
-class Wrong(Exception):
-    """An error whose kind a test chooses."""
-
-    def __init__(self, kind: FailureKind, fix: str = "") -> None:
-        super().__init__(f"it is {kind.name}")
-        self.kind = kind
-        self.fix = fix
-
-
-class WrongBackend(MemoryBackend):
-    """Memory that raises what it is told to, and can be kept waiting."""
-
-    wrong: Wrong | None = None
-    gate: asyncio.Event | None = None
-
-    async def apply(self, operation: Operation) -> None:
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.wrong is not None:
-            raise self.wrong
-        await super().apply(operation)
-
-    async def ask(self, question: Any) -> Any:
-        if self.wrong is not None:
-            raise self.wrong
-        return await super().ask(question)
-
-    def classify(self, error: BaseException) -> Failure:
-        if isinstance(error, Wrong):
-            return Failure(error.kind, error, answered=True, fix=error.fix)
-        return classify_by_type(error)
-
-
-class Setting:
-    """An engine with everything that it works on."""
-
-    def __init__(self, *, with_journal: bool = True, **fields: Any) -> None:
-        config = create_memory_checkpointer(**{"deadline": 0.3, "retries": 0, "on_unknown_thread": "raise", **fields})
-        self.serializer = SharingSerializer()
-        self.backend = WrongBackend(config, self.serializer)
-        self.recorder = Recorder()
-        self.breaker = Breaker(time.monotonic, BreakerSettings(), lambda opened, reason: None)
-        self.journal = MemoryJournal(1_000_000) if with_journal else None
-        self.standby = Standby(self.serializer, 1_000_000, lambda _: False)
-        guard = Guard(
-            "memory",
-            breaker=self.breaker,
-            classify=self.backend.classify,
-            saturated=self.backend.saturated,
-            telemetry=self.recorder,
-            retries=0,
-        )
-        self.engine = Engine(
-            config=config,
-            backend=self.backend,
-            guard=guard,
-            breaker=self.breaker,
-            journal=self.journal,
-            standby=self.standby,
-            serializer=self.serializer,
-            telemetry=self.recorder,
-        )
-        self.author = Author("a", serializer=self.serializer)
-
-    async def put(self) -> None:
-        made = self.author.put({"n": [self.author.head]})
-        await self.engine.put(made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions)
-
-    @property
-    def pending(self) -> int:
-        return self.journal.status().pending if self.journal is not None else 0
-
+from tests.support.author import config_of
+from tests.support.engine_setting import Setting, Wrong
 
 ASKED = config_of("a")
 
@@ -141,56 +55,9 @@ async def test_saturated_pool_refuses_a_read_and_journals_a_write() -> None:
     setting.backend.wrong = Wrong(FailureKind.SATURATED)
     with pytest.raises(CheckpointUnavailableError, match="CHECKPOINT_POOL_MAX_SIZE"):
         await setting.engine.get_tuple(ASKED)
+    assert setting.recorder.outcomes()[-1] == ("a", "unavailable")
     await setting.put()
     assert setting.pending == 1
-
-
-@pytest.mark.parametrize("with_journal", [False, True])
-async def test_write_of_an_outage_is_refused_where_it_may_not_be_journaled(with_journal: bool) -> None:
-    setting = Setting(with_journal=with_journal, on_outage="raise")
-    setting.breaker.trip("down")
-    with pytest.raises(CheckpointUnavailableError, match="was not accepted"):
-        await setting.put()
-    assert setting.pending == 0
-    assert list(setting.engine.waiting_threads()) == []
-
-
-async def test_failed_write_is_refused_where_it_may_not_be_journaled() -> None:
-    setting = Setting(with_journal=False)
-    setting.backend.wrong = Wrong(FailureKind.OUTAGE)
-    with pytest.raises(CheckpointUnavailableError):
-        await setting.put()
-
-
-async def test_what_the_standby_cannot_hold_is_written_all_the_same() -> None:
-    setting = Setting()
-
-    def cannot(operation: Operation) -> None:
-        raise TypeError("Integer exceeds 64-bit range")
-
-    setting.standby.apply = cannot  # type: ignore[method-assign]  # as for a number that JSON takes, and msgpack does not
-    await setting.put()
-    assert (await setting.backend.saver.aget_tuple(ASKED)) is not None
-    assert not setting.standby.knows("a")
-    (notice,) = setting.recorder.of(Notice)
-    assert "cannot be kept warm" in notice.message
-
-
-async def test_write_that_is_cancelled_is_settled_all_the_same_and_waited_for_at_the_end() -> None:
-    setting = Setting()
-    setting.backend.gate = asyncio.Event()
-    writing = asyncio.ensure_future(setting.put())
-    await asyncio.sleep(0.01)
-    writing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await writing
-    closing = asyncio.ensure_future(setting.engine.close(1.0))
-    await asyncio.sleep(0.01)
-    assert not closing.done()
-    setting.backend.gate.set()
-    await closing
-    assert (await setting.engine.get_tuple(ASKED)) is not None
-    await setting.engine.close(1.0)
 
 
 async def test_thread_that_is_held_is_not_read_from_the_primary_while_nobody_drains() -> None:
@@ -202,25 +69,169 @@ async def test_thread_that_is_held_is_not_read_from_the_primary_while_nobody_dra
     assert not setting.breaker.is_open
     found = await setting.engine.get_tuple(ASKED)
     assert found is not None
-    assert found.checkpoint["id"] == setting.author.head
+    assert found.checkpoint["id"] == setting.author("a").head
     assert list(setting.engine.waiting_threads()) == ["a"]
 
 
 async def test_delta_history_comes_from_the_primary() -> None:
     setting = Setting()
     await setting.put()
-    history = await setting.engine.delta_history(config_of("a", checkpoint_id=setting.author.head), ["n"])
+    history = await setting.engine.delta_history(config_of("a", checkpoint_id=setting.author("a").head), ["n"])
     assert set(history) == {"n"}
 
 
-async def test_write_under_way_when_the_loop_ends_is_no_error_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reads_and_writes_that_are_with_the_primary_are_live_calls() -> None:
+    setting, gate = Setting(), asyncio.Event()
+    setting.backend.gate = gate
+    reading = asyncio.Event()
+
+    async def slow(question: object) -> None:
+        reading.set()
+        await gate.wait()
+
+    setting.backend.ask = slow  # type: ignore[method-assign]  # a read that takes a while
+    callers = await setting.begin_puts("a", "b", "c")
+    callers.append(asyncio.ensure_future(setting.engine.get_tuple(ASKED)))  # type: ignore[arg-type]  # returns a tuple
+    await reading.wait()
+    assert setting.engine.live_calls() == 4
+    gate.set()
+    await asyncio.gather(*callers)
+    assert setting.engine.live_calls() == 0
+
+
+async def test_calls_that_failed_are_not_live() -> None:
     setting = Setting()
-    setting.backend.gate = asyncio.Event()
-    writing = asyncio.ensure_future(setting.put())
+    setting.backend.wrong = Wrong(FailureKind.DATA)
+    with pytest.raises(Wrong):
+        await setting.put()
+    with pytest.raises(Wrong):
+        await setting.engine.get_tuple(ASKED)
+    assert setting.engine.live_calls() == 0
+
+
+async def test_history_of_a_thread_comes_from_the_warm_copy_in_an_outage() -> None:
+    setting = Setting()
+    await setting.know("a")
+    await setting.put()
+    await setting.put()
+    setting.backend.wrong = Wrong(FailureKind.OUTAGE)
+    with pytest.raises(CheckpointUnavailableError):
+        await setting.engine.list(config_of("never seen"), None, None, None)
+    assert setting.breaker.is_open
+    found = await setting.engine.list(ASKED, None, None, 1)
+    assert [each.checkpoint["id"] for each in found] == [setting.author("a").head]
+    assert setting.recorder.outcomes()[-2:] == [("never seen", "unavailable"), ("a", "standby")]
+
+
+@pytest.mark.parametrize("kind", [None, FailureKind.TRANSIENT])
+async def test_cold_thread_that_cannot_be_read_is_said_to_be_cold(kind: FailureKind | None) -> None:
+    setting = Setting()
+    await setting.put()
+    setting.standby.forget("a")
+    if kind is None:
+        setting.breaker.trip("down")
+    else:
+        setting.backend.wrong = Wrong(kind)
+    with pytest.raises(
+        CheckpointUnavailableError, match=r"cannot be read.*Nothing is lost; this is not 'not found'"
+    ) as told:
+        await setting.engine.get_tuple(ASKED)
+    assert told.value.__cause__ is setting.backend.wrong
+    assert setting.recorder.outcomes()[-1] == ("a", "unavailable")
+
+
+async def test_deleted_thread_is_gone_at_the_primary_and_known_to_be_empty() -> None:
+    setting = Setting()
+    await setting.put()
+    await setting.engine.delete_thread("a")
+    setting.breaker.trip("down")
+    assert await setting.engine.get_tuple(ASKED) is None
+    assert setting.backend.stored == ["a1", "a!"]
+
+
+async def test_read_drains_its_thread_first_and_then_asks_the_primary() -> None:
+    setting = Setting()
+    await setting.know("a")
+    setting.breaker.trip("down")
+    await setting.put()
+    setting.breaker.close()
+
+    async def drain(thread_id: str, deadline: object) -> bool:
+        await setting.journal.mark_applied(setting.journal.entries(thread_id))
+        return True
+
+    setting.engine.drain_first = drain
+    assert await setting.engine.get_tuple(ASKED) is None, "this drain brought nothing to the primary"
+    assert [scope.route for scope in setting.recorder.scopes] == ["journal", "primary"]
+
+
+async def test_answer_that_was_overtaken_by_a_write_is_not_kept() -> None:
+    setting = Setting()
+    gate, ask = asyncio.Event(), setting.backend.ask
+
+    async def slow(question: object) -> object:
+        answer = await ask(question)
+        await gate.wait()
+        return answer
+
+    setting.backend.ask = slow  # type: ignore[method-assign]  # the answer is on its way for a while
+    await setting.put()
+    setting.standby.forget("a")
+    reading = asyncio.ensure_future(setting.engine.get_tuple(ASKED))
     await asyncio.sleep(0.01)
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        task.cancel()  # as asyncio.run() does
-    with pytest.raises(asyncio.CancelledError):
-        await writing
-    await asyncio.sleep(0.01)
-    assert caplog.records == []
+    await setting.engine.delete_thread("a")
+    setting.standby.forget("a")
+    gate.set()
+    assert await reading is not None, "it was so when the primary was asked"
+    assert not setting.standby.knows("a")
+
+
+async def test_put_of_a_thread_in_quarantine_carries_all_its_values() -> None:
+    """The primary lacks those of the branch that the running graph goes on from."""
+    setting = Setting()
+    author = setting.author("a")
+    author.put({"profile": ["Ada"], "n": [1]})
+    made = author.put({"profile": ["Ada"], "n": [2]})
+    assert set(made.new_versions) == {"n"}
+    setting.engine.estranged.add("a")
+    await setting.engine.put(made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions)
+    found = await setting.backend.saver.aget_tuple(ASKED)
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"profile": ["Ada"], "n": [2]}
+
+
+async def test_writes_of_a_task_reach_the_primary() -> None:
+    setting = Setting()
+    await setting.put()
+    at = config_of("a", checkpoint_id=setting.author("a").head)
+    await setting.engine.put_writes(at, [("n", 1)], "task", "")
+    assert setting.backend.stored == ["a1", "task"]
+
+
+async def test_history_of_a_thread_comes_from_the_primary() -> None:
+    setting = Setting()
+    await setting.put()
+    first = setting.author("a").head
+    await setting.put()
+    found = await setting.engine.list(ASKED, None, None, None)
+    assert [each.checkpoint["id"] for each in found] == [setting.author("a").head, first]
+
+
+async def test_thread_that_is_frozen_is_not_deleted_and_its_caller_is_told() -> None:
+    setting = Setting()
+    await setting.know("a")
+    setting.breaker.trip("down")
+    await setting.put()
+    assert list(setting.engine.held_threads()) == ["a"]
+    (entry,) = setting.journal.entries("a")
+    await setting.journal.bury(entry, "refused")
+    with pytest.raises(CheckpointUnavailableError, match=r"'a' is frozen.*It was not deleted"):
+        await setting.engine.delete_thread("a")
+    assert setting.pending == 0
+    assert list(setting.engine.held_threads()) == ["a"]
+    assert list(setting.engine.waiting_threads()) == []
+
+
+async def test_engine_without_a_journal_has_no_thread_that_waits() -> None:
+    setting = Setting(with_journal=False)
+    assert list(setting.engine.waiting_threads()) == list(setting.engine.held_threads()) == []

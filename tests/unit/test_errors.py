@@ -116,6 +116,34 @@ def test_what_follows_a_secret_in_a_url_stays() -> None:
     )
 
 
+class Diagnosis:
+    """What a server said, in its parts."""
+
+    def __init__(self, primary: str | None) -> None:
+        self.message_primary = primary
+        self.message_detail = "Token hunter2 is invalid"
+
+
+class ServerError(Exception):
+    """Shaped like an error of psycopg."""
+
+    sqlstate = "22P02"
+
+    def __init__(self, primary: str | None, text: str) -> None:
+        super().__init__(text)
+        self.diag = Diagnosis(primary)
+
+
+def test_of_a_server_s_error_only_its_message_and_code_are_shown() -> None:
+    error = ServerError("invalid input syntax for type json", "invalid …\nDETAIL: hunter2\nCONTEXT: {secret: hunter2}")
+    assert redact(error) == "invalid input syntax for type json (SQLSTATE 22P02)"
+    assert redact(ServerError("password=hunter2", "")) == "password=*** (SQLSTATE 22P02)"
+
+
+def test_error_that_no_server_spoke_in_is_shown_as_it_is() -> None:
+    assert redact(ServerError(None, "connection refused")) == "connection refused"
+
+
 def test_anything_can_be_redacted() -> None:
     assert redact(ValueError("password=hunter2")) == "password=***"
     assert redact(None) == "None"

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.journal.filesystems import MOUNTS, NETWORK, filesystem_of, network_filesystem
+from enhanced_checkpointing.journal.filesystems import (
+    MOUNTS,
+    NETWORK,
+    filesystem_of,
+    memory_filesystem,
+    network_filesystem,
+)
 
 MOUNTINFO = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -46,8 +52,16 @@ def test_only_network_file_systems_are_named(tmp_path: Path, directory: str, kin
     assert network_filesystem(Path(directory), mounts) == kind
 
 
+@pytest.mark.parametrize(("directory", "kind"), [("/shm/journal", "tmpfs"), ("/data/journal", None), ("/x", None)])
+def test_only_file_systems_in_memory_are_named(tmp_path: Path, directory: str, kind: str | None) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"{MOUNTINFO}\n28 22 0:24 / /shm rw - tmpfs tmpfs rw\n")
+    assert memory_filesystem(Path(directory), mounts) == kind
+
+
 def test_where_there_is_no_list_of_mounts_it_cannot_be_told(tmp_path: Path) -> None:
     assert network_filesystem(tmp_path, tmp_path / "missing") is None
+    assert memory_filesystem(tmp_path, tmp_path / "missing") is None
 
 
 def test_links_are_followed(tmp_path: Path) -> None:

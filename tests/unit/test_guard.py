@@ -37,7 +37,13 @@ class Setting:
     """A guard, its breaker and what was said; the breaker opens only for what is definite unless told otherwise."""
 
     def __init__(
-        self, *, failures_in_row: int = 1000, retries: int = 2, abandoned_limit: int = 8, saturated: bool = False
+        self,
+        *,
+        failures_in_row: int = 1000,
+        retries: int = 2,
+        abandoned_limit: int = 8,
+        saturated: bool = False,
+        never_waits: bool = False,
     ) -> None:
         self.reasons: list[str] = []
         self.recorder = Recorder()
@@ -51,11 +57,12 @@ class Setting:
             telemetry=self.recorder,
             retries=retries,
             abandoned_limit=abandoned_limit,
+            never_waits=lambda: never_waits,
         )
 
     async def call(self, run: Callable[[], Awaitable[str]], seconds: float = 2.0, *, writes: bool = False) -> str:
         deadline = Deadline(time.monotonic, seconds)
-        return await self.guard.call("put", run, deadline=deadline, subject="thread", writes=writes)
+        return await self.guard.call("put", run, deadline=deadline, subjects=("thread",), writes=writes)
 
     async def failure(self, run: Callable[[], Awaitable[str]], seconds: float = 2.0) -> CallFailed:
         with pytest.raises(CallFailed) as caught:
@@ -509,11 +516,11 @@ async def test_attempt_knows_what_it_is_for_and_its_caller_does_not() -> None:
     async def look() -> str:
         attempt = current_attempt.get()
         assert attempt is not None
-        seen.append((attempt.operation, attempt.subject, attempt.writes))
+        seen.append((attempt.operation, attempt.subjects, attempt.writes))
         return "done"
 
     await Setting().call(look, writes=True)
-    assert seen == [("put", "thread", True)]
+    assert seen == [("put", ("thread",), True)]
     assert current_attempt.get() is None
 
 
@@ -529,3 +536,49 @@ async def test_settle_with_nothing_left_behind_returns_at_once() -> None:
     started_at = time.monotonic()
     await Setting().guard.settle(5.0)
     assert time.monotonic() - started_at < 0.1
+
+
+# A backend that never waits
+
+
+async def test_backend_that_never_waits_needs_no_task_and_its_answers_count() -> None:
+    setting, seen = Setting(failures_in_row=2, retries=0, never_waits=True), list[object]()
+
+    async def look() -> str:
+        seen.append(asyncio.current_task())
+        return "done"
+
+    await setting.failure(Script(transient()))
+    assert await setting.call(look) == "done"
+    assert seen == [asyncio.current_task()]
+    await setting.failure(Script(transient()))
+    assert not setting.breaker.is_open, "the failures were not in a row"
+    await setting.failure(Script(transient()))
+    assert setting.breaker.is_open
+
+
+async def test_backend_that_never_waits_is_not_called_while_its_breaker_is_open() -> None:
+    setting, script = Setting(never_waits=True), Script("done")
+    setting.breaker.trip("down")
+    assert not (await setting.failure(script)).admitted
+    assert script.calls == 0
+
+
+async def test_failures_of_a_backend_that_never_waits_are_classified_and_repeated_like_others() -> None:
+    setting, script = Setting(never_waits=True), Script(transient(), "done")
+    assert await setting.call(script) == "done"
+    assert script.calls == 2
+    fault = Fault(FailureKind.DATA)
+    failed = await setting.failure(Script(fault))
+    assert (failed.kind, failed.error, failed.__cause__) == (FailureKind.DATA, fault, fault)
+    assert not setting.breaker.is_open
+
+
+async def test_cancellation_inside_a_backend_that_never_waits_is_no_failure_of_it() -> None:
+    async def cancelled() -> str:
+        raise asyncio.CancelledError
+
+    setting = Setting(failures_in_row=1, never_waits=True)
+    with pytest.raises(asyncio.CancelledError):
+        await setting.call(cancelled)
+    assert not setting.breaker.is_open

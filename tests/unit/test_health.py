@@ -42,6 +42,7 @@ def reported(
         (PRIMARY, replace(JOURNAL, pending=1), True, "degraded"),
         (PRIMARY, replace(JOURNAL, frozen_threads=("t",)), True, "degraded"),
         (PRIMARY, replace(JOURNAL, damages=1), True, "degraded"),
+        (PRIMARY, replace(JOURNAL, foreign=(("elsewhere", 1),)), True, "degraded"),
         (PRIMARY, replace(JOURNAL, accepts=False, error="disk full"), True, "degraded"),
         (DOWN, replace(JOURNAL, accepts=False, error="disk full"), True, "unhealthy"),
         (PRIMARY, JOURNAL, False, "degraded"),
@@ -67,7 +68,8 @@ def test_divergence_of_the_past_is_shown_and_does_not_degrade() -> None:
 
 
 def test_whole_report_of_an_outage() -> None:
-    journal = JournalHealth("memory", False, True, 5, 3.14159, 2048, 4096, 1, ("thread",), 2, "disk full")
+    foreign = (("elsewhere", 3),)
+    journal = JournalHealth("memory", False, True, 5, 3.14159, 2048, 4096, 1, ("thread",), 2, "disk full", foreign)
     primary = replace(DOWN, outstanding_attempts=2)
     found = reported(primary, journal, divergences=0, parts={"memory_manager": {"healthy": True}})
     assert found == {
@@ -96,6 +98,7 @@ def test_whole_report_of_an_outage() -> None:
             "frozen_threads": 1,
             "damages": 2,
             "error": "disk full",
+            "foreign": [{"home": "elsewhere", "books": 3}],
         },
         "divergences": {"healthy": True, "count": 0},
         "memory_manager": {"healthy": True},

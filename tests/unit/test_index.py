@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from enhanced_checkpointing.errors import JournalFullError
-from enhanced_checkpointing.journal.contract import UNKNOWN, DeadLetter, JournalEntry, entry_of
+from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, entry_of
 from enhanced_checkpointing.journal.index import Index
 from enhanced_checkpointing.operations import DeleteThread
 from tests.support.journals import soon
@@ -32,7 +33,7 @@ async def added(index: Index, thread_id: str) -> JournalEntry:
 
 def adopted(index: Index, thread_id: str) -> JournalEntry:
     found = entry(index, thread_id, index.next_of(thread_id))
-    index.adopt(found)
+    index.adopt(thread_id, [found])
     return found
 
 
@@ -91,13 +92,24 @@ async def test_adopted_records_come_first_and_count_like_others() -> None:
     assert (index.status().pending, index.status().size) == (3, 30)
 
 
-async def test_more_than_fits_may_be_adopted_and_then_nothing_else_fits() -> None:
-    index = Index(15)
-    first, second = adopted(index, "a"), adopted(index, "a")
-    assert index.fill > 1
-    with pytest.raises(JournalFullError):
+async def test_what_was_adopted_takes_no_room_of_ours_and_is_counted() -> None:
+    index = Index(20)
+    others = [adopted(index, "a") for _ in range(3)]
+    ours = [await added(index, "a") for _ in range(2)]
+    status = index.status()
+    assert (status.pending, status.size, status.adopted_size, index.fill) == (5, 50, 30, 1.0)
+    index.remove(others[:2])
+    index.bury(others[2], "refused")
+    with pytest.raises(JournalFullError, match="holds 20 of 20 bytes"):
         await index.begin("b", 10, soon(0.02))
-    waiting = asyncio.ensure_future(index.begin("b", 10, soon()))
+    assert index.status().adopted_size == 0
+    assert index.entries("a") == tuple(ours)
+
+
+async def test_room_that_is_not_enough_is_waited_on() -> None:
+    index = Index(20)
+    first, second = await added(index, "a"), await added(index, "a")
+    waiting = asyncio.ensure_future(index.begin("b", 20, soon()))
     await asyncio.sleep(0)
     index.remove([first])
     await asyncio.sleep(0.01)
@@ -106,16 +118,41 @@ async def test_more_than_fits_may_be_adopted_and_then_nothing_else_fits() -> Non
     assert await waiting == 1
 
 
-async def test_dead_letter_that_was_adopted_freezes_its_thread_and_takes_no_room() -> None:
-    index = Index(100)
-    letter = DeadLetter(entry(index, "a", index.next_of("a")), "refused")
-    index.adopt_letter(letter)
-    behind = adopted(index, "a")
-    assert index.dead_letters() == [letter]
-    assert index.entries("a") == (behind,)
-    assert index.is_frozen("a")
-    assert (index.status().dead_letters, index.status().pending, index.status().size) == (1, 1, 10)
-    assert index.held_threads() == ["a"]
+def test_records_that_are_adopted_take_their_places_by_the_time_when_they_were_written() -> None:
+    index = Index(1000)
+
+    def written(*stamps: float) -> list[JournalEntry]:
+        return [replace(entry(index, "a", index.next_of("a")), journaled_at=stamp) for stamp in stamps]
+
+    ours = written(3.0, 1.0, 5.0)  # the clock jumped back once
+    index.adopt("a", ours)
+    theirs = written(2.0, 3.0, 4.0)
+    index.adopt("a", theirs)
+    assert index.entries("a") == (theirs[0], ours[0], ours[1], theirs[1], theirs[2], ours[2])
+    index.remove(index.entries("a", 2))
+    assert index.waiting_threads() == ["a"]
+
+
+def test_deletion_means_what_other_processes_had_written_before_it() -> None:
+    index = Index(1000)
+
+    def put(checkpoint_id: str, checkpoint_ns: str = "") -> JournalEntry:
+        found = entry(index, "a", index.next_of("a"))
+        return replace(found, name="put", checkpoint_ns=checkpoint_ns, checkpoint_id=checkpoint_id)
+
+    def deletion(base_head: BaseHead) -> JournalEntry:
+        return replace(entry(index, "a", index.next_of("a")), base_head=base_head)
+
+    index.adopt(
+        "a",
+        [
+            *(put("3"), put("9", "child"), deletion("2")),
+            *(deletion("2"), put("4"), deletion("5")),
+            *(put("6"), deletion(None), put("7"), deletion(UNKNOWN)),
+        ],
+    )
+    deletions = [found.base_head for found in index.entries("a") if found.name == "delete"]
+    assert deletions == ["3", "2", "5", "6", UNKNOWN]
 
 
 async def test_damaged_thread_is_held_and_frozen_although_nothing_is_left_of_it() -> None:
@@ -135,3 +172,93 @@ def test_thread_that_is_not_held_cannot_be_diverted() -> None:
     index.divert("a", "sibling")
     assert not index.holds("a")
     assert index.diverted("a") is None
+
+
+# The order in which appends come in
+
+
+async def come(index: Index, log: list[str], name: str, size: int = 10, seconds: float = 5.0) -> None:
+    deadline = soon(seconds)
+    async with index.turn(deadline) as mine:
+        if not mine:
+            raise index.full(size)
+        await index.begin(name, size, deadline)
+        log.append(name)
+
+
+async def test_append_that_nobody_is_in_front_of_has_its_turn_without_waiting() -> None:
+    index, deadline = Index(100), soon(0.0)
+    async with index.turn(deadline) as mine:
+        assert mine
+    async with index.turn(deadline) as mine:
+        assert mine, "the first one gave it back"
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_smaller_record_does_not_overtake_one_that_waits_for_room() -> None:
+    index, log = Index(100), list[str]()
+    first = await added(index, "first")
+    waiting = [
+        asyncio.ensure_future(come(index, log, name, size)) for name, size in (("big", 95), ("small", 2), ("last", 2))
+    ]
+    await asyncio.sleep(0.01)
+    assert log == []
+    index.remove([first])
+    await asyncio.gather(*waiting)
+    assert log == ["big", "small", "last"]
+
+
+async def test_turn_that_did_not_come_in_time_is_told_that_there_is_no_room_and_the_next_gets_it() -> None:
+    index, log = Index(100), list[str]()
+    first = await added(index, "first")
+    big = asyncio.ensure_future(come(index, log, "big", 95))
+    impatient = asyncio.ensure_future(come(index, log, "impatient", seconds=0.02))
+    patient = asyncio.ensure_future(come(index, log, "patient", 5))
+    with pytest.raises(JournalFullError, match=r"10 of 100 bytes.*this write of 10 bytes"):
+        await impatient
+    assert not index.holds("impatient")
+    index.remove([first])
+    await asyncio.gather(big, patient)
+    assert log == ["big", "patient"]
+
+
+async def test_those_who_come_between_two_turns_do_not_overtake_who_is_next() -> None:
+    index, log = Index(100), list[str]()
+    inside = asyncio.Event()
+
+    async def stay() -> None:
+        async with index.turn(soon()):
+            await inside.wait()
+
+    staying = asyncio.ensure_future(stay())
+    await asyncio.sleep(0)
+    waiting = [asyncio.ensure_future(come(index, log, "next"))]
+    await asyncio.sleep(0.01)
+    inside.set()
+    for number in range(6):
+        waiting.append(asyncio.ensure_future(come(index, log, str(number))))
+        await asyncio.sleep(0)
+    await asyncio.gather(staying, *waiting)
+    assert log == ["next", *"012345"]
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_append_that_is_cancelled_in_its_turn_or_before_it_leaves_it_to_the_next(turns: int) -> None:
+    index, log = Index(100), list[str]()
+    first = await added(index, "first")
+    cancelled = [asyncio.ensure_future(come(index, log, name, 95)) for name in ("in its turn", "before it")]
+    patient = asyncio.ensure_future(come(index, log, "patient"))
+    await asyncio.sleep(0.01)
+    index.remove([first])
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for task in cancelled:
+        task.cancel()
+    await asyncio.gather(*cancelled, return_exceptions=True)
+    if "in its turn" in log:
+        index.give_up("in its turn", 95)
+    if "before it" in log:
+        index.give_up("before it", 95)
+    await asyncio.wait_for(patient, 1.0)
+    assert log[-1] == "patient"
+    assert len(asyncio.all_tasks()) == 1

@@ -296,6 +296,54 @@ async def test_append_that_is_cancelled_while_it_waits_stores_nothing(kind: str)
         assert len(asyncio.all_tasks()) == 1
 
 
+@both
+async def test_concurrent_appends_are_stored_in_the_order_of_their_calls(kind: str) -> None:
+    async with desk_of(kind) as desk:
+        names = [str(number) for number in range(30)]
+        entries = await asyncio.gather(*(desk.add(name) for name in names))
+        assert [entry.thread_id for entry in sorted(entries, key=lambda entry: entry.sequence)] == names
+
+
+@both
+async def test_appends_that_wait_for_room_are_stored_in_the_order_of_their_calls(kind: str) -> None:
+    """Although the ones behind the first would find room before it does."""
+    size = await size_of_one(kind)
+    async with desk_of(kind, capacity=4 * size) as desk:
+        old = [await desk.add("a") for _ in range(4)]
+        big = Author("b").put({"log": [2 * size * "x"]})
+        waiting = [asyncio.ensure_future(add(desk.journal, big)), *(asyncio.ensure_future(desk.add("c")) for _ in "12")]
+        await asyncio.sleep(0.01)
+        await desk.journal.mark_applied(old[:2])
+        await asyncio.sleep(0.05)
+        assert not any(task.done() for task in waiting), "there is room for the later ones only"
+        waiting[0].cancel()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(each) for each in done] == [asyncio.CancelledError, JournalEntry, JournalEntry]
+
+
+@both
+async def test_all_who_wait_until_the_same_moment_are_told_that_there_is_no_room(kind: str) -> None:
+    async with desk_of(kind, capacity=await size_of_one(kind)) as desk:
+        await desk.add("a")
+        told = await asyncio.gather(*(desk.add(name, seconds=0.05) for name in "bcdef"), return_exceptions=True)
+        assert [type(error) for error in told] == [JournalFullError] * 5
+
+
+@both
+async def test_append_behind_one_that_waits_for_room_ends_at_its_own_deadline(kind: str) -> None:
+    async with desk_of(kind, capacity=await size_of_one(kind)) as desk:
+        first = await desk.add("a")
+        patient = asyncio.ensure_future(desk.add("b"))
+        await asyncio.sleep(0)
+        started_at = time.monotonic()
+        with pytest.raises(JournalFullError):
+            await desk.add("c", seconds=0.05)
+        assert 0.04 < time.monotonic() - started_at < 0.25
+        await desk.journal.mark_applied([first])
+        await asyncio.wait_for(patient, 1.0)
+        assert not desk.journal.holds("c")
+
+
 def test_memory_is_never_durable_and_the_disk_is() -> None:
     assert MemoryJournal(CAPACITY).durable is False
     assert durable_journal().durable is True

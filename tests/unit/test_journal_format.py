@@ -36,11 +36,12 @@ async def test_journal_of_every_format_is_read_back(version: int) -> None:
         heads = [entry.base_head for entry in journal.entries("thread ü")]
         assert heads == [None, "1f000000-0000-6000-8000-000000000001", UNKNOWN]
         assert {entry.journaled_at for entry in journal.entries("thread ü")} == {WRITTEN_AT}
-        (letter,) = journal.dead_letters()
-        assert (letter.entry.thread_id, letter.error) == ("refused", "invalid byte sequence: ü")
+        (book,) = journal._adopted
+        assert list(book.buried.values()) == ["invalid byte sequence: ü"]
+        assert journal.dead_letters() == [], "they are tried again"
         assert journal.diverted("diverted") == "diverted~outage~1"
         assert journal.status().damages == 0
-        assert journal.waiting_threads() == ["thread ü", "diverted"]
+        assert journal.waiting_threads() == ["thread ü", "refused", "diverted"]
 
 
 @pytest.mark.parametrize("version", range(1, FORMAT + 1))
@@ -49,7 +50,7 @@ async def test_journal_of_every_format_can_be_drained(version: int) -> None:
         for thread_id in journal.waiting_threads():
             await journal.mark_applied(journal.entries(thread_id))
     async with opened_journal(Path("journal")) as journal:
-        assert journal.held_threads() == ["refused"]
+        assert journal.held_threads() == []
 
 
 def test_what_is_kept_has_every_kind_of_frame() -> None:

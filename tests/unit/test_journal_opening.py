@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -12,23 +13,30 @@ import pytest
 from enhanced_checkpointing import CheckpointerConfig, create_memory_checkpointer, create_sqlite_checkpointer
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal import opening
+from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.opening import open_journal
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice
 from tests.support.disks import bound_by_modes, folder_without_root
-from tests.support.journals import add
+from tests.support.journals import add, opened_journal
 from tests.support.recorder import Recorder
 
 
 async def opened(config: CheckpointerConfig) -> tuple[str, list[Notice]]:
     """What kind of journal it is, after it was written to, and what was said."""
     recorder = Recorder()
-    journal = await open_journal(config, SharingSerializer(), recorder)
+    journal = await open_journal(config, SharingSerializer(), recorder, home="somewhere")
     if journal is None:
         return "off", recorder.of(Notice)
     await journal.mark_applied([await add(journal, "a")])
     await journal.close()
     return "durable" if journal.durable else "memory", recorder.of(Notice)
+
+
+@pytest.fixture(autouse=True)
+def on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some machines temporary directories are in memory."""
+    monkeypatch.setattr(opening, "memory_filesystem", lambda directory: None)
 
 
 def config(**fields: Any) -> CheckpointerConfig:
@@ -131,3 +139,56 @@ async def test_windows_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(CheckpointerConfigurationError, match=r"flock, which Windows does not have"):
         await opened(config(journal="durable"))
+
+
+async def test_directory_in_memory_is_used_and_said_not_to_survive_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "memory_filesystem", lambda directory: "tmpfs" if directory.is_absolute() else None)
+    kind, (notice,) = await opened(config(journal_dir="journal"))
+    assert (kind, notice.level) == ("durable", "WARNING")
+    assert "in memory (tmpfs)" in notice.message
+    assert "survives this process, but not the machine" in notice.message
+
+
+async def leave_backlog() -> None:
+    """Two operations of a process that is gone, in the default directory."""
+    async with opened_journal(Path(".checkpoints/journal")) as journal:
+        for name in ("a", "b"):
+            await add(journal, name)
+
+
+def files_in_default_directory() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(".checkpoints/journal").iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["memory", "off"])
+async def test_backlog_that_a_start_without_the_durable_journal_does_not_drain_is_said_and_left(kind: Any) -> None:
+    await leave_backlog()
+    before = files_in_default_directory()
+    found, (notice,) = await opened(config(journal=kind))
+    assert (found, notice.level) == (kind, "WARNING")
+    assert notice.message.startswith("2 operations that ended processes acknowledged wait in ")
+    assert notice.message.endswith("start once with CHECKPOINT_JOURNAL=durable")
+    assert files_in_default_directory() == before
+
+
+async def test_backlog_of_a_process_that_runs_is_its_own() -> None:
+    async with opened_journal(Path(".checkpoints/journal")) as journal:
+        await add(journal, "a")
+        assert await opened(config(journal="memory")) == ("memory", [])
+
+
+async def test_backlog_that_cannot_be_looked_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: RealDisk) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    await leave_backlog()
+    monkeypatch.setattr(RealDisk, "names", fail)
+    kind, (notice,) = await opened(config(journal="memory"))
+    assert kind == "memory"
+    assert "cannot be told (Input/output error)" in notice.message
+
+
+async def test_windows_has_no_backlogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    await leave_backlog()
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert await opened(config(journal="memory")) == ("memory", [])

@@ -55,8 +55,18 @@ BY_CODE: list[tuple[type[psycopg.Error], FailureKind]] = [
     (errors.CharacterNotInRepertoire, DATA),
     (errors.ProgramLimitExceeded, DATA),
     (errors.StatementTooComplex, DATA),
-    (errors.SyntaxError, DATA),
-    (errors.FeatureNotSupported, DATA),
+    (errors.ForeignKeyViolation, DATA),
+    (errors.RaiseException, DATA),
+    (errors.StatementCompletionUnknown, UNKNOWN),
+    (errors.TransactionRollback, TRANSIENT),
+    (errors.NoActiveSqlTransaction, TRANSIENT),
+    (errors.ObjectInUse, TRANSIENT),
+    (errors.ObjectNotInPrerequisiteState, CONFIGURATION),
+    (errors.InvalidColumnReference, CONFIGURATION),
+    (errors.UndefinedFunction, CONFIGURATION),
+    (errors.DatatypeMismatch, CONFIGURATION),
+    (errors.SyntaxError, CONFIGURATION),
+    (errors.FeatureNotSupported, CONFIGURATION),
     (errors.DataCorrupted, CORRUPTION),
     (errors.IndexCorrupted, CORRUPTION),
 ]
@@ -91,10 +101,25 @@ def test_other_failures_promise_no_fix(error_type: type[psycopg.Error]) -> None:
         (errors.DuplicatePreparedStatement, "CHECKPOINT_POSTGRES_PREPARE_THRESHOLD=off"),
         (errors.InvalidSqlStatementName, "CHECKPOINT_POSTGRES_PREPARE_THRESHOLD=off"),
         (errors.DatabaseDropped, "database again"),
+        (errors.InvalidColumnReference, "primary keys"),
+        (errors.ObjectNotInPrerequisiteState, "primary keys"),
     ],
 )
 def test_fix_fits_the_fault(error_type: type[psycopg.Error], word: str) -> None:
     assert word in classify_postgres(error_type("denied")).fix
+
+
+def test_prepared_statement_that_a_changed_table_has_outdated_is_tried_again() -> None:
+    failure = classify_postgres(errors.FeatureNotSupported("cached plan must not change result type"))
+    assert (failure.kind, failure.fix, failure.answered) == (TRANSIENT, "", True)
+
+
+def test_no_fault_of_the_tables_is_a_fault_of_the_data() -> None:
+    """Statements are always the same, so what the server says of one it says of all, and of every thread."""
+    known = [kind for kind in vars(errors).values() if isinstance(getattr(kind, "sqlstate", None), str)]
+    of_tables = [kind for kind in known if kind.sqlstate[:2] in ("0A", "25", "42", "55")]
+    assert len(of_tables) > 30
+    assert DATA not in {classify_postgres(kind("said")).kind for kind in of_tables}
 
 
 def test_every_code_that_psycopg_knows_has_a_kind() -> None:

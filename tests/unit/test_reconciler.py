@@ -338,6 +338,23 @@ async def test_operation_that_comes_while_its_thread_is_drained_is_drained_with_
     assert len(setting.recorder.of(ThreadDrained)) == 1
 
 
+async def test_moment_at_which_a_thread_is_not_drained_comes_when_its_drain_has_ended() -> None:
+    setting = Setting()
+    await asyncio.wait_for(setting.reconciler.undrained("a"), 0.1)
+    gate = setting.backend.gate = asyncio.Event()
+    await setting.add_steps("a")
+    draining = asyncio.ensure_future(setting.reconciler.drain_all())
+    await eventually(lambda: setting.backend.running == 1)
+    waiting = asyncio.ensure_future(setting.reconciler.undrained("a"))
+    await asyncio.wait_for(setting.reconciler.undrained("b"), 0.1)
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    gate.set()
+    await waiting
+    assert len(setting.of("a")) == 3
+    assert await draining
+
+
 # A read that waits
 
 
@@ -402,6 +419,22 @@ class Fork(Setting):
 
     def ids(self, *puts: Put) -> list[str]:
         return [put.checkpoint_id for put in puts]
+
+
+def compare_heads(setting: Setting) -> None:
+    """Let the primary compare heads and write in one step, as PostgreSQL does."""
+    apply_all = setting.backend.apply_all
+
+    async def comparing(operations: Sequence[Operation], heads: Heads) -> bool:
+        thread_id = operations[0].thread_id
+        for name, known in heads.items():
+            found = chain(setting.primary, thread_id, name)
+            if (found[-1] if found else None) not in known:
+                return False
+        return await apply_all(operations, {})
+
+    setting.backend.apply_all = comparing  # type: ignore[method-assign]
+    setting.backend.compares_heads = True  # type: ignore[misc]  # of this one only
 
 
 async def test_newest_wins_keeps_both_branches_in_the_thread_and_reports_them() -> None:
@@ -521,6 +554,119 @@ async def test_deletion_in_quarantine_deletes_the_thread_that_was_meant_too() ->
     assert chain(setting.primary, "t") == []
 
 
+async def late_deletion(*, base: str | None, moved: bool, **fields: Any) -> tuple[Setting, list[str]]:
+    """A thread of one checkpoint that is deleted here and, if it `moved`, went on elsewhere; and what is there now."""
+    setting = Setting(**fields)
+    theirs = setting.author("t")
+    puts = [theirs.put({"n": step}) for step in range(2 if moved else 1)]
+    for put in puts:
+        await apply_shared(setting.primary, put)
+    known: BaseHead = {"known": puts[0].checkpoint_id, "empty": None, None: UNKNOWN}[base]
+    await setting.add(DeleteThread("t"), known)
+    return setting, [put.checkpoint_id for put in puts]
+
+
+@pytest.mark.parametrize("compares_heads", [False, True])
+@pytest.mark.parametrize("base", ["known", "empty"])
+async def test_deletion_spares_what_somebody_else_wrote_since_and_is_reported(base: str, compares_heads: bool) -> None:
+    setting, ids = await late_deletion(base=base, moved=True)
+    if compares_heads:
+        compare_heads(setting)
+    assert await setting.reconciler.drain_all()
+    assert chain(setting.primary, "t") == ids
+    expected = ids[0] if base == "known" else None
+    assert setting.recorder.of(Diverged) == [Diverged("memory", "t", "", expected, ids[1], "t", deletion=True)]
+    assert setting.reconciler.divergences == 1
+    assert not setting.journal.holds("t")
+    assert not setting.standby.knows("t"), "the warm copy takes it for empty"
+
+
+@pytest.mark.parametrize("compares_heads", [False, True])
+@pytest.mark.parametrize(("base", "moved"), [("known", False), (None, True)])
+async def test_deletion_of_what_nobody_else_wrote_or_of_what_was_never_seen_is_carried_out(
+    base: str | None, moved: bool, compares_heads: bool
+) -> None:
+    setting, _ = await late_deletion(base=base, moved=moved)
+    if compares_heads:
+        compare_heads(setting)
+    assert await setting.reconciler.drain_all()
+    assert chain(setting.primary, "t") == []
+    assert setting.reconciler.divergences == 0
+    assert setting.standby.knows("t")
+
+
+@pytest.mark.parametrize("on_divergence", ["newest_wins", "quarantine"])
+async def test_what_comes_behind_a_deletion_that_was_not_carried_out_is_a_branch(on_divergence: str) -> None:
+    setting, ids = await late_deletion(base="known", moved=True, on_divergence=on_divergence)
+    ours = setting.author("t").put({"n": 9})
+    await setting.add(ours, None)
+    assert await setting.reconciler.drain_all()
+    target = f"t~outage~{ours.checkpoint_id}" if on_divergence == "quarantine" else "t"
+    assert chain(setting.primary, "t") == ids + [ours.checkpoint_id] * (target == "t")
+    assert chain(setting.primary, target)[-1] == ours.checkpoint_id
+    reported = [(event.deletion, event.kept_as) for event in setting.recorder.of(Diverged)]
+    assert reported == [(True, "t"), (False, target)]
+
+
+@pytest.mark.parametrize("on_divergence", ["newest_wins", "quarantine"])
+async def test_deletion_behind_a_branch_spares_the_other_branch(on_divergence: str) -> None:
+    fork = await Fork(on_divergence=on_divergence).prepare()
+    await fork.add(DeleteThread("a"), fork.ours[-1].checkpoint_id)
+    assert await fork.reconciler.drain_all()
+    assert fork.theirs.checkpoint_id in chain(fork.primary, "a")
+    assert chain(fork.primary, fork.sibling) == [], "in quarantine, our branch is what was deleted"
+    assert [event.deletion for event in fork.recorder.of(Diverged)] == [False, True]
+
+
+async def test_deletion_of_a_thread_that_nobody_can_read_is_not_carried_out() -> None:
+    setting, ids = await late_deletion(base="known", moved=False)
+
+    async def ask(question: object) -> object:
+        raise ValueError("cannot be deserialized")
+
+    setting.backend.ask = ask  # type: ignore[method-assign, assignment]  # stored data that no reader understands
+    assert await setting.reconciler.drain_all()
+    assert chain(setting.primary, "t") == ids
+    assert [event.found_head for event in setting.recorder.of(Diverged)] == ["unreadable"]
+
+
+@pytest.mark.parametrize("step", ["asked", "applied"])
+async def test_outage_in_a_deletion_leaves_it_in_the_journal(step: str) -> None:
+    setting, _ = await late_deletion(base="known", moved=False)
+    if step == "asked":
+        setting.saver.fail_with(ConnectionRefusedError("down"))
+    else:
+        setting.backend.refusals["t"] = FailureKind.OUTAGE
+    assert not await setting.reconciler.drain_all()
+    assert setting.journal.status().pending == 1
+    setting.saver.heal()
+    setting.backend.refusals.clear()
+    setting.breaker.close()
+    assert await setting.reconciler.drain_all()
+    assert chain(setting.primary, "t") == []
+
+
+async def test_deletion_that_is_refused_for_good_is_a_dead_letter() -> None:
+    setting, ids = await late_deletion(base="known", moved=False)
+    setting.backend.refusals["t"] = FailureKind.DATA
+    assert await setting.reconciler.drain_all()
+    assert setting.outcomes() == {"t": "frozen"}
+    assert chain(setting.primary, "t") == ids
+
+
+@pytest.mark.parametrize("on_divergence", ["newest_wins", "quarantine"])
+async def test_branch_that_forked_is_found_by_the_step_that_writes(on_divergence: str) -> None:
+    """A primary that compares heads itself is not asked for them first."""
+    fork = await Fork(on_divergence=on_divergence).prepare()
+    compare_heads(fork)
+    assert await fork.reconciler.drain_all()
+    kept_as = fork.sibling if on_divergence == "quarantine" else "a"
+    assert [event.kept_as for event in fork.recorder.of(Diverged)] == [kept_as]
+    assert fork.theirs.checkpoint_id in chain(fork.primary, "a")
+    assert set(fork.ids(*fork.ours)) <= set(chain(fork.primary, kept_as))
+    assert fork.reconciler.divergences == 1
+
+
 async def test_thread_that_did_not_fork_stays_warm() -> None:
     setting = Setting()
     await setting.add(setting.author("a").put({"n": 1}), None)
@@ -559,6 +705,41 @@ async def test_it_pauses_after_a_failure_and_tries_again_by_itself(monkeypatch: 
         setting.backend.refusals.clear()
         assert await setting.reconciler.wait_drained(1.0)
     assert len(setting.of("a")) == 3
+
+
+async def test_it_is_not_woken_by_what_is_journaled_while_the_breaker_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, looks = Setting(), list[int]()
+    drain_all = setting.reconciler.drain_all
+
+    async def counted() -> bool:
+        looks.append(setting.journal.status().pending)
+        return await drain_all()
+
+    monkeypatch.setattr(setting.reconciler, "drain_all", counted)
+    setting.breaker.trip("down")
+    async with setting.running():
+        await setting.add_steps("a")
+        await asyncio.sleep(0.02)
+        assert looks == []
+        setting.breaker.close()
+        setting.reconciler.wake()
+        await eventually(lambda: looks == [3])
+
+
+async def test_it_goes_on_at_once_when_the_primary_is_back_after_it_was_lost_in_a_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconciler, "SHORTEST_PAUSE", 2.0)
+    setting = Setting()
+    setting.backend.refusals["a"] = FailureKind.OUTAGE
+    async with setting.running():
+        await setting.add_steps("a")
+        await eventually(lambda: setting.breaker.is_open and setting.outcomes() == {"a": "paused"})
+        await asyncio.sleep(0.01)
+        setting.backend.refusals.clear()
+        setting.breaker.close()
+        setting.reconciler.wake()
+        assert await setting.reconciler.wait_drained(1.0), "whoever closed the breaker need not wait for a pause"
 
 
 async def test_waiting_ends_with_its_time_and_tells_that_something_is_left() -> None:

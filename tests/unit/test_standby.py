@@ -179,7 +179,76 @@ def test_bound_of_zero_keeps_nothing_but_what_is_pinned() -> None:
     setting.write("held", "other")
     setting.standby.note_empty("empty", "")
     assert setting.warm() == ["held"]
-    assert not setting.standby.knows("empty")
+    assert setting.standby.size == setting.standby._threads["held"].size
+    assert len(setting.standby) == 1
+    assert setting.standby.get_tuple(config_of("empty")) is None
+
+
+def test_thread_without_room_that_is_known_to_be_empty_can_be_asked_and_begun() -> None:
+    setting = Setting(max_bytes=0)
+    setting.standby.note_empty("new", "")
+    assert len(setting.standby) == 0
+    assert setting.standby.knows("new")
+    assert setting.standby.get_tuple(config_of("new")) is None
+    assert setting.standby.history(config_of("new"), None, None, None) == []
+    setting.pinned.add("new")
+    put = setting.author("new").put({"value": BIG})
+    assert setting.standby.base_head(put) is None
+    setting.standby.apply(put)
+    assert values_of(setting.standby, "new") == {"value": BIG}
+    assert len(setting.standby.history(config_of("new"), None, None, None)) == 1, "it is known from its beginning"
+
+
+@pytest.mark.parametrize("how", ["by itself", "with others", "with all", "deleted and begun"])
+def test_empty_thread_that_is_forgotten_is_not_known_any_more(how: str) -> None:
+    setting = Setting(max_bytes=0)
+    setting.standby.note_empty("new", "")
+    if how == "by itself":
+        setting.standby.forget("new")
+    elif how == "deleted and begun":
+        setting.write("new")  # too large to stay, and not empty any more
+    else:
+        setting.standby.forget_all(["new"] if how == "with others" else None)
+    assert not setting.standby.knows("new")
+    with pytest.raises(CheckpointUnavailableError):
+        setting.standby.get_tuple(config_of("new"))
+
+
+def test_empty_threads_are_remembered_up_to_a_number_the_least_recently_asked_leave_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("enhanced_checkpointing.failover.standby.EMPTY_REMEMBERED", 3)
+    standby = Setting(max_bytes=0).standby
+    for name in ("a", "b", "c"):
+        standby.note_empty(name, "")
+    standby.get_tuple(config_of("a"))
+    standby.note_empty("d", "")
+    assert [name for name in ("a", "b", "c", "d") if standby.knows(name)] == ["a", "c", "d"]
+
+
+def test_part_of_a_thread_that_is_empty_does_not_make_it_an_empty_thread() -> None:
+    standby = Setting(max_bytes=0).standby
+    standby.note_empty("a", "child")
+    assert not standby.knows("a")
+
+
+def test_threads_that_wait_in_the_journal_and_need_more_room_than_there_is_are_warned_of_once() -> None:
+    warnings: list[str] = []
+    setting = Setting(max_bytes=25_000)
+    setting.standby._warn = warnings.append
+    setting.write("other")
+    setting.pinned |= {"a", "b", "c", "d"}
+    setting.write("a", "b")
+    assert warnings == []
+    setting.write("c", "d")
+    assert len(warnings) == 1
+    assert "CHECKPOINT_STANDBY_MAX_BYTES" in warnings[0]
+    setting.pinned.clear()
+    setting.write("e")
+    setting.pinned |= {"a", "b", "c", "d", "e"}
+    setting.write("a", "b", "c")
+    assert len(warnings) == 2, "another time"
+    assert Setting(max_bytes=0).standby._warn("nobody listens") is None
 
 
 def test_size_is_the_sum_of_what_is_warm_and_nothing_when_all_is_forgotten() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, ClassVar, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.operations import Operation, apply_to_saver
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")
+
+_CREDENTIAL = re.compile(r"\b(?:user|username|uid|password|passwd|pwd)\s*=\s*(?:'[^']*'|[^\s&;]*)", re.IGNORECASE)
 
 Heads = Mapping[str, Collection[str | None]]
 """For namespaces of a thread: which checkpoints may be the newest one there; None: there may be none."""
@@ -70,6 +75,20 @@ class Backend:
         """Say what an error of `saver`, `apply` or `probe` means for the data."""
         return classify_by_type(error)
 
+    def check(self, operation: Operation) -> None:
+        """Raise what the database would surely refuse, as `apply` would: called, without it, before an operation is
+        acknowledged in an outage. Whatever is raised here is taken for the caller's fault."""
+
+    def home(self) -> str:
+        """Which database this is, for people and for the journal: what was acknowledged for one is never drained into
+        another. It says neither user nor password, and does not change when they do.
+
+        The default tells databases apart without naming them.
+        """
+        where = self.config.connection_string
+        text = _without_credentials(where.get_secret_value()) if where else str(self.config.database_path)
+        return f"{self.name}:{blake2b(text.encode(errors='backslashreplace'), digest_size=8).hexdigest()}"
+
     async def apply(self, operation: Operation) -> None:
         """Commit one operation; it is durable when this returns."""
         await apply_to_saver(self.saver, operation, self.serializer)
@@ -97,6 +116,10 @@ class Backend:
         """Call methods of the saver that `question` is given; all reads and all maintenance come this way."""
         return await question(self.saver)
 
+    def never_waits(self) -> bool:
+        """Whether no call ever waits for anything, so that it needs no task to bound it."""
+        return False
+
     def saver_type(self) -> type[BaseCheckpointSaver[Any]]:
         """The class of the saver: it tells which maintenance methods there are."""
         return type(self.saver)
@@ -122,6 +145,12 @@ class Backend:
 
     async def close(self) -> None:
         """Give everything back; bounded, and safe to call twice or without `open`."""
+
+
+def _without_credentials(connection_string: str) -> str:
+    """A URL without the part in front of the `@`, and any string without pairs that name a user or a secret."""
+    text = re.sub(r"://[^/?#]*@", "://", redact(connection_string))
+    return _CREDENTIAL.sub("", text)
 
 
 def classify_by_type(error: BaseException) -> Failure:

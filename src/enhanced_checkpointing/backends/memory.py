@@ -6,6 +6,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation, apply_shared
 from enhanced_checkpointing.serialization import SharingSerializer
 
@@ -20,5 +21,11 @@ class MemoryBackend(Backend):
         super().__init__(config, serializer)
         self.saver = InMemorySaver(serde=serializer)
 
+    def home(self) -> str:
+        return MEMORY
+
     async def apply(self, operation: Operation) -> None:
         await apply_shared(self.saver, operation)
+
+    def never_waits(self) -> bool:
+        return type(self) is MemoryBackend and type(self.saver) is InMemorySaver

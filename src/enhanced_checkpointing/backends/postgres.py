@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import uuid4
 
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
-from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from psycopg import AsyncConnection, AsyncCursor, sql
-from psycopg.rows import DictRow, dict_row
+from psycopg import AsyncConnection, sql
+from psycopg.rows import DictRow
 
+from enhanced_checkpointing.backends import postgres_refusals
 from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres_failures import LostSessionError, classify_postgres
-from enhanced_checkpointing.backends.postgres_rows import statement
+from enhanced_checkpointing.backends.postgres_home import home_of
+from enhanced_checkpointing.backends.postgres_rows import Statement, probe_statement, statements
+from enhanced_checkpointing.backends.postgres_saver import PooledSaver
+from enhanced_checkpointing.backends.postgres_wire import execute
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.operations import Operation
@@ -50,11 +52,12 @@ MISSING_PRIVILEGES = """
 
 
 class PostgresBackend(Backend):
-    """A write is one statement: one transaction, one round trip; reads are those of the official saver."""
+    """Writes are one statement, however many: one transaction, one round trip. Reads are the official saver's."""
 
     name = "postgres"
     db_system = "postgresql"
     compares_heads = True
+    lanes = 2
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
@@ -67,7 +70,7 @@ class PostgresBackend(Backend):
                 "loop starts: asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy()); or give the "
                 "manager a loop of its own with enable_async=False. Nothing was opened."
             )
-        self.saver = _PooledSaver(self._connections, self.serializer)
+        self.saver = PooledSaver(self._connections, self.serializer)
         await self._connections.open()
 
     async def setup(self) -> None:
@@ -94,48 +97,53 @@ class PostgresBackend(Backend):
             # A session that waits for a lock does not notice that its client has gone: it must end by itself.
             patience = int(PROBE_LOCK_SHARE * self.config.deadline * 1000)
             await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(max(1, patience)))
-            await connection.execute(
-                "INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata) "
-                "VALUES (%s, '', pg_backend_pid()::text, '{}', '{}')",
-                (PROBE_THREAD,),
-            )
-            await connection.execute("SELECT 1 FROM checkpoint_blobs, checkpoint_writes LIMIT 0")
+            await execute(connection, *probe_statement(PROBE_THREAD, uuid4().hex))  # nobody waits for its row
+
+    def home(self) -> str:
+        assert self.config.connection_string is not None
+        return home_of(self.config.connection_string.get_secret_value(), self.config.postgres_schema)
 
     def classify(self, error: BaseException) -> Failure:
         return classify_postgres(error)
 
+    def check(self, operation: Operation) -> None:
+        postgres_refusals.check(operation)
+
     async def apply(self, operation: Operation) -> None:
-        prepared = statement(operation)
-        if prepared is None:
+        await self.apply_batch([operation])
+
+    async def apply_batch(self, operations: Sequence[Operation]) -> None:
+        prepared = statements(operations)
+        if not prepared:
             return
-        await self._await_lost_sessions(operation.thread_id)
+        await self._await_lost_sessions({operation.thread_id for operation in operations})
         async with self._connections.borrow() as connection:
-            await connection.execute(*prepared)
+            if len(prepared) == 1:  # a transaction by itself
+                await execute(connection, *prepared[0])
+            else:
+                async with connection.transaction():
+                    await _execute_all(connection, prepared)
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
+        if not heads:
+            await self.apply_batch(operations)
+            return True
         thread_id = operations[0].thread_id
-        prepared = [ready for operation in operations if (ready := statement(operation)) is not None]
-        await self._await_lost_sessions(thread_id)
-        # What a pipeline sends between two syncs is one transaction and one round trip.
-        async with self._connections.borrow() as connection, connection.pipeline():
-            if not heads:
-                for ready in prepared:
-                    await connection.execute(*ready)
-                return True
-            async with connection.transaction():
-                await connection.execute(LOCK_THREAD, (thread_id,))
-                for checkpoint_ns, known in heads.items():
-                    cursor = await connection.execute(NEWEST_CHECKPOINT, (thread_id, checkpoint_ns))
-                    row = await cursor.fetchone()
-                    if row is None or row["head"] not in known:
-                        return False
-                for ready in prepared:
-                    await connection.execute(*ready)
+        await self._await_lost_sessions({thread_id})
+        async with self._connections.borrow() as connection, connection.transaction():
+            await connection.execute(LOCK_THREAD, (thread_id,))
+            for checkpoint_ns, known in heads.items():
+                cursor = await connection.execute(NEWEST_CHECKPOINT, (thread_id, checkpoint_ns))
+                row = await cursor.fetchone()
+                if row is None or row["head"] not in known:
+                    return False
+            await _execute_all(connection, statements(operations))
         return True
 
-    async def _await_lost_sessions(self, thread_id: str) -> None:
-        if self._connections.may_still_write(thread_id) and not await self.fence(thread_id):
-            raise LostSessionError(f"a lost session may still write to thread {thread_id!r}")
+    async def _await_lost_sessions(self, thread_ids: Iterable[str]) -> None:
+        for thread_id in thread_ids:
+            if self._connections.may_still_write(thread_id) and not await self.fence(thread_id):
+                raise LostSessionError(f"a lost session may still write to thread {thread_id!r}")
 
     async def renew(self) -> None:
         await self._connections.renew()
@@ -193,30 +201,9 @@ class PostgresBackend(Backend):
         await saver.setup()
 
 
-class _PooledSaver(AsyncPostgresSaver):
-    """The official saver without its one lock around everything: each call has a connection to itself."""
-
-    def __init__(self, connections: PostgresConnections, serializer: SharingSerializer) -> None:
-        BaseCheckpointSaver.__init__(self, serde=serializer)
-        self.pipe = None
-        self.lock = asyncio.Lock()
-        self.loop = asyncio.get_running_loop()
-        self.supports_pipeline = True
-        self._connections = connections
-
-    @asynccontextmanager
-    async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
-        async with self._connections.borrow() as connection:
-            if pipeline:
-                async with connection.pipeline(), connection.cursor(binary=True, row_factory=dict_row) as cursor:
-                    yield cursor
-            else:
-                async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
-                    yield cursor
-
-    async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
-        # Here, not in the loop's default executor: its threads may all be synchronous callers that wait for this read.
-        return PostgresSaver._load_checkpoint_tuple(cast("PostgresSaver", self), value)
+async def _execute_all(connection: AsyncConnection[DictRow], prepared: Sequence[Statement]) -> None:
+    for ready in prepared:
+        await execute(connection, *ready)
 
 
 async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:

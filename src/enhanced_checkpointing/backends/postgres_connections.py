@@ -21,7 +21,7 @@ from psycopg import AsyncConnection, conninfo, sql
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from enhanced_checkpointing.backends.postgres_failures import says_too_many
+from enhanced_checkpointing.backends.postgres_failures import STALE_PLAN, says_too_many
 from enhanced_checkpointing.backends.postgres_fence import LostSessions
 from enhanced_checkpointing.backends.postgres_hosts import with_addresses
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -29,6 +29,8 @@ from enhanced_checkpointing.resilience.guard import Attempt, current_attempt
 from enhanced_checkpointing.telemetry.log import PoolNoiseFilter
 
 Connection = AsyncConnection[DictRow]
+
+DESCRIBE_SESSION = "SELECT pg_backend_pid() AS process_id, current_setting('synchronous_commit') AS commit"
 
 CLOSE_SECONDS = 1.0
 """How long the pool's own workers may take to end by themselves; one that hangs in a connect is cancelled then."""
@@ -53,6 +55,8 @@ class PostgresConnections:
         self._name = f"enhanced-checkpointing-{id(self):x}"
         self._noise = PoolNoiseFilter(self._name)
         self.behind_pooler = False
+        self._acknowledges_early = False
+        """The server would acknowledge commits that a crash of it still loses."""
 
     async def open(self) -> None:
         """Open the pool without waiting for a connection."""
@@ -100,11 +104,13 @@ class PostgresConnections:
             if attempt is not None:
                 attempt.hold(lambda: self._sever(connection, process_id, attempt))
             yield connection
-        except psycopg.Error:
-            if connection.broken:
+        except psycopg.Error as error:
+            if error.sqlstate == STALE_PLAN:
+                cut(connection)  # what it has prepared stays as it is
+            elif connection.broken:
                 self._broke_at = time.monotonic()
                 if attempt is not None and attempt.writes:
-                    self._lost.remember(process_id, attempt.subject)
+                    self._lost.remember(process_id, attempt.subjects)
             raise
         finally:
             self._borrowed -= 1
@@ -158,11 +164,11 @@ class PostgresConnections:
 
     @asynccontextmanager
     async def in_schema(self, connection: Connection) -> AsyncIterator[None]:
-        """Where the schema setting holds: a connection has it for good, but behind a transaction pooler the next
-        transaction may meet another session, and so it is part of each."""
-        if self.behind_pooler and self._config.postgres_schema:
+        """Where our settings hold: a connection has them for good, but behind a transaction pooler the next transaction
+        may meet another session, and so they are part of each."""
+        if self.behind_pooler and (self._config.postgres_schema or self._acknowledges_early):
             async with connection.transaction():
-                await connection.execute(self._search_path(local=True))
+                await self._set(connection, local=True)
                 yield
         else:
             yield
@@ -231,7 +237,7 @@ class PostgresConnections:
 
     def _sever(self, connection: Connection, process_id: int, attempt: Attempt) -> None:
         if attempt.writes:
-            self._lost.remember(process_id, attempt.subject)
+            self._lost.remember(process_id, attempt.subjects)
         self._broke_at = time.monotonic()
         cut(connection)
 
@@ -268,18 +274,26 @@ class PostgresConnections:
         self._used_at[connection] = time.monotonic()
         self._noise.claim(connection)
         # Not prepared: behind a pooler another client's statement of that name may already be in the session.
-        cursor = await connection.execute("SELECT pg_backend_pid() AS process_id", prepare=False)
+        cursor = await connection.execute(DESCRIBE_SESSION, prepare=False)
         row = await cursor.fetchone()
+        if connection.info.parameter_status("client_encoding") != "UTF8":  # arrays carry their texts in it
+            await connection.execute("SET client_encoding TO 'UTF8'")
         # A pooler hands out process ids of its own making.
         self.behind_pooler = row is not None and row["process_id"] != connection.info.backend_pid
+        self._acknowledges_early = row is not None and row["commit"] == "off"
         if self.behind_pooler:
             connection.prepare_threshold = None
-        elif self._config.postgres_schema:
-            await connection.execute(self._search_path(local=False))
+        else:
+            await self._set(connection, local=False)
 
-    def _search_path(self, *, local: bool) -> sql.Composed:
+    async def _set(self, connection: Connection, *, local: bool) -> None:
+        """Set what every statement of ours needs, for the session or for a transaction."""
         scope = sql.SQL("SET LOCAL" if local else "SET")
-        return scope + sql.SQL(" search_path TO ") + sql.Identifier(str(self._config.postgres_schema))
+        if self._config.postgres_schema:
+            name = sql.Identifier(self._config.postgres_schema)
+            await connection.execute(scope + sql.SQL(" search_path TO ") + name)
+        if self._acknowledges_early:
+            await connection.execute(scope + sql.SQL(" synchronous_commit TO 'on'"))
 
 
 def cut(connection: Connection) -> None:

@@ -30,15 +30,13 @@ _BY_CODE = {
     # This one session was terminated and rolled back; if the whole server goes down, the next try says so.
     "57P01": FailureKind.TRANSIENT,
     "57P02": FailureKind.UNKNOWN,  # another session crashed, the server resets all
+    "40003": FailureKind.UNKNOWN,  # whether the statement was completed
+    "55006": FailureKind.TRANSIENT,  # an object is in use, by an ALTER TABLE for one
     "25006": FailureKind.OUTAGE,  # read-only: a failover left us on the standby
     "57P03": FailureKind.OUTAGE,  # starting up, shutting down, in recovery
     "57P04": FailureKind.CONFIGURATION,  # the database was dropped
     "3D000": FailureKind.CONFIGURATION,  # no such database
     "3F000": FailureKind.CONFIGURATION,  # no such schema
-    "42P01": FailureKind.CONFIGURATION,  # no such table
-    "42703": FailureKind.CONFIGURATION,  # no such column: an older schema
-    "42501": FailureKind.CONFIGURATION,  # no privilege
-    "42P05": FailureKind.CONFIGURATION,  # prepared statement exists: a transaction pooler
     "26000": FailureKind.CONFIGURATION,  # prepared statement does not exist: a transaction pooler
     "XX001": FailureKind.CORRUPTION,
     "XX002": FailureKind.CORRUPTION,
@@ -46,16 +44,34 @@ _BY_CODE = {
 
 _BY_CLASS = {
     "08": FailureKind.UNKNOWN,  # connection exception
+    "0A": FailureKind.CONFIGURATION,  # not supported, with such tables
+    "25": FailureKind.TRANSIENT,  # a transaction in a state in which this cannot be done
     "28": FailureKind.CONFIGURATION,  # authorization
+    "40": FailureKind.TRANSIENT,  # rolled back by the server
+    # Our statements are always the same: what is wrong with one is wrong with the tables, and for every thread. Were it
+    # the data's fault, a drain would make dead letters of everything that waits.
+    "42": FailureKind.CONFIGURATION,
     "53": FailureKind.OUTAGE,  # disk full, out of memory, too many connections
+    "55": FailureKind.CONFIGURATION,  # a table that cannot be written as it is, such as a published one without a key
     "57": FailureKind.UNKNOWN,
     "58": FailureKind.OUTAGE,  # the server's own I/O
     "XX": FailureKind.UNKNOWN,
 }
-"""The rest (22 data, 23 constraints, 42 syntax, 54 limits, …) is at fault in itself: DATA."""
+"""The rest (22 data, 23 constraints, 54 limits, P0 triggers, …) is at fault in itself: DATA."""
+
+STALE_PLAN = "0A000"
+"""Among others: a table has changed, and a statement that the session has prepared gives other columns now."""
+
+_ALL_AS_MADE = (
+    "The tables must be as CHECKPOINT_AUTO_SETUP=true makes them, with their primary keys. If they are being restored, "
+    "this ends with the restore; else compare them with those of an empty database that was set up."
+)
 
 _FIXES = {
     "28": "Check the user and password in DATABASE_URL, and pg_hba.conf on the server.",
+    "0A": _ALL_AS_MADE,
+    "42": _ALL_AS_MADE,
+    "55": _ALL_AS_MADE,
     "3D": "Create the database, or correct its name in DATABASE_URL.",
     "3F": "Create the schema, or correct CHECKPOINT_POSTGRES_SCHEMA.",
     "57": "Create the database again, or correct its name in DATABASE_URL.",
@@ -120,6 +136,8 @@ def says_too_many(error: psycopg.Error) -> bool:
 
 
 def _by_code(error: psycopg.Error, code: str) -> Failure:
+    if code == STALE_PLAN and "cached plan" in str(error):
+        return Failure(FailureKind.TRANSIENT, error, answered=True)
     kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], FailureKind.DATA)
     fix = _FIXES.get(code) or _FIXES.get(code[:2], "") if kind is FailureKind.CONFIGURATION else ""
     return Failure(kind, error, answered=True, fix=fix)

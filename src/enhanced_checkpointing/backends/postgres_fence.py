@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from psycopg import AsyncConnection
@@ -14,10 +15,10 @@ TERMINATE_MILLISECONDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class LostSession:
-    """A server session that may still commit a write to a thread, until it is known to be gone."""
+    """A server session that may still commit a write to these threads, until it is known to be gone."""
 
     process_id: int
-    thread_id: str | None
+    thread_ids: frozenset[str]
     lost_at: float
 
 
@@ -30,9 +31,9 @@ class LostSessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def remember(self, process_id: int, thread_id: str | None) -> None:
-        """A write to this thread was left behind on this session just now."""
-        self._sessions.append(LostSession(process_id, thread_id, time.monotonic()))
+    def remember(self, process_id: int, thread_ids: Collection[str]) -> None:
+        """A write to these threads was left behind on this session just now."""
+        self._sessions.append(LostSession(process_id, frozenset(thread_ids), time.monotonic()))
 
     def forget_all(self) -> None:
         """None of them can be ended from here."""
@@ -40,11 +41,11 @@ class LostSessions:
 
     def may_still_write(self, thread_id: str) -> bool:
         """Whether a session on which a write to this thread was left behind is not known to be gone."""
-        return any(session.thread_id == thread_id for session in self._sessions)
+        return any(thread_id in session.thread_ids for session in self._sessions)
 
     async def end(self, thread_id: str, connection: AsyncConnection[DictRow]) -> bool:
         """End the sessions of one thread over another connection; True when none of them can commit any more."""
-        mine = [session for session in self._sessions if session.thread_id == thread_id]
+        mine = [session for session in self._sessions if thread_id in session.thread_ids]
         gone = [session for session in mine if await _terminate(connection, session)]
         self._sessions = [session for session in self._sessions if session not in gone]
         return len(gone) == len(mine)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import aiosqlite
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend
+from enhanced_checkpointing.backends import sqlite_rows
+from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads
+from enhanced_checkpointing.backends.sqlite_rows import statements
+from enhanced_checkpointing.backends.sqlite_saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.operations import Operation, Put, apply_shared, apply_to_saver
+from enhanced_checkpointing.journal.inheritance import MEMORY
+from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import current_attempt
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -74,12 +77,13 @@ class SqliteBackend(Backend):
 
     name = "sqlite"
     db_system = "sqlite"
+    lanes: ClassVar[int] = 1  # SQLite has one writer at a time
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
         self._path = str(config.database_path)
         self._in_memory = self._path == ":memory:"
-        self._saver: AsyncSqliteSaver | None = None
+        self._saver: OneHopSaver | None = None
         self._retired: set[asyncio.Task[None]] = set()
         self._opening = asyncio.Lock()
 
@@ -103,13 +107,14 @@ class SqliteBackend(Backend):
         await saver.conn.execute_fetchall("SELECT checkpoint_ns FROM checkpoints LIMIT 1")
         await saver.conn.execute_fetchall("SELECT task_path FROM writes LIMIT 1")
 
-    async def connected(self) -> AsyncSqliteSaver:
+    async def connected(self) -> OneHopSaver:
         """The saver on a connection that is open, opening one if the last was given up."""
+        if self._saver is not None:
+            return self._saver
         async with self._opening:
             if self._saver is None:
                 connection = await self._connect()
-                self._saver = AsyncSqliteSaver(connection, serde=self.serializer)
-                self._saver.lock = _RollingBackLock(connection)
+                self._saver = OneHopSaver(connection, self.serializer)
                 self._saver.is_setup = not self.config.auto_setup
             return self._saver
 
@@ -129,15 +134,26 @@ class SqliteBackend(Backend):
         finally:
             await connection.close()
 
+    def home(self) -> str:
+        return MEMORY if self._in_memory else str(Path(self._path).resolve())
+
     def classify(self, error: BaseException) -> Failure:
         return classify_sqlite(error)
 
+    def check(self, operation: Operation) -> None:
+        sqlite_rows.check(operation)
+
     async def apply(self, operation: Operation) -> None:
+        await self.apply_batch([operation])
+
+    async def apply_batch(self, operations: Sequence[Operation]) -> None:
+        work = statements(operations, self.serializer)
         async with self._held() as saver:
-            if isinstance(operation, Put):  # the whole checkpoint is one blob here, so its values are needed live
-                await apply_to_saver(saver, operation, self.serializer)
-            else:
-                await apply_shared(saver, operation)
+            await saver.commit(work)
+
+    async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
+        await self.apply_batch(operations)
+        return True
 
     async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:
         async with self._held() as saver:
@@ -151,7 +167,7 @@ class SqliteBackend(Backend):
             await asyncio.wait(set(self._retired), timeout=self.config.deadline)
         return not self._retired
 
-    def retire(self, saver: AsyncSqliteSaver) -> None:
+    def retire(self, saver: OneHopSaver) -> None:
         """Give up a connection on which a statement hangs: interrupt it, roll back, close, all in the background."""
         if self._saver is not saver:
             return  # by another call that hung on it; closing a connection of aiosqlite twice would hang for ever
@@ -167,7 +183,7 @@ class SqliteBackend(Backend):
             await asyncio.wait(set(self._retired), timeout=self.config.deadline)
 
     @asynccontextmanager
-    async def _held(self) -> AsyncIterator[AsyncSqliteSaver]:
+    async def _held(self) -> AsyncIterator[OneHopSaver]:
         """The saver, such that the running attempt gives its connection up when it is late."""
         saver = await self.connected()
         attempt = current_attempt.get()
@@ -194,27 +210,6 @@ class SqliteBackend(Backend):
             await connection.close()
             raise
         return connection
-
-
-class _RollingBackLock(asyncio.Lock):
-    """The saver's lock, which rolls a call that failed back before the next one gets its turn.
-
-    The official saver does not: the next commit would take half of the failed call along, and until then no other
-    process could write.
-    """
-
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        super().__init__()
-        self._connection = connection
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is not None and self._connection.in_transaction:
-                await self._connection.rollback()
-        finally:
-            self.release()
 
 
 async def _close_interrupted(connection: aiosqlite.Connection) -> None:

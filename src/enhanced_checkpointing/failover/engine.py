@@ -1,14 +1,13 @@
 """The engine: the rules by which one call goes to the primary, the journal or the standby.
 
-It decides through the pure functions of `routes`, and acts through the guard, the journal and the standby. A write is
-settled by a task of its own, so that a caller who is cancelled leaves no half-done operation behind.
+It decides through the pure functions of `routes`, and acts through the guard and the standby; `writes` settles what
+changes something.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -23,38 +22,31 @@ from langgraph.checkpoint.base import (
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
-from enhanced_checkpointing.failover.explanations import NOT_STORED, cold, explained, unavailable
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.failover.alarms import alarm
+from enhanced_checkpointing.failover.explanations import cold, explained, unavailable
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.routes import (
-    Lanes,
     Route,
     Verdict,
     after_failed_read,
-    after_failed_write,
-    route_of,
 )
 from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.failover.writes import Writes
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import DeleteThread, Operation, accept_put, accept_writes, thread_of
+from enhanced_checkpointing.operations import DeleteThread, accept_put, accept_writes, thread_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOver, Notice, OperationScope, Telemetry
+from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 T = TypeVar("T")
 
 
 CANNOT_SERVE = (FailureKind.OUTAGE, FailureKind.CONFIGURATION)
 """What the primary said, not what its silence may mean."""
-
-FOR_THE_JOURNAL = 0.1
-"""The share of its deadline that a write keeps for the journal: the primary is not waited for, or tried, in it."""
-
-LEAST_FOR_THE_JOURNAL = 0.05
-"""Seconds that the journal gets in any case; with what `HAND_OVER_SECONDS` may add, a call may be 0.1 s late."""
 
 
 class Engine:
@@ -83,22 +75,27 @@ class Engine:
         self._serializer = serializer
         self._telemetry = telemetry
         self._clock = clock
-        self._settling: set[asyncio.Task[None]] = set()
         self.newcomers = Newcomers(
             standby,
             start_fresh=config.on_unknown_thread == "start_fresh",
             wall_clock=wall_clock,
             held=journal.holds if journal is not None else lambda _: False,
         )
-        self.lanes = Lanes()
-        self.journaled = 0
-        """Operations journaled so far."""
-        self.at_primary = 0
-        """Live calls that are with the primary now."""
+        self.writes = Writes(
+            config=config,
+            backend=backend,
+            guard=guard,
+            breaker=breaker,
+            journal=journal,
+            standby=standby,
+            newcomers=self.newcomers,
+            telemetry=telemetry,
+            clock=clock,
+        )
+        self._reading = 0
+        """Reads that are with the primary now."""
         self.estranged: set[str] = set()
         """Threads whose branch was put into quarantine: the primary lacks the values that a running graph builds on."""
-        self.on_journaled: Callable[[], None] = lambda: None
-        """Called after every journaled operation; set by whoever drains."""
         self.drain_first: Callable[[str, Deadline], Awaitable[bool]] = _nobody_drains
         """Drains one thread ahead of the others and tells whether it is drained; set by whoever drains."""
 
@@ -151,16 +148,19 @@ class Engine:
             serializer=self._serializer,
             known_blob=self._standby.blob,
         )
-        await self._write(put.complete() if put.thread_id in self.estranged else put)
+        await self.writes.settle(put.complete() if put.thread_id in self.estranged else put)
         return put.stored_config()
 
     async def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> None:
-        await self._write(accept_writes(config, writes, task_id, task_path, serializer=self._serializer))
+        await self.writes.settle(accept_writes(config, writes, task_id, task_path, serializer=self._serializer))
 
     async def delete_thread(self, thread_id: str) -> None:
-        await self._write(DeleteThread(thread_id))
+        if self._journal is not None and self._journal.is_frozen(thread_id):
+            what = f"thread {thread_id!r} is frozen: the journal has what the primary refused, or what is damaged"
+            raise unavailable(what, "It was not deleted, as nothing of it is written until that is mended.")
+        await self.writes.settle(DeleteThread(thread_id))
 
     # Reading
 
@@ -177,7 +177,7 @@ class Engine:
         scope = OperationScope(operation, self._backend.name, thread_id)
         with self._telemetry.operation(scope):
             deadline = self._new_deadline()
-            route = self._route(thread_id)
+            route = self.writes.route(thread_id)
             if route is Route.JOURNAL and not self._breaker.is_open and await self.drain_first(thread_id, deadline):
                 route = Route.PRIMARY
             scope.route = route.value
@@ -185,19 +185,19 @@ class Engine:
                 return self._ask_standby(scope, thread_id, standby, None)
             watch = self._standby.watch(thread_id)
             failed: CallFailed | None = None
-            self.at_primary += 1
+            self._reading += 1
             try:
                 found = await self._guard.call(
                     operation,
                     lambda: self._backend.ask(primary),
                     deadline=deadline,
-                    subject=thread_id,
+                    subjects=(thread_id,),
                     patient=operation == "list",
                 )
             except CallFailed as caught:
                 failed = caught
             finally:
-                self.at_primary -= 1
+                self._reading -= 1
             if failed is not None:
                 return self._after_failed_read(scope, thread_id, failed, standby)
             scope.outcome = "primary"
@@ -212,7 +212,7 @@ class Engine:
         scope.error_type = type(failed.error).__name__
         verdict = after_failed_read(failed.kind)
         if verdict is Verdict.JOURNAL:
-            self._alarm(failed)
+            alarm(self._telemetry, self._backend.name, failed)
             return self._ask_standby(scope, thread_id, standby, failed)
         if verdict is Verdict.UNAVAILABLE:
             scope.outcome = "unavailable"
@@ -230,164 +230,31 @@ class Engine:
         scope.outcome = "standby"
         return answer
 
-    # Writing
-
-    async def _write(self, operation: Operation) -> None:
-        scope = OperationScope(operation.name, self._backend.name, operation.thread_id, outcome="cancelled")
-        with self._telemetry.operation(scope):
-            deadline = self._new_deadline()
-            await self._finish(self._settle(operation, scope, deadline), operation.name)
-
-    async def _finish(self, settling: Coroutine[Any, Any, None], name: str) -> None:
-        """Wait for a write to be settled. A caller who is cancelled goes; the operation is settled all the same."""
-        ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(_tell(settling, ended), name=f"settle {name}")
-        self._settling.add(task)
-        task.add_done_callback(self._settled)
-        error = await ended
-        if error is not None:
-            raise error
-
-    def _settled(self, task: asyncio.Task[None]) -> None:
-        self._settling.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen: the caller got it from the task, or went away
-
-    async def _settle(self, operation: Operation, scope: OperationScope, deadline: Deadline) -> None:
-        """Get one operation to the primary or into the journal, in its thread's turn, or raise."""
-        try:
-            async with self.lanes.turn(operation.thread_id, deadline):
-                route = self._route(operation.thread_id)
-                scope.route = route.value
-                if route is Route.PRIMARY and self._may_journal and deadline.remaining() <= 2 * self._spared:
-                    reason = "the earlier calls of its thread took its time"
-                    await self._journal_operation(operation, scope, reason, deadline)
-                elif route is Route.PRIMARY:
-                    failed = await self._try_primary(operation, deadline)
-                    if failed is not None:
-                        await self._after_failed_write(operation, scope, failed, deadline)
-                        return
-                    scope.outcome = "primary"
-                    self.newcomers.contact()
-                    self._keep_warm(operation)
-                else:
-                    await self._journal_operation(operation, scope, "the primary is not available", deadline)
-        except TimeoutError as error:
-            scope.outcome = "unavailable"
-            raise unavailable(
-                f"{operation.name} on thread {operation.thread_id!r} did not get its turn in time",
-                "Nothing was written by this call.",
-            ) from error
-
-    async def _try_primary(self, operation: Operation, deadline: Deadline) -> CallFailed | None:
-        self.at_primary += 1
-        try:
-            await self._guard.call(
-                operation.name,
-                lambda: self._backend.apply(operation),
-                deadline=deadline.sparing(self._spared) if self._may_journal else deadline,
-                subject=operation.thread_id,
-                writes=True,
-            )
-        except CallFailed as failed:
-            return failed
-        finally:
-            self.at_primary -= 1
-        return None
-
-    async def _after_failed_write(
-        self, operation: Operation, scope: OperationScope, failed: CallFailed, deadline: Deadline
-    ) -> None:
-        scope.error_type = type(failed.error).__name__
-        verdict = after_failed_write(failed.kind, may_journal=self._may_journal)
-        if verdict is Verdict.JOURNAL:
-            self._alarm(failed)
-            await self._journal_operation(operation, scope, redact(failed), deadline)
-            return
-        scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
-        raise self._explained(failed, f"{operation.name} on thread {operation.thread_id!r} failed")
-
-    async def _journal_operation(
-        self, operation: Operation, scope: OperationScope, reason: str, deadline: Deadline
-    ) -> None:
-        """Acknowledge an operation by journaling it: the journal first, then the standby."""
-        if self._journal is None or not self._may_journal:
-            scope.outcome = "unavailable"
-            raise unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
-        self.newcomers.admit(operation.thread_id, outage=self._breaker.is_open)
-        scope.outcome = "unavailable"
-        if deadline.remaining() < LEAST_FOR_THE_JOURNAL:
-            deadline = Deadline(self._clock, LEAST_FOR_THE_JOURNAL)
-        await self._journal.append(operation, self._standby.base_head(operation), deadline)
-        self.journaled += 1
-        scope.outcome = "journaled"
-        self._telemetry.emit(FailedOver(self._backend.name, operation.name, reason))
-        self._keep_warm(operation)
-        self.on_journaled()
-
-    def _keep_warm(self, operation: Operation) -> None:
-        """Let the standby have what was acknowledged. What it cannot hold makes the thread cold, and no write fail."""
-        try:
-            self._standby.apply(operation)
-        except Exception as error:  # noqa: BLE001  # whatever a serializer raises for what the primary could take
-            self._standby.forget(operation.thread_id)
-            what = f"thread {operation.thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read"
-            self._telemetry.emit(Notice("WARNING", what))
-
     # What is known, and said
 
-    @property
-    def _may_journal(self) -> bool:
-        return self._journal is not None and self._config.on_outage == "journal"
-
-    @property
-    def _spared(self) -> float:
-        return FOR_THE_JOURNAL * self._config.deadline
-
-    def _route(self, thread_id: str) -> Route:
-        held = self._journal is not None and self._journal.holds(thread_id)
-        return route_of(breaker_open=self._breaker.is_open, journal_holds=held)
+    def live_calls(self) -> int:
+        """Live calls that are with the primary now."""
+        return self._reading + self.writes.at_primary
 
     def waiting_threads(self) -> Sequence[str]:
         """The threads that wait to be drained, oldest first."""
         return self._journal.waiting_threads() if self._journal is not None else ()
 
+    def held_threads(self) -> Sequence[str]:
+        """The threads of which anything is in the journal, frozen ones included, oldest first."""
+        return self._journal.held_threads() if self._journal is not None else ()
+
     def _new_deadline(self) -> Deadline:
         return Deadline(self._clock, self._config.deadline)
 
     def _explained(self, failed: CallFailed, what: str) -> BaseException:
-        self._alarm(failed)
+        alarm(self._telemetry, self._backend.name, failed)
         return explained(failed, what)
-
-    def _alarm(self, failed: CallFailed) -> None:
-        """Tell an operator of what waiting does not mend."""
-        if failed.kind is FailureKind.CORRUPTION:
-            self._telemetry.emit(Notice("ERROR", f"Stored checkpoints are damaged: {redact(failed.error)}"))
-        if failed.kind is FailureKind.CONFIGURATION:
-            self._telemetry.emit(
-                ConfigurationFault(
-                    self._backend.name, redact(failed.error), failed.failure.fix or "Ask the server's log."
-                )
-            )
 
     async def close(self, seconds: float) -> None:
         """Wait up to `seconds` for writes under way to be settled."""
-        if self._settling:
-            await asyncio.wait(set(self._settling), timeout=seconds)
+        await self.writes.gathered.settle(seconds)
 
 
 async def _nobody_drains(thread_id: str, deadline: Deadline) -> bool:
     return False
-
-
-async def _tell(settling: Coroutine[Any, Any, None], ended: asyncio.Future[BaseException | None]) -> None:
-    """Tell a waiting caller how a write was settled, one turn of the event loop before the task itself could."""
-    error: BaseException | None = None
-    try:
-        await settling
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        if not ended.done():
-            ended.set_result(error)

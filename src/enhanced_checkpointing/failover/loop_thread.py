@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -60,9 +61,11 @@ class Home:
     def __init__(self) -> None:
         self._thread: LoopThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process_id = 0
 
     def move_in(self, *, own_loop: bool) -> None:
         """Live on the running loop, or, with `own_loop`, on a new one in a thread."""
+        self._process_id = os.getpid()
         if own_loop:
             self._thread = LoopThread()
         self._loop = self._thread.loop if self._thread is not None else asyncio.get_running_loop()
@@ -73,6 +76,11 @@ class Home:
         if thread is not None:
             thread.stop()
         return thread is not None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked off: who lives here is in its parent."""
+        return self._loop is not None and self._process_id != os.getpid()
 
     @property
     def is_left(self) -> bool:

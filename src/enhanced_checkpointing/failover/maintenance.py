@@ -55,10 +55,10 @@ class Maintenance:
         """Change these threads, or any thread for None, behind the back of the standby, which then forgets them.
 
         Raises:
-            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
+            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet, or frozen.
         """
         try:
-            return await self.ask(operation, thread_ids, ask)
+            return await self.ask(operation, thread_ids, ask, frozen=True)
         finally:
             self._standby.forget_all(thread_ids)
 
@@ -74,12 +74,17 @@ class Maintenance:
         async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
             return [found async for found in saver.alist(None, filter=filter, before=before, limit=limit)]
 
-        return await self.ask("list", None, fetch)
+        return await self.ask("list", None, fetch, frozen=False)
 
     async def ask(
-        self, operation: str, thread_ids: Sequence[str] | None, ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]
+        self,
+        operation: str,
+        thread_ids: Sequence[str] | None,
+        ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
+        *,
+        frozen: bool,
     ) -> T:
-        """Ask the primary about these threads, or about all for None.
+        """Ask the primary about these threads, or about all for None; `frozen` threads count as not drained, or do not.
 
         Raises:
             CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
@@ -88,9 +93,8 @@ class Maintenance:
         about = "all threads" if thread_ids is None else f"threads {', '.join(thread_ids)}"
         with self._telemetry.operation(scope):
             deadline = Deadline(self._clock, self._seconds)
-            waiting = [
-                thread for thread in self._engine.waiting_threads() if thread_ids is None or thread in thread_ids
-            ]
+            held = self._engine.held_threads() if frozen else self._engine.waiting_threads()
+            waiting = [thread for thread in held if thread_ids is None or thread in thread_ids]
             drained = [await self._engine.drain_first(thread, deadline) for thread in waiting]
             if self._breaker.is_open or not all(drained):
                 scope.outcome = "unavailable"

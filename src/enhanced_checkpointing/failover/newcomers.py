@@ -38,8 +38,9 @@ class Newcomers:
 
     def admit(self, thread_id: str, *, outage: bool) -> None:
         """Take a thread that this process never saw for empty, if its id proves it, or if that is allowed and there is
-        an `outage` for certain: one call that came late is none, and what it asked for may well be there."""
-        if self._standby.knows(thread_id):
+        an `outage` for certain: one call that came late is none, and what it asked for may well be there. What the
+        journal holds is not new, although it may not be readable."""
+        if self._standby.knows(thread_id) or self._held(thread_id):
             return
         if (self._start_fresh and outage) or self._is_young(thread_id):
             self._presumed.add(thread_id)

@@ -16,6 +16,9 @@ from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, checkpoint_id_of, namespace_of, thread_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
+EMPTY_REMEMBERED = 10_000
+"""Threads of which it is remembered that they hold nothing, although there is no room for them."""
+
 
 class Watch:
     """Whether an answer that is on its way may still be kept."""
@@ -29,14 +32,25 @@ class Watch:
 class Standby:
     """Keeps the least recently used threads out, by bytes; a thread for which `pinned` is true never leaves.
 
-    It answers only what it knows for certain, and raises `CheckpointUnavailableError` for all else.
+    It answers only what it knows for certain, and raises `CheckpointUnavailableError` for all else. `warn` hears of it
+    when the threads that never leave need more room than there is.
     """
 
-    def __init__(self, serializer: SharingSerializer, max_bytes: int, pinned: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        serializer: SharingSerializer,
+        max_bytes: int,
+        pinned: Callable[[str], bool],
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._serializer = serializer
         self._max_bytes = max_bytes
         self._pinned = pinned
+        self._warn = warn
+        self._warned = False
         self._threads: OrderedDict[str, WarmThread] = OrderedDict()
+        self._empty: OrderedDict[str, None] = OrderedDict()
+        """Threads that had to leave and hold nothing: that much is remembered of the last ones."""
         self._size = 0
         self._watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
 
@@ -62,6 +76,8 @@ class Standby:
 
     def base_head(self, operation: Operation) -> BaseHead:
         """The newest checkpoint that this process knows of in the namespace that an operation changes."""
+        if operation.thread_id in self._empty:
+            return None
         thread = self._threads.get(operation.thread_id)
         checkpoint_ns = "" if isinstance(operation, DeleteThread) else operation.checkpoint_ns
         if thread is None or not thread.knows_head(checkpoint_ns):
@@ -70,7 +86,7 @@ class Standby:
 
     def knows(self, thread_id: str) -> bool:
         """Whether anything of a thread is warm, or it is known to be empty."""
-        return thread_id in self._threads
+        return thread_id in self._threads or thread_id in self._empty
 
     def apply(self, operation: Operation) -> None:
         """Take an operation that was acknowledged."""
@@ -130,6 +146,7 @@ class Standby:
 
     def forget(self, thread_id: str) -> None:
         """Drop what is warm of a thread, after something else than this saver changed it."""
+        self._empty.pop(thread_id, None)
         thread = self._threads.pop(thread_id, None)
         if thread is not None:
             self._size -= thread.size
@@ -139,22 +156,32 @@ class Standby:
         """Drop what is warm of these threads, or of all but the pinned ones for None."""
         for thread_id in list(self._watches) if thread_ids is None else thread_ids:
             self._tell_of_drop(thread_id)
-        for thread_id in list(self._threads) if thread_ids is None else thread_ids:
+        for thread_id in [*self._threads, *self._empty] if thread_ids is None else thread_ids:
             if not self._pinned(thread_id):
                 self.forget(thread_id)
 
     def _asked(self, config: RunnableConfig) -> WarmThread:
         thread_id = thread_of(config)
+        if thread_id in self._empty:
+            self._empty.move_to_end(thread_id)
+            return self._new(thread_id)
         thread = self._threads.get(thread_id)
         if thread is None:
             raise CheckpointUnavailableError(f"thread {thread_id!r} is not warm")
         self._threads.move_to_end(thread_id)
         return thread
 
+    def _new(self, thread_id: str) -> WarmThread:
+        thread = WarmThread(thread_id, self._serializer)
+        if thread_id in self._empty:
+            thread.note_empty("")
+        return thread
+
     def _touch(self, thread_id: str) -> WarmThread:
         thread = self._threads.get(thread_id)
         if thread is None:
-            thread = self._threads[thread_id] = WarmThread(thread_id, self._serializer)
+            thread = self._threads[thread_id] = self._new(thread_id)
+            self._empty.pop(thread_id, None)
             self._size += thread.size
         else:
             self._threads.move_to_end(thread_id)
@@ -164,13 +191,26 @@ class Standby:
         self._size += by
         for _ in range(len(self._threads)):
             if self._size <= self._max_bytes:
-                return
+                break
             thread_id, thread = self._threads.popitem(last=False)
             if self._pinned(thread_id):
                 self._threads[thread_id] = thread
             else:
                 self._size -= thread.size
                 self._tell_of_drop(thread_id)
+                self._remember_empty(thread_id, thread)
+        if self._size > self._max_bytes and not self._warned:
+            self._warn(
+                f"the warm copy needs {self._size:,} bytes for the threads that wait in the journal, more than the "
+                f"{self._max_bytes:,} of CHECKPOINT_STANDBY_MAX_BYTES: all other threads are cold until that is drained"
+            )
+        self._warned = self._size > self._max_bytes
+
+    def _remember_empty(self, thread_id: str, thread: WarmThread) -> None:
+        if thread.complete and thread.is_blank:
+            self._empty[thread_id] = None
+            if len(self._empty) > EMPTY_REMEMBERED:
+                self._empty.popitem(last=False)
 
     def _tell_of_drop(self, thread_id: str) -> None:
         """What was known when a read began is gone: its answer may be older than what was dropped."""

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal import marks
-from enhanced_checkpointing.journal.book import Book, JournalFile, Place, newest_in_slot
+from enhanced_checkpointing.journal.book import Book, JournalFile, Place
 from enhanced_checkpointing.journal.disk import Disk
 from enhanced_checkpointing.journal.frames import FORMAT, Damage, Draft, FileHeader, Frame, Kind, Scan, format_of, scan
+from enhanced_checkpointing.journal.slot import Slot, read_slot
 
 LOCK, SPARE, FILE = ".lock", ".spare", ".journal"
+
+HOME_UNKNOWN = "unknown: the lock file is damaged"
+"""Stands for the home of a book that cannot be read any more."""
+
+_NAME = re.compile(r"([0-9a-f]{32})(?:\.lock|\.spare|\.([0-9]{6,9})\.journal)")
+"""Every file of a book: the book's identity, and the number of a file with records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +34,16 @@ class FoundRecord:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A book of a process that is gone. `faults` say what is damaged, `damaged_threads` whose records may be lost."""
+    """A book of a process that is gone. `faults` say what is damaged, `damaged_threads` whose records may be lost.
+
+    One that `is_foreign` is of another primary.
+    """
 
     book: Book
     records: Sequence[FoundRecord]
     faults: Sequence[str]
     damaged_threads: frozenset[str]
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +67,24 @@ class _FileRead:
         return self.header.previous_hash if self.header is not None else None
 
 
-def books_on(disk: Disk) -> list[str]:
+def books_in(names: Iterable[str]) -> list[str]:
     """The identities of all books, oldest first."""
-    known = {name.partition(".")[0] for name in disk.names() if name.endswith((LOCK, SPARE, FILE))}
-    return sorted(identity for identity in known if len(identity) == 32)
+    return sorted({found[1] for name in names if (found := _NAME.fullmatch(name))})
 
 
-def adopt(disk: Disk, identity: str, wall_clock: Callable[[], float]) -> Adopted | None:
-    """Take over a book; None if the process that writes it is alive.
+def strays_in(names: Iterable[str]) -> list[str]:
+    """The files that nobody here has made. Hidden ones are somebody's business."""
+    return [name for name in names if not name.startswith(".") and not _NAME.fullmatch(name)]
+
+
+def adopt(
+    disk: Disk,
+    identity: str,
+    wall_clock: Callable[[], float],
+    is_ours: Callable[[str | None], bool] = lambda home: True,
+) -> Adopted | None:
+    """Take over a book; None if the process that writes it is alive. `is_ours` tells whether we are to drain what is
+    for a primary; the files of a book that is not ours are left as they are.
 
     Raises:
         CheckpointerConfigurationError: it is of a newer format.
@@ -73,18 +95,31 @@ def adopt(disk: Disk, identity: str, wall_clock: Callable[[], float]) -> Adopted
         return None
     book = Book(disk, identity, lock, wall_clock)
     try:
-        return _read_book(disk, book, newest_in_slot(disk.read(lock, 0, 64)))
+        slot = read_slot(disk.read(lock, 0, disk.size(lock)))
+        book.home = HOME_UNKNOWN if slot.home_damaged else slot.home
+        if is_ours(book.home):
+            return _read_book(disk, book, slot)
+        return _look_into(disk, book, slot)
     except BaseException:
         book.release()
         raise
 
 
-def _read_book(disk: Disk, book: Book, newest_begun: int | None) -> Adopted:
+def _look_into(disk: Disk, book: Book, slot: Slot) -> Adopted:
+    """Read a book that is not ours, and change nothing."""
+    try:
+        return replace(_read_book(disk, book, slot, is_ours=False), is_foreign=True)
+    except CheckpointerConfigurationError as error:
+        return Adopted(book, [], [str(error)], frozenset(), is_foreign=True)
+
+
+def _read_book(disk: Disk, book: Book, slot: Slot, *, is_ours: bool = True) -> Adopted:
+    newest_begun = slot.newest
     names = disk.names()
-    if book.spare_name in names:
+    if is_ours and book.spare_name in names:
         book.find_spare()
-    ours = (name for name in names if name.startswith(f"{book.identity}.") and name.endswith(FILE))
-    numbers = sorted(int(name.split(".")[1]) for name in ours)
+    ours = (found for name in names if (found := _NAME.fullmatch(name)) and found[1] == book.identity)
+    numbers = sorted(int(found[2]) for found in ours if found[2])
     book.newest = max([newest_begun or 0, *numbers])
     reads = _needed(book, [_read_file(disk, book, number) for number in numbers], newest_begun)
     records: dict[int, FoundRecord] = {}
@@ -95,7 +130,9 @@ def _read_book(disk: Disk, book: Book, newest_begun: int | None) -> Adopted:
                 records[frame.sequence] = FoundRecord(frame.sequence, frame.draft, frame.length)
         book.next_sequence, book.previous_hash = read.file.end_sequence, read.last_hash or book.previous_hash
     pending = [records[sequence] for sequence in sorted(book.places)]
-    faults = [f"{book.lock_name}: it is not what was written"] if newest_begun is None else []
+    # Its home is written before the first record: without records it may have been torn.
+    slot_is_damaged = newest_begun is None or (slot.home_damaged and bool(pending))
+    faults = [f"{book.lock_name}: it is not what was written"] if slot_is_damaged else []
     faults += [f"{book.name_of(number)}: the file is missing" for number in sorted(book.missing)]
     doubts = [_threads_in_doubt(read, book.applied) for read in reads] + [None] * len(book.missing)
     threads: set[str] = set()
@@ -103,16 +140,19 @@ def _read_book(disk: Disk, book: Book, newest_begun: int | None) -> Adopted:
         threads |= {record.draft.thread_id for record in pending} if doubt is None else doubt
     for read in reads:
         faults += [f"{book.name_of(read.number)}, byte {damage.offset}: {damage.what}" for damage in read.damages]
-        if read.file.damaged:
+        if read.file.damaged and is_ours:
             faults += _keep_copy(disk, book.name_of(read.number))
     return Adopted(book, pending, faults, frozenset(threads))
 
 
 def _read_file(disk: Disk, book: Book, number: int) -> tuple[JournalFile, Scan]:
     handle = disk.open(book.name_of(number))
-    file = book.files[number] = JournalFile(number, handle, first_sequence=1, end_sequence=1)
-    disk.sync(handle)  # what is believed, and built upon, must survive a loss of power too
-    data = disk.read(handle, 0, disk.size(handle))
+    try:
+        disk.sync(handle)  # what is believed, and built upon, must survive a loss of power too
+        data = disk.read(handle, 0, disk.size(handle))
+    finally:
+        disk.close(handle)
+    file = book.files[number] = JournalFile(number, None, first_sequence=1, end_sequence=1)
     if (format_ := format_of(data) or FORMAT) > FORMAT:
         raise CheckpointerConfigurationError(
             f"The journal file {book.name_of(number)} is of format {format_}; this release reads up to {FORMAT}. Start "

@@ -8,12 +8,10 @@ that any of them can go when its own records are done.
 from __future__ import annotations
 
 import errno
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from zlib import crc32
 
 from enhanced_checkpointing.journal import marks
 from enhanced_checkpointing.journal.disk import Disk
@@ -29,6 +27,7 @@ from enhanced_checkpointing.journal.frames import (
     hash_of,
     read_frame,
 )
+from enhanced_checkpointing.journal.slot import slot_bytes
 
 FILE_LIMIT = 16 * 1024 * 1024
 """Bytes after which the next file is begun: what a record that cannot be applied keeps on the disk at most."""
@@ -38,9 +37,6 @@ SPARE_SIZE = 64 * 1024
 """Bytes set aside for the marks of a drain on a full disk: a drain of a thread takes about 100."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_SLOT = struct.Struct(">4sI")
-_SLOT_MAGIC = b"ECJL"
-_CRC = struct.Struct(">I")
 
 
 @dataclass(slots=True)
@@ -48,10 +44,11 @@ class JournalFile:
     """One file of a book. `end` is where the next frame goes, `end_sequence` what would be its sequence.
 
     `open_records` are not applied yet. A file that is `for_marks` was begun in the room that is set aside for them.
+    Without a `handle` it is opened whenever it is read: those of many processes that are gone may be there.
     """
 
     number: int
-    handle: int
+    handle: int | None
     first_sequence: int
     end_sequence: int
     end: int = 0
@@ -72,8 +69,12 @@ class Place:
 class Book:
     """The one owner of its files. `identity` is 32 hexadecimal digits; books sort by the time when they were begun."""
 
-    def __init__(self, disk: Disk, identity: str, lock: int, wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, disk: Disk, identity: str, lock: int, wall_clock: Callable[[], float], home: str | None = None
+    ) -> None:
         self.identity = identity
+        self.home = home
+        """Which primary it is for; None: that is not told."""
         self.files: dict[int, JournalFile] = {}
         self.places: dict[int, Place] = {}
         """Of every record that is not applied, dead letters included."""
@@ -89,13 +90,15 @@ class Book:
         """The files that are needed and are not there."""
         self.leftovers: set[int] = set()
         """The files that are not needed and are still there."""
+        self.is_lost = False
+        """Somebody has removed its files."""
         self._disk = disk
         self._lock = lock
         self._wall_clock = wall_clock
         self._active: JournalFile | None = None
         self._appended: Counter[str] = Counter()
         """Records of each thread in the active file."""
-        self._spare: int | None = None
+        self._has_spare = False
 
     @property
     def is_settled(self) -> bool:
@@ -122,6 +125,8 @@ class Book:
             OSError: nothing of it is acknowledged.
         """
         for_marks = all(draft.kind is not Kind.RECORD for draft in drafts)
+        if self.is_lost:
+            return self._append_lost(drafts, for_marks=for_marks)
         try:
             return self._append_to(self._ready(for_marks=for_marks), drafts)
         except OSError as error:
@@ -129,6 +134,32 @@ class Book:
             if full and not for_marks:
                 raise
             return self._append_to(self._begin_file(spare=full), drafts)
+
+    def is_in_place(self) -> bool:
+        """Whether its files are still where the next process looks for them."""
+        files = {self.name_of(file.number): file.handle for file in self.files.values()}
+        return all(
+            self._disk.is_named(name, handle)
+            for name, handle in {self.lock_name: self._lock, **files}.items()
+            if handle is not None
+        )
+
+    def lose(self) -> None:
+        """Take no more records: somebody has removed its files. What is in them can be read until they are closed."""
+        self.is_lost = True
+
+    def _append_lost(self, drafts: Sequence[Draft], *, for_marks: bool) -> list[int]:
+        """Marks need no disk where their records have none; but some of the files may still be there."""
+        if not for_marks:
+            raise OSError(errno.ESTALE, "the files of the journal were removed")
+        if self._active is not None:
+            with suppress(OSError):
+                return self._append_to(self._active, drafts)
+        sequences = list(range(self.next_sequence, self.next_sequence + len(drafts)))
+        self.next_sequence += len(drafts)
+        for draft, sequence in zip(drafts, sequences, strict=True):
+            self.take(draft, sequence, Place(0, 0, 0))
+        return sequences
 
     def check(self) -> None:
         """Write a frame that means nothing, and read it back.
@@ -141,7 +172,7 @@ class Book:
         at = file.end
         sequence = self.next_sequence
         self._append_to(file, [self._canary()])
-        found = read_frame(self._disk.read(file.handle, at, file.end - at), 0)
+        found = read_frame(self._read(file, at, file.end - at), 0)
         if not isinstance(found, Frame) or found.sequence != sequence:
             self._active = None
             raise OSError(errno.EIO, "what was written is not what is read")
@@ -153,9 +184,20 @@ class Book:
             OSError: the disk does not answer.
         """
         place = self.places[sequence]
-        data = self._disk.read(self.files[place.file].handle, place.offset, place.length)
-        frame = read_frame(data, 0)
+        try:
+            frame = read_frame(self._read(self.files[place.file], place.offset, place.length), 0)
+        except FileNotFoundError:
+            return None
         return frame.draft if isinstance(frame, Frame) and frame.sequence == sequence else None
+
+    def _read(self, file: JournalFile, offset: int, length: int) -> bytes:
+        if file.handle is not None:
+            return self._disk.read(file.handle, offset, length)
+        handle = self._disk.open(self.name_of(file.number))
+        try:
+            return self._disk.read(handle, offset, length)
+        finally:
+            self._disk.close(handle)
 
     # What its frames say, when they are written and when they are found
 
@@ -167,6 +209,7 @@ class Book:
         elif draft.kind is Kind.APPLIED:
             for gone in marks.applied_in(draft):
                 self.applied.add(gone)
+                self.buried.pop(gone, None)  # it was tried again
                 if (known := self.places.pop(gone, None)) is not None:
                     self.files[known.file].open_records.discard(gone)
         elif draft.kind is Kind.BURIED:
@@ -187,30 +230,32 @@ class Book:
             OSError: something of it stays.
         """
         try:
-            if self.is_settled:
+            if self.is_settled and not self.is_lost:
                 self._remove_all()
         finally:
             self.release()
 
     def release(self) -> None:
         """Give its files back as they are."""
-        spare = [self._spare] if self._spare is not None else []
         with ExitStack() as stack:
-            for handle in (self._lock, *spare, *(file.handle for file in self.files.values())):
-                stack.callback(self._disk.close, handle)
-        self.files, self._active, self._spare = {}, None, None
+            for handle in (self._lock, *(file.handle for file in self.files.values())):
+                if handle is not None:
+                    stack.callback(self._disk.close, handle)
+        self.files, self._active = {}, None
 
     def find_spare(self) -> None:
         """Use the room that an earlier process set aside, if it did not use it."""
-        handle = self._spare = self._disk.open(self.spare_name)
-        if any(self._disk.read(handle, 0, SPARE_SIZE)):
-            self._spare = None
+        handle = self._disk.open(self.spare_name)
+        try:
+            self._has_spare = not any(self._disk.read(handle, 0, SPARE_SIZE))
+        finally:
             self._disk.close(handle)
+        if not self._has_spare:
             self._disk.remove(self.spare_name)
 
     def leave_out(self, number: int) -> None:
         """A file that was found is not needed."""
-        self._disk.close(self.files.pop(number).handle)
+        del self.files[number]
         self.leftovers.add(number)
 
     def _ready(self, *, for_marks: bool) -> JournalFile:
@@ -223,8 +268,7 @@ class Book:
         return file
 
     def _begin_file(self, *, spare: bool) -> JournalFile:
-        spare_handle = self._spare if spare else None
-        if spare and spare_handle is None:
+        if spare and not self._has_spare:
             raise OSError(errno.ENOSPC, "the disk is full, and so is what was set aside for marks")
         self.newest += 1  # also when the rest fails: a number is never used twice
         needed = [known for known in self.files.values() if known.open_records or known.damaged]
@@ -240,14 +284,13 @@ class Book:
             ),
         )
         name = self.name_of(header.number)
-        if spare_handle is not None:
-            self._disk.rename(self.spare_name, name)
-            handle, self._spare = spare_handle, None
-        else:
-            handle = self._disk.create(name)
+        handle = self._disk.open(self.spare_name) if spare else self._disk.create(name)
         file = JournalFile(header.number, handle, self.next_sequence, self.next_sequence, for_marks=spare)
         is_durable = False
         try:
+            if spare:
+                self._disk.rename(self.spare_name, name)
+                self._has_spare = False
             self._disk.write(handle, 0, file_head(header))
             file.end = len(file_head(header))
             self._write(file, self._summary(needed))
@@ -322,6 +365,7 @@ class Book:
 
     def _store(self, file: JournalFile, data: bytes) -> None:
         """Write at the end of a file and sync it. After a failure it is not known what it holds behind that."""
+        assert file.handle is not None
         try:
             self._disk.write(file.handle, file.end, data)
             self._disk.sync(file.handle)
@@ -336,7 +380,8 @@ class Book:
         """Close a file of which nothing is needed. Where it cannot be removed, every later file says so."""
         self.leftovers.add(file.number)
         with suppress(OSError):  # tried again at the end
-            self._disk.close(file.handle)
+            if file.handle is not None:
+                self._disk.close(file.handle)
             if remove:
                 self._disk.remove(self.name_of(file.number))
                 self.leftovers.discard(file.number)
@@ -358,7 +403,7 @@ class Book:
 
     def _keep_spare(self) -> None:
         """Set room aside for marks, while there is some."""
-        if self._spare is not None:
+        if self._has_spare:
             return
         there = self.spare_name in self._disk.names()
         handle = self._disk.open(self.spare_name) if there else self._disk.create(self.spare_name)
@@ -369,18 +414,9 @@ class Book:
             self._disk.close(handle)
             self._disk.remove(self.spare_name)
             raise
-        self._spare = handle
+        self._disk.close(handle)
+        self._has_spare = True
 
     def _write_slot(self) -> None:
-        slot = _SLOT.pack(_SLOT_MAGIC, self.newest)
-        self._disk.write(self._lock, 0, slot + _CRC.pack(crc32(slot)))
+        self._disk.write(self._lock, 0, slot_bytes(self.newest, self.home))
         self._disk.sync(self._lock)
-
-
-def newest_in_slot(data: bytes) -> int | None:
-    """The number of the newest file, as the lock file tells it; 0: it was never written; None: it is damaged."""
-    if len(data) < _SLOT.size + _CRC.size:
-        return 0
-    if len(data) > _SLOT.size + _CRC.size or _CRC.pack(crc32(data[: _SLOT.size])) != data[_SLOT.size :]:
-        return None
-    return int(_SLOT.unpack_from(data)[1])

@@ -56,6 +56,11 @@ class Committer:
             self._flushing = asyncio.create_task(self._flush(), name="journal")
         return ended
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return self._flushing is None or self._flushing.done()
+
     async def settle(self, seconds: float) -> None:
         """Wait up to `seconds` for what is on its way."""
         if self._flushing is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -87,6 +87,8 @@ class JournalStatus:
     """What a journal holds now. Sizes are bytes; `oldest_at` is wall-clock time, None when nothing waits.
 
     `damages` counts places in its files that were found damaged; `error` says why it cannot be written now.
+    `adopted_size` is the part of `size` that other processes accepted, which takes no room of this one's. `foreign` are
+    the books of ended processes that are for other primaries: for each of these its home, and how many.
     """
 
     pending: int
@@ -97,6 +99,15 @@ class JournalStatus:
     frozen_threads: tuple[str, ...]
     damages: int = 0
     error: str | None = None
+    adopted_size: int = 0
+    foreign: tuple[tuple[str, int], ...] = ()
+
+
+Undrained = Callable[[str], Awaitable[None]]
+"""Returns at a moment when a thread is not being drained."""
+
+Taken = Callable[[str, Sequence[Operation] | None], None]
+"""Is told of a thread that was adopted, and all that the journal holds of it; None: that is not known."""
 
 
 class Journal(Protocol):
@@ -113,8 +124,15 @@ class Journal(Protocol):
     async def open(self) -> None:
         """Take the journal into use, with what earlier processes left in it."""
 
+    async def adopt(self, undrained: Undrained, taken: Taken) -> None:
+        """Adopt what processes left that ended since: each thread when it is `undrained`, and `taken` is told at once.
+
+        What keeps it from that is told to the operator; it is for the next call.
+        """
+
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         """Store one operation; it is acknowledged when this returns. While full, wait for room until the deadline.
+        What is appended while other appends are under way is stored in the order of the calls.
 
         Raises:
             JournalFullError: there was no room in time; nothing was stored.

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet
 
 if sys.platform != "win32":
     import fcntl
@@ -31,6 +34,12 @@ class Disk(Protocol):
 
     def lock(self, name: str) -> int | None:
         """Open a file, made where it is missing, and lock it until it is closed; None: another process has it."""
+
+    def alone(self) -> AbstractContextManager[bool]:
+        """Lock the directory itself for as long as this is entered, not the files in it; False: another one has it."""
+
+    def is_named(self, name: str, handle: int) -> bool:
+        """Whether an open file is still the one of this name."""
 
     def size(self, handle: int) -> int: ...
 
@@ -59,11 +68,17 @@ class Disk(Protocol):
     def close(self, handle: int) -> None: ...
 
 
+_disks: WeakSet[RealDisk] = WeakSet()
+"""All that are in use in this process."""
+
+
 class RealDisk:
     """A directory of the file system."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._handles: set[int] = set()
+        _disks.add(self)
 
     def prepare(self) -> None:
         missing = [path for path in (self._directory, *self._directory.parents) if not path.exists()]
@@ -75,24 +90,46 @@ class RealDisk:
         return sorted(entry.name for entry in os.scandir(self._directory) if entry.is_file())
 
     def create(self, name: str) -> int:
-        return os.open(self._directory / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
 
     def open(self, name: str) -> int:
-        return os.open(self._directory / name, os.O_RDWR | os.O_CLOEXEC)
+        return self._open(name, os.O_RDWR | os.O_CLOEXEC)
+
+    def _open(self, name: str, flags: int) -> int:
+        handle = os.open(self._directory / name, flags, 0o600)
+        self._handles.add(handle)
+        return handle
 
     def lock(self, name: str) -> int | None:
-        handle = os.open(self._directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = self._open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._is(name, handle):  # and not a file of that name that somebody has just removed
+            if self.is_named(name, handle):  # and not a file of that name that somebody has just removed
                 return handle
         except BlockingIOError:
             pass
         except BaseException:
-            os.close(handle)
+            self.close(handle)
             raise
-        os.close(handle)
+        self.close(handle)
         return None
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        # No file of its own, which a full disk could refuse, and which could stay behind.
+        handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile has the same lock
+        finally:
+            os.close(handle)
 
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
@@ -145,9 +182,16 @@ class RealDisk:
             partial.rename(kept)
 
     def close(self, handle: int) -> None:
-        os.close(handle)
+        if handle in self._handles:  # else it was closed in this process, which is a forked child
+            self._handles.discard(handle)
+            os.close(handle)
 
-    def _is(self, name: str, handle: int) -> bool:
+    def leave_to_parent(self) -> None:
+        """Close all files in a forked child: a lock lasts for as long as anybody has its file open."""
+        while self._handles:
+            os.close(self._handles.pop())
+
+    def is_named(self, name: str, handle: int) -> bool:
         try:
             there = os.stat(self._directory / name)
         except FileNotFoundError:
@@ -161,3 +205,12 @@ def _sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _leave_all_to_parent() -> None:
+    for disk in list(_disks):
+        disk.leave_to_parent()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_leave_all_to_parent)

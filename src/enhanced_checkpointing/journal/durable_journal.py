@@ -11,8 +11,10 @@ import errno
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import TypeVar
 
 from enhanced_checkpointing.errors import (
@@ -22,20 +24,23 @@ from enhanced_checkpointing.errors import (
     redact,
 )
 from enhanced_checkpointing.journal import codec, marks
-from enhanced_checkpointing.journal.adoption import LOCK, Adopted, adopt, books_on
+from enhanced_checkpointing.journal.adoption import LOCK, books_in
 from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.committer import Committer, Run
 from enhanced_checkpointing.journal.contract import (
     BaseHead,
-    DeadLetter,
     JournalEntry,
     JournalRecord,
     JournalStatus,
+    Taken,
+    Undrained,
     entry_of,
 )
 from enhanced_checkpointing.journal.disk import Disk
+from enhanced_checkpointing.journal.estate import Estate
 from enhanced_checkpointing.journal.frames import Draft, Kind, frame_size
 from enhanced_checkpointing.journal.index import Index
+from enhanced_checkpointing.journal.inheritance import Inheritance, Inherited
 from enhanced_checkpointing.journal.refusals import FORBIDDEN, reason, refusal, unreadable, unusable
 from enhanced_checkpointing.journal.worker import Worker
 from enhanced_checkpointing.operations import Operation
@@ -51,12 +56,20 @@ ALARM_LEVELS = (0.5, 0.8)
 TRIES = 8
 """How often a name is made up for a book; another process that starts just now may have taken it for a dead one's."""
 
+NO_ANSWER = "The disk of the journal did not answer in time. Nothing was stored."
+
+LOOKS, LOOK_SECONDS = 5, 0.05
+"""How often a start tries to adopt while another process does, which may be one of another home; seconds between."""
+
 CLOSE_SECONDS = 2.0
 """How long a disk that does not answer is waited for at the end."""
 
 
 class DurableJournal:
-    """Keeps records in files of one directory, up to `capacity` bytes."""
+    """Keeps records in files of one directory, up to `capacity` bytes, for the primary that `home` tells.
+
+    What ended processes left for another one is not adopted, unless it `adopts_all`. Without a home all of it is.
+    """
 
     durable = True
 
@@ -67,6 +80,8 @@ class DurableJournal:
         capacity: int,
         serializer: SharingSerializer,
         telemetry: Telemetry,
+        home: str | None = None,
+        adopts_all: bool = False,
         run: Run | None = None,
         wall_clock: Callable[[], float] = time.time,
         make_random: Callable[[], str] = lambda: secrets.token_hex(8),
@@ -74,6 +89,8 @@ class DurableJournal:
         self._disk = disk
         self._serializer = serializer
         self._telemetry = telemetry
+        self._home = home
+        self._estate = Estate(disk, telemetry, wall_clock, home=home, adopts_all=adopts_all)
         self._wall_clock = wall_clock
         self._make_random = make_random
         self._index = Index(capacity)
@@ -122,19 +139,73 @@ class DurableJournal:
             raise
 
     async def _adopt(self) -> None:
-        adopted: list[Adopted] = []
         try:
-            await self._run(lambda: self._adopt_all(adopted))
+            await self._run(self._disk.prepare)
+            inheritance = await self._run(self._inherit)
+            for _ in range(LOOKS - 1):
+                if inheritance is not None:
+                    break
+                await asyncio.sleep(LOOK_SECONDS)
+                inheritance = await self._run(self._inherit)
         except OSError as error:
             if error.errno in FORBIDDEN:
                 raise
             raise CheckpointerConfigurationError(unreadable(error)) from None
-        for found in adopted:
-            self._take_over(found)
+        if inheritance is not None:  # else `adopt` looks again
+            threads = self._estate.by_thread(inheritance, self._index.next_sequence)
+            for thread_id, records in threads.items():
+                self._take(thread_id, records, inheritance)
+            self._have_inherited(inheritance)
+
+    async def adopt(self, undrained: Undrained, taken: Taken) -> None:
+        await self._give_back_settled()
+        try:
+            inheritance = await self._run(self._inherit)
+        except (OSError, CheckpointerConfigurationError) as error:
+            self._estate.tell_fault(error)
+            return
+        if inheritance is None:
+            return
+        threads = self._estate.by_thread(inheritance, self._index.next_sequence)
+        for thread_id, records in threads.items():
+            await asyncio.sleep(0)  # there may be many
+            await undrained(thread_id)
+            was_held = self._index.holds(thread_id)
+            self._take(thread_id, records, inheritance)
+            unknown = was_held or self._index.is_damaged(thread_id)
+            taken(thread_id, None if unknown else self._operations_of(records))
+        self._have_inherited(inheritance)
+
+    def _inherit(self) -> Inheritance | None:
+        """Runs where the books are used: what it takes over is given back by whoever closes them, come what may."""
+        inheritance = self._estate.inherit({book.identity for book in self._books()})
+        if inheritance is not None:
+            self._adopted += [found.book for found in inheritance.books]
+        return inheritance
+
+    def _books(self) -> list[Book]:
+        return [*self._adopted, *([self._own] if self._own is not None else [])]
+
+    async def _give_back_settled(self) -> None:
+        """Close adopted books of which everything is done, so that a process that lives on holds nothing of them."""
+        if not self._committer.is_idle:
+            return  # a mark for one of them may be on its way
+        settled = [book for book in self._adopted if book.is_settled and not book.missing]
+        self._adopted = [book for book in self._adopted if book not in settled]
+        for book in settled:
+            with suppress(OSError):  # nothing is in it: the next process removes it
+                await self._run(book.close)
+
+    def _have_inherited(self, inheritance: Inheritance) -> None:
+        self._damages += sum(len(found.faults) for found in inheritance.books)
+        self._estate.tell(inheritance)
 
     async def close(self) -> None:
         """Let what is on its way arrive, and leave the files to the next process; they go if nothing is in them."""
         await self._committer.settle(CLOSE_SECONDS)
+        if gone := sum(len(book.places) for book in self._books() if book.is_lost):
+            what = f"{gone} acknowledged operations are lost, as somebody has removed the files of the journal"
+            self._telemetry.emit(Notice("ERROR", what))
         closing = asyncio.ensure_future(self._run(self._close_books))
         done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         if done and (error := closing.exception()) is not None:
@@ -142,62 +213,59 @@ class DurableJournal:
         if self._worker is not None:
             self._worker.close()
 
-    def _adopt_all(self, adopted: list[Adopted]) -> None:
-        self._disk.prepare()
-        for identity in books_on(self._disk):
-            if (found := adopt(self._disk, identity, self._wall_clock)) is not None:
-                self._adopted.append(found.book)
-                adopted.append(found)
-
     def _close_books(self) -> None:
         """Runs behind all that was asked of the books, also of what nobody waits for any more."""
-        books = [*self._adopted, *([self._own] if self._own is not None else [])]
+        books = self._books()
         self._adopted, self._own = [], None
         with ExitStack() as stack:
             for book in books:
                 stack.callback(book.close)
 
-    def _take_over(self, found: Adopted) -> None:
-        book = found.book
-        for record in found.records:
-            description = codec.describe(record.draft.body)
-            entry = JournalEntry(
-                sequence=self._index.next_sequence(),
-                thread_sequence=self._index.next_of(record.draft.thread_id),
-                thread_id=record.draft.thread_id,
-                name=description.name,
-                checkpoint_ns=description.checkpoint_ns,
-                checkpoint_id=description.checkpoint_id,
-                base_head=description.base_head,
-                journaled_at=record.draft.written_at,
-                size=record.size,
+    def _take(self, thread_id: str, records: Sequence[tuple[int, Inherited]], inheritance: Inheritance) -> None:
+        """Hold a thread for what was left of it. Its dead letters are tried again: what they met may be mended."""
+        entries = []
+        for sequence, each in records:
+            draft = each.record.draft
+            description = codec.describe(draft.body)
+            entries.append(
+                JournalEntry(
+                    sequence=sequence,
+                    thread_sequence=self._index.next_of(thread_id),
+                    thread_id=thread_id,
+                    name=description.name,
+                    checkpoint_ns=description.checkpoint_ns,
+                    checkpoint_id=description.checkpoint_id,
+                    base_head=description.base_head,
+                    journaled_at=draft.written_at,
+                    size=each.record.size,
+                )
             )
-            self._homes[entry.sequence] = (book, record.sequence)
-            if (error := book.buried.get(record.sequence)) is not None:
-                self._index.adopt_letter(DeadLetter(entry, error))
-            else:
-                self._index.adopt(entry)
-            if (target := book.diverted.get(entry.thread_id)) is not None:
-                self._index.divert(entry.thread_id, target)
-        for thread_id in found.damaged_threads:
+            self._homes[sequence] = (each.found.book, each.record.sequence)
+        self._index.adopt(thread_id, entries)
+        for _, each in records:
+            if (target := each.found.book.diverted.get(thread_id)) is not None:
+                self._index.divert(thread_id, target)
+        if any(thread_id in found.damaged_threads for found in inheritance.books):
             self._index.damage(thread_id)
-        self._damages += len(found.faults)
-        for fault in found.faults:
-            what = f"the journal is damaged: {fault}. Threads that may lack something are frozen"
-            self._telemetry.emit(Notice("ERROR", what))
-        if found.records:
-            what = f"{len(found.records)} operations that an earlier process acknowledged wait in the journal"
-            self._telemetry.emit(Notice("WARNING", what))
-        self._alarm()
+
+    def _operations_of(self, records: Sequence[tuple[int, Inherited]]) -> Sequence[Operation] | None:
+        drafts = [each.record.draft for _, each in records]
+        try:
+            return [codec.decode(draft.thread_id, draft.body, self._serializer) for draft in drafts]
+        except Exception:  # noqa: BLE001  # whatever a serializer raises; whoever drains it says so
+            return None
 
     # Appending and marking
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
-        book = await self._writable_book(deadline)
         body = codec.encode(operation, base_head, self._serializer)
         size = frame_size(operation.thread_id, body)
-        thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
-        draft = Draft(Kind.RECORD, operation.thread_id, body, self._wall_clock())
+        async with self._index.turn(deadline) as mine:
+            if not mine:  # those in front wait for the disk, or for room
+                raise self._index.full(size) if self._index.lacks_room else CheckpointUnavailableError(NO_ANSWER)
+            book = await self._writable_book(deadline)
+            thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        draft = Draft(Kind.RECORD, operation.thread_id, body, self._estate.now())
         stored: list[JournalEntry] = []
 
         def add(sequence: int) -> None:
@@ -232,17 +300,16 @@ class DurableJournal:
             checking = asyncio.ensure_future(self.check())
             if not await deadline.wait_for(checking):
                 checking.cancel()
-                raise CheckpointUnavailableError("The disk of the journal did not answer in time. Nothing was stored.")
+                raise CheckpointUnavailableError(NO_ANSWER)
             checking.result()
         assert self._own is not None
         return self._own
 
     async def mark_applied(self, entries: Sequence[JournalEntry]) -> None:
         self._index.check_oldest(entries)
-        by_book: dict[Book, list[JournalEntry]] = {}
-        for entry in entries:
-            by_book.setdefault(self._homes[entry.sequence][0], []).append(entry)
-        for book, those in by_book.items():  # in their order: a mark that fails leaves the records behind it
+        # In their order, also where several books take turns: a mark that fails leaves the records behind it.
+        for book, run in groupby(entries, key=lambda entry: self._homes[entry.sequence][0]):
+            those = list(run)
             sequences = [self._homes[entry.sequence][1] for entry in those]
             mark, forget = marks.applied(sequences), partial(self._forget, those)
             await self._committer.submit(book, mark, stored=forget)
@@ -275,7 +342,7 @@ class DurableJournal:
         Nobody waits for the marks: they are stored before anything that is appended later. A book without a record of
         the thread is not asked where it goes.
         """
-        for book in (*self._adopted, *([self._own] if self._own is not None else [])):
+        for book in self._books():
             if thread_id in book.diverted:
                 self._committer.submit(book, marks.diverted(thread_id, ""), stored=lambda _: None)
 
@@ -304,14 +371,28 @@ class DurableJournal:
 
     async def check(self) -> None:
         try:
+            if (lost := await self._run(self._find_lost)) is not None:
+                what = f"somebody has removed the files of the journal: {len(lost.places)} operations that were "
+                what += "acknowledged live only in this process until they are drained"
+                self._telemetry.emit(Notice("ERROR", f"{what}. What is acknowledged from now on goes to new files"))
             await self._run(lambda: self._own_book().check())
         except OSError as error:
             self._told(error)
             raise refusal(error) from None
         self._told(None)
 
+    def _find_lost(self) -> Book | None:
+        """Put this process's book with those that are only drained, if its files were removed; another one is begun."""
+        book = self._own
+        if book is None or book.is_in_place():
+            return None
+        book.lose()
+        self._own = None
+        self._adopted.append(book)
+        return book
+
     def status(self) -> JournalStatus:
-        return self._index.status(self._damages, self._error)
+        return replace(self._index.status(self._damages, self._error), foreign=self._estate.foreign)
 
     # Telling
 
@@ -321,7 +402,8 @@ class DurableJournal:
         if level > self._alarmed:
             grade = "ERROR" if level == len(ALARM_LEVELS) else "WARNING"
             status = self._index.status()
-            what = f"the journal holds {status.size:,} of {status.capacity:,} bytes ({self._index.fill:.0%})"
+            own_size = status.size - status.adopted_size
+            what = f"the journal holds {own_size:,} of {status.capacity:,} bytes ({self._index.fill:.0%})"
             self._telemetry.emit(Notice(grade, f"{what}; when it is full, writes are refused"))
         self._alarmed = level
 
@@ -337,12 +419,13 @@ class DurableJournal:
     def _own_book(self) -> Book:
         """The book of this process; begun when it is first needed."""
         if self._own is None:
-            known = [int(identity[:16], 16) for identity in books_on(self._disk)]
+            self._disk.prepare()
+            known = [int(identity[:16], 16) for identity in books_in(self._disk.names())]
             begun_at = max([int(self._wall_clock() * 1e6), *(stamp + 1 for stamp in known)])  # a clock may jump back
             for _ in range(TRIES):
                 identity = f"{begun_at:016x}{self._make_random()}"
                 if (lock := self._disk.lock(f"{identity}{LOCK}")) is not None:
-                    self._own = Book(self._disk, identity, lock, self._wall_clock)
+                    self._own = Book(self._disk, identity, lock, self._wall_clock, self._home)
                     return self._own
             raise OSError(errno.EAGAIN, "another process took the lock of every book that was begun")
         return self._own

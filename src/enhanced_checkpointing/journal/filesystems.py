@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 NETWORK = frozenset(
@@ -9,15 +10,26 @@ NETWORK = frozenset(
     | {"fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.rclone", "ncpfs", "davfs"}
 )
 
+IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+
 MOUNTS = Path("/proc/self/mountinfo")
 
 
 def network_filesystem(directory: Path, mounts: Path = MOUNTS) -> str | None:
     """The kind of network file system that a directory is on; None on a local one, and where it cannot be told."""
+    return _one_of(NETWORK, directory, mounts)
+
+
+def memory_filesystem(directory: Path, mounts: Path = MOUNTS) -> str | None:
+    """The kind of file system in memory that a directory is on; None on a disk, and where it cannot be told."""
+    return _one_of(IN_MEMORY, directory, mounts)
+
+
+def _one_of(kinds: Set[str], directory: Path, mounts: Path) -> str | None:
     if not mounts.exists():
         return None
     kind = filesystem_of(directory.resolve(), mounts.read_text())
-    return kind if kind in NETWORK else None
+    return kind if kind in kinds else None
 
 
 def filesystem_of(directory: Path, mountinfo: str) -> str | None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from heapq import merge
+from itertools import accumulate, islice
+from operator import itemgetter
 
 from enhanced_checkpointing.errors import JournalFullError
-from enhanced_checkpointing.journal.contract import DeadLetter, JournalEntry, JournalStatus
-from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.journal.contract import UNKNOWN, DeadLetter, JournalEntry, JournalStatus
+from enhanced_checkpointing.operations import DeleteThread, Put
+from enhanced_checkpointing.resilience.deadline import Deadline, acquire
 
 
 @dataclass(slots=True)
@@ -43,11 +47,32 @@ class Index:
         self._capacity = capacity
         self._held: dict[str, _Held] = {}
         self._sequence = 0
-        self._size = 0
+        self._own_size = 0
+        self._adopted: dict[int, int] = {}
+        """Bytes of the records that other processes accepted, by sequence: they take no room of this one's."""
         self._pending = 0
         self._room = asyncio.Event()
+        self._door = asyncio.Lock()
+        self._at_door = 0
+        self.lacks_room = False
+        """Whether the last append found no room at first: those behind it wait for that."""
 
     # Coming in
+
+    @asynccontextmanager
+    async def turn(self, deadline: Deadline) -> AsyncIterator[bool]:
+        """Wait for one's turn to `begin`, so that what was appended first is stored first; False: it did not come."""
+        self._at_door += 1
+        try:
+            # Not `locked()`: the lock is free for a moment while it is handed over.
+            mine = await (acquire(self._door, deadline) if self._at_door > 1 else self._door.acquire())
+            try:
+                yield mine
+            finally:
+                if mine:
+                    self._door.release()
+        finally:
+            self._at_door -= 1
 
     async def begin(self, thread_id: str, size: int, deadline: Deadline) -> int:
         """Hold a thread for a record that is about to be stored, wait for `size` bytes of room, and reserve them.
@@ -61,7 +86,7 @@ class Index:
         held = self._held.setdefault(thread_id, _Held())
         held.appending += 1
         held.appended += 1
-        self._size += size
+        self._own_size += size
         return held.appended
 
     def give_up(self, thread_id: str, size: int) -> None:
@@ -79,20 +104,21 @@ class Index:
         self._pending += 1
 
     def next_of(self, thread_id: str) -> int:
-        """The thread sequence of a record of an earlier process; `adopt` or `adopt_letter` must follow."""
+        """The thread sequence of a record of another process; `adopt` must follow."""
         held = self._held.setdefault(thread_id, _Held())
         held.appended += 1
         return held.appended
 
-    def adopt(self, entry: JournalEntry) -> None:
-        """A record of an earlier process, which has its place behind those of its thread that were adopted before."""
-        self._held[entry.thread_id].entries.append(entry)
-        self._pending += 1
-        self._size += entry.size
+    def adopt(self, thread_id: str, entries: Sequence[JournalEntry]) -> None:
+        """Records that other processes left of a thread which is not being drained.
 
-    def adopt_letter(self, letter: DeadLetter) -> None:
-        """A dead letter of an earlier process."""
-        self._held[letter.entry.thread_id].dead_letters.append(letter)
+        They take their places among those that are there by the time when they were written; what was in order stays.
+        """
+        held = self._held.setdefault(thread_id, _Held())
+        merged = merge(_by_time(held.entries), _by_time(entries), key=itemgetter(0))
+        held.entries = deque(_knowing(entry for _, entry in merged))
+        self._pending += len(entries)
+        self._adopted |= {entry.sequence: entry.size for entry in entries}
 
     def next_sequence(self) -> int:
         """The sequence of the next record."""
@@ -122,7 +148,7 @@ class Index:
         for entry in entries:
             held.entries.popleft()
             self._pending -= 1
-            self._freed(entry.size)
+            self._gone(entry)
         self._release(thread_id, held)
 
     def bury(self, entry: JournalEntry, error: str) -> None:
@@ -132,7 +158,7 @@ class Index:
         held.entries.popleft()
         held.dead_letters.append(DeadLetter(entry, error))
         self._pending -= 1
-        self._freed(entry.size)
+        self._gone(entry)
 
     def damage(self, thread_id: str) -> None:
         """Records of this thread are lost or cannot be read: it is frozen from now on."""
@@ -183,7 +209,8 @@ class Index:
         return JournalStatus(
             pending=self._pending,
             oldest_at=oldest,
-            size=self._size,
+            size=self._own_size + sum(self._adopted.values()),
+            adopted_size=sum(self._adopted.values()),
             capacity=self._capacity,
             dead_letters=sum(len(held.dead_letters) for held in self._held.values()),
             frozen_threads=frozen,
@@ -193,8 +220,8 @@ class Index:
 
     @property
     def fill(self) -> float:
-        """How full it is, from 0 to 1."""
-        return self._size / self._capacity
+        """How full it is, from 0 to 1, with what this process accepted."""
+        return self._own_size / self._capacity
 
     def _oldest(self, held: _Held) -> float:
         sequences = [letter.entry.sequence for letter in held.dead_letters]
@@ -206,20 +233,51 @@ class Index:
         if not held.entries and not held.appending and not held.frozen:
             del self._held[thread_id]
 
+    def _gone(self, entry: JournalEntry) -> None:
+        if self._adopted.pop(entry.sequence, None) is None:
+            self._freed(entry.size)
+
     def _freed(self, size: int) -> None:
-        self._size -= size
+        self._own_size -= size
         self._room.set()
 
+    def full(self, size: int) -> JournalFullError:
+        """What a write of `size` bytes is told that found no room."""
+        return JournalFullError(
+            f"The journal holds {self._own_size:,} of {self._capacity:,} bytes, so this write of {size:,} bytes was "
+            "not accepted: it is neither in the primary nor in the journal. Nothing older was dropped. Bring the "
+            "primary back, or raise CHECKPOINT_JOURNAL_MAX_BYTES."
+        )
+
     async def _wait_for_room(self, size: int, deadline: Deadline) -> None:
-        while self._size + size > self._capacity:
+        while self._own_size + size > self._capacity:
             self._room.clear()
             room = asyncio.ensure_future(self._room.wait())
+            self.lacks_room = True
             try:
                 if not await deadline.wait_for(room):
-                    raise JournalFullError(
-                        f"The journal holds {self._size:,} of {self._capacity:,} bytes, so this write of {size:,} "
-                        "bytes was not accepted: it is neither in the primary nor in the journal. Nothing older was "
-                        "dropped. Bring the primary back, or raise CHECKPOINT_JOURNAL_MAX_BYTES."
-                    )
+                    raise self.full(size)
             finally:
                 room.cancel()
+        self.lacks_room = False
+
+
+def _by_time(entries: Iterable[JournalEntry]) -> Iterator[tuple[float, JournalEntry]]:
+    """Each entry with when it was journaled, never before those in front of it: a clock may have jumped back."""
+    entries = list(entries)
+    return zip(accumulate((entry.journaled_at for entry in entries), max), entries, strict=True)
+
+
+def _knowing(entries: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
+    """The same entries, where a deletion knows of every checkpoint in front of it: it means those, too, although the
+    process that deleted the thread may not have seen what another one had written."""
+    newest = ""
+    for entry in entries:
+        if entry.name == DeleteThread.name:
+            knew = "" if entry.base_head is UNKNOWN or entry.base_head is None else entry.base_head
+            if entry.base_head is not UNKNOWN and newest > knew:
+                entry = replace(entry, base_head=newest)
+            newest = ""
+        elif entry.name == Put.name and entry.checkpoint_ns == "":
+            newest = max(newest, entry.checkpoint_id or "")
+        yield entry

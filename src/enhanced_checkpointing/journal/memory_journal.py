@@ -11,6 +11,8 @@ from enhanced_checkpointing.journal.contract import (
     JournalEntry,
     JournalRecord,
     JournalStatus,
+    Taken,
+    Undrained,
     entry_of,
 )
 from enhanced_checkpointing.journal.index import Index
@@ -40,9 +42,15 @@ class MemoryJournal:
     async def open(self) -> None:
         """Nothing to do: a new journal in memory is empty."""
 
+    async def adopt(self, undrained: Undrained, taken: Taken) -> None:
+        """Nothing to do: nobody leaves anything in memory."""
+
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         size = frozen_size(operation)
-        thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        async with self._index.turn(deadline) as mine:
+            if not mine:
+                raise self._index.full(size)
+            thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
         entry = entry_of(
             operation,
             base_head,

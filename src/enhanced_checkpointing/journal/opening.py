@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.journal.adoption import adopt, books_in
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
-from enhanced_checkpointing.journal.filesystems import network_filesystem
+from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.refusals import reason
+from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 
 
 async def open_journal(
-    config: CheckpointerConfig, serializer: SharingSerializer, telemetry: Telemetry
+    config: CheckpointerConfig, serializer: SharingSerializer, telemetry: Telemetry, *, home: str
 ) -> Journal | None:
-    """The journal of a configuration; None for "off".
+    """The journal of a configuration; None for "off". `home` tells for which primary it is.
 
     Where the durable one cannot be opened, that ends a start in production, and one that asked for it by name. Any
     other start goes on in memory, and says so.
@@ -27,11 +32,13 @@ async def open_journal(
         CheckpointerConfigurationError: the journal's directory cannot be used.
     """
     _say_what_has_no_effect(config, telemetry)
+    if config.journal != "durable" and sys.platform != "win32":
+        await _tell_of_backlogs(config, telemetry)
     if config.journal == "off":
         return None
     if config.journal == "durable":
         try:
-            return await _open_durable(config, serializer, telemetry)
+            return await _open_durable(config, serializer, telemetry, home)
         except CheckpointerConfigurationError as error:
             asked_for = config.model_fields_set & {"journal", "journal_dir"}
             if asked_for or config.environment == "production":
@@ -41,7 +48,7 @@ async def open_journal(
 
 
 async def _open_durable(
-    config: CheckpointerConfig, serializer: SharingSerializer, telemetry: Telemetry
+    config: CheckpointerConfig, serializer: SharingSerializer, telemetry: Telemetry, home: str
 ) -> DurableJournal:
     if sys.platform == "win32":
         raise CheckpointerConfigurationError(
@@ -54,8 +61,21 @@ async def _open_durable(
             f"CHECKPOINT_JOURNAL_DIR is on a network file system ({kind}), where a lock may not keep others out and a "
             "sync may not be one. Nothing was stored. Set it to a directory on a local disk."
         )
+    if (kind := memory_filesystem(directory)) is not None:
+        telemetry.emit(
+            Notice(
+                "WARNING",
+                f"CHECKPOINT_JOURNAL_DIR is in memory ({kind}): what is acknowledged in an outage survives this "
+                "process, but not the machine. Set it to a directory on a disk",
+            )
+        )
     journal = DurableJournal(
-        RealDisk(directory), capacity=config.journal_max_bytes, serializer=serializer, telemetry=telemetry
+        RealDisk(directory),
+        capacity=config.journal_max_bytes,
+        serializer=serializer,
+        telemetry=telemetry,
+        home=home,
+        adopts_all=config.journal_adopt == "all",
     )
     await journal.open()
     return journal
@@ -66,3 +86,36 @@ def _say_what_has_no_effect(config: CheckpointerConfig, telemetry: Telemetry) ->
         telemetry.emit(
             Notice("WARNING", f"CHECKPOINT_JOURNAL_DIR has no effect with CHECKPOINT_JOURNAL={config.journal}")
         )
+
+
+async def _tell_of_backlogs(config: CheckpointerConfig, telemetry: Telemetry) -> None:
+    """Say what ended processes left, which a start without the durable journal does not drain."""
+    directory = config.journal_dir.absolute()
+    try:
+        count = await in_thread_of_its_own(lambda: _backlog_in(directory), name="look for backlogs")
+    except OSError as error:
+        what = f"whether ended processes left a backlog in the journal's directory cannot be told ({reason(error)})"
+        telemetry.emit(Notice("WARNING", what))
+        return
+    if count:
+        telemetry.emit(
+            Notice(
+                "WARNING",
+                f"{count} operations that ended processes acknowledged wait in {directory}. They are not in the "
+                f"primary, and are not drained with CHECKPOINT_JOURNAL={config.journal}: start once with "
+                "CHECKPOINT_JOURNAL=durable",
+            )
+        )
+
+
+def _backlog_in(directory: Path) -> int:
+    """How many records ended processes left; nothing is changed."""
+    if not directory.is_dir():
+        return 0
+    disk, count = RealDisk(directory), 0
+    for identity in books_in(disk.names()):
+        found = adopt(disk, identity, time.time, is_ours=lambda home: False)
+        if found is not None:
+            count += len(found.records)
+            found.book.release()
+    return count

@@ -24,13 +24,15 @@ class Deadline:
     Time in which the event loop stood still is not charged: the answer may have been there all along.
     """
 
-    __slots__ = ("_clock", "_ends_at", "_whole", "seconds", "stalled")
+    __slots__ = ("_clock", "_ends_at", "_excused_until", "_whole", "seconds", "stalled")
 
     def __init__(self, clock: Clock, seconds: float, whole: Deadline | None = None) -> None:
         self._clock = clock
         self._whole = whole
         self.seconds = seconds
-        self._ends_at = clock() + seconds
+        self._excused_until = clock()
+        """When it began, or the last standstill that was excused ended."""
+        self._ends_at = self._excused_until + seconds
         self.stalled = 0.0
 
     def sparing(self, seconds: float) -> Deadline:
@@ -55,8 +57,17 @@ class Deadline:
         """Put the end off by `seconds` in which the event loop stood still."""
         self.stalled += seconds
         self._ends_at += seconds
+        self._excused_until = self._clock()
         if self._whole is not None:
             self._whole.excuse(seconds)
+
+    def forgive(self, other: Deadline) -> None:
+        """Excuse what the event loop stood still during another call, as far as it comes after the beginning of this
+        one and after what is excused already: calls of several batches tell of the same standstill."""
+        seconds = min(other.stalled, other._excused_until - self._excused_until)
+        if seconds > 0:
+            self.excuse(seconds)
+            self._excused_until = other._excused_until
 
     async def wait_for(self, future: asyncio.Future[Any], on_wait: Callable[[Wake], None] = lambda _: None) -> bool:
         """Wait until `future` is done or the deadline is over; tell whether it is done. It is not cancelled.
@@ -93,3 +104,17 @@ async def _wait(future: asyncio.Future[Any], seconds: float, on_wait: Callable[[
     finally:
         timer.cancel()
         future.remove_done_callback(wake)
+
+
+async def acquire(lock: asyncio.Lock, deadline: Deadline) -> bool:
+    """Wait for a lock in one's turn, but not longer than the deadline; tell whether it is held now."""
+    acquiring = asyncio.ensure_future(lock.acquire())
+    try:
+        in_time = await deadline.wait_for(acquiring)
+    except asyncio.CancelledError:
+        if not acquiring.cancel() and not acquiring.cancelled():
+            lock.release()
+        raise
+    if not in_time:
+        acquiring.cancel()
+    return in_time

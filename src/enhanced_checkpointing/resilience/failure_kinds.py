@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from enhanced_checkpointing.errors import redact
+
 
 class FailureKind(Enum):
     """See the table in `docs/guarantees.md`; each backend maps its own errors onto these."""
@@ -51,7 +53,7 @@ class CallFailed(Exception):
     """A guarded call that did not succeed. It never reaches the application: the engine decides what to do."""
 
     def __init__(self, failure: Failure, *, timed_out: bool = False, admitted: bool = True) -> None:
-        super().__init__(f"{failure.kind.value}: {type(failure.error).__name__}: {failure.error}")
+        super().__init__(f"{failure.kind.value}: {type(failure.error).__name__}: {redact(failure.error)}")
         self.failure = failure
         self.timed_out = timed_out
         self.admitted = admitted
@@ -60,6 +62,11 @@ class CallFailed(Exception):
     @property
     def kind(self) -> FailureKind:
         return self.failure.kind
+
+    @property
+    def at_fault(self) -> bool:
+        """Whether the operation itself, or what it meets, is at fault, so that trying it again does not mend it."""
+        return self.kind in (FailureKind.DATA, FailureKind.CORRUPTION)
 
     @property
     def error(self) -> BaseException:

@@ -8,13 +8,14 @@ for the server that does not answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import (
@@ -40,11 +41,11 @@ SEVER_GRACE = 1.0
 class Attempt:
     """One try of one call. The backend tells it what to cut when the attempt is left behind.
 
-    `subject` is the thread the call is about; `writes` whether a late commit would change data.
+    `subjects` are the threads the call is about; `writes` whether a late commit would change data.
     """
 
     operation: str
-    subject: str | None
+    subjects: Collection[str]
     writes: bool
     clock: Callable[[], float]
     sever: Callable[[], None] | None = None
@@ -72,7 +73,7 @@ class Guard:
     """Deadline, retries and breaker around the calls of one backend.
 
     `saturated()` tells whether all connections are busy with our own calls; `abandoned_limit` attempts left behind and
-    not yet ended open the breaker.
+    not yet ended open the breaker. Attempts have no task of their own while the backend `never_waits()`.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Guard:
         telemetry: Telemetry,
         retries: int = 2,
         abandoned_limit: int = 8,
+        never_waits: Callable[[], bool] = lambda: False,
     ) -> None:
         self._backend = backend
         self._breaker = breaker
@@ -93,6 +95,7 @@ class Guard:
         self._telemetry = telemetry
         self._retries = retries
         self._abandoned_limit = abandoned_limit
+        self._never_waits = never_waits
         self._abandoned: set[asyncio.Task[object]] = set()
         self._hanging = 0
         """How many of them hang on the backend; the others waited in our own queues."""
@@ -111,7 +114,7 @@ class Guard:
         run: Callable[[], Awaitable[T]],
         *,
         deadline: Deadline,
-        subject: str | None = None,
+        subjects: Collection[str] = (),
         writes: bool = False,
         patient: bool = False,
     ) -> T:
@@ -125,7 +128,7 @@ class Guard:
         self._budget.earn()
 
         def once() -> Awaitable[T]:
-            attempt = Attempt(operation, subject, writes, deadline.now)
+            attempt = Attempt(operation, subjects, writes, deadline.now)
             return self._attempt(attempt, run, deadline, patient=patient)
 
         try:
@@ -210,12 +213,14 @@ class Guard:
             CallFailed: it did not succeed.
         """
         ticket = (self._breaker.admit() if counts else None) or Ticket(NO_GENERATION)
-        return await self._watch(ticket, Attempt(operation, None, False, deadline.now), run, deadline, patient=False)
+        return await self._watch(ticket, Attempt(operation, (), False, deadline.now), run, deadline, patient=False)
 
     async def _watch(
         self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, *, patient: bool
     ) -> T:
         started_at, begun = deadline.now(), deadline.time()
+        if self._never_waits():
+            return await self._run_through(ticket, run)
         task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
         try:
             in_time = await deadline.wait_for(task, attempt.watched)
@@ -242,12 +247,25 @@ class Guard:
             served_in = 0.0 if patient else deadline.now() - (attempt.held_at or started_at)
             self._breaker.succeeded(ticket, served_in)
             return task.result()
-        failure = self._classify(error)
-        if failure.answered:
+        failed = self._failed(ticket, error)
+        if failed.failure.answered:
             self._last_answer = deadline.time()
+        raise failed from error
+
+    async def _run_through(self, ticket: Ticket, run: Callable[[], Awaitable[T]]) -> T:
+        """An attempt that waits for nothing."""
+        try:
+            result = await run()
+        except Exception as error:
+            raise self._failed(ticket, error) from error
+        self._breaker.succeeded(ticket, 0.0)
+        return result
+
+    def _failed(self, ticket: Ticket, error: BaseException) -> CallFailed:
+        failure = self._classify(error)
         if failure.kind in BREAKER_FAILURES:
             self._breaker.failed(ticket, _brief(error), definite=failure.kind is FailureKind.OUTAGE)
-        raise CallFailed(failure) from error
+        return CallFailed(failure)
 
     @staticmethod
     async def _run(attempt: Attempt, run: Callable[[], Awaitable[T]]) -> T:
@@ -304,6 +322,6 @@ class Guard:
 
 
 def _brief(error: BaseException) -> str:
-    text = str(error).strip()
+    text = redact(error).strip()
     first_line = text.splitlines()[0] if text else ""
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__

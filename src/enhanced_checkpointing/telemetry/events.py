@@ -132,7 +132,10 @@ class DeadLettered:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """The primary's head of a thread moved while this process journaled it; both branches are kept."""
+    """The primary's head of a thread moved while this process journaled it; both branches are kept.
+
+    `deletion`: what was journaled was the end of the thread, and was not carried out.
+    """
 
     backend: str
     thread_id: str
@@ -140,6 +143,7 @@ class Diverged:
     expected_head: str | None
     found_head: str | None
     kept_as: str
+    deletion: bool = False
 
 
 @dataclass(frozen=True, slots=True)

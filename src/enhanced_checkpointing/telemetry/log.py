@@ -193,11 +193,15 @@ class LoggingSink:
         held_back = self._divergences.admit()
         if held_back is not None:
             namespace = f" (namespace {event.checkpoint_ns})" if event.checkpoint_ns else ""
+            journaled, kept = "it", f"Both branches are kept; the journaled one as {event.kept_as}"
+            if event.deletion:
+                journaled = "its deletion"
+                kept = "The deletion was not applied and the other branch is kept; to end both, delete the thread again"
             self._write(
                 "warning",
                 f"divergence: thread {event.thread_id}{namespace} was written in {event.backend} by someone else while "
-                f"this process journaled it: head {event.found_head} instead of {event.expected_head}. Both branches "
-                f"are kept; the journaled one as {event.kept_as}{more_held_back(held_back)}",
+                f"this process journaled {journaled}: head {event.found_head} instead of {event.expected_head}. "
+                f"{kept}{more_held_back(held_back)}",
             )
 
     def _configuration_fault(self, event: ConfigurationFault) -> None:

@@ -55,7 +55,7 @@ class Shield:
             self._report(
                 one_line(
                     f"telemetry failed and was skipped, checkpoints are not affected: "
-                    f"{type(error).__name__}: {error}{more_held_back(held_back)}"
+                    f"{type(error).__name__}: {redact(error)}{more_held_back(held_back)}"
                 )
             )
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import (
@@ -14,7 +15,8 @@ from enhanced_checkpointing.errors import (
     redact,
 )
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.contract import Journal, JournalEntry
+from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry
+from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
@@ -78,6 +80,25 @@ async def warm_from(journal: Journal, standby: Standby) -> None:
                 break
             for record in records:
                 standby.apply(record.operation)
+
+
+def set_right(standby: Standby, thread_id: str, operations: Sequence[Operation] | None) -> None:
+    """Let the warm copy of a thread be what another process journaled; None: that cannot be told.
+
+    What this process knew of it is older, or another branch. Where that has shown a newer checkpoint, the thread stays
+    cold until it is drained: what it shows must not go backwards.
+    """
+    puts = [operation for operation in operations or () if isinstance(operation, Put)]
+    shown = [standby.base_head(put) for put in puts]
+    standby.forget(thread_id)
+    for operation in operations or ():
+        standby.apply(operation)
+    if any(_is_newer(before, standby.base_head(put)) for before, put in zip(shown, puts, strict=True)):
+        standby.forget(thread_id)
+
+
+def _is_newer(one: BaseHead, other: BaseHead) -> bool:
+    return one not in (None, UNKNOWN) and other not in (None, UNKNOWN) and str(one) > str(other)
 
 
 async def last_drain(parts: Parts, config: CheckpointerConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 
 from enhanced_checkpointing.backends.contract import Backend
@@ -54,7 +54,10 @@ def next_pause(
 
 
 class Prober:
-    """Probes at intervals, sets the primary up when that had to wait, and brings it back after an outage."""
+    """Probes at intervals, sets the primary up when that had to wait, and brings it back after an outage.
+
+    After each probe it does what is to be done `besides`, one after another.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class Prober:
         breaker: Breaker,
         telemetry: Telemetry,
         on_contact: Callable[[], None] = lambda: None,
-        check_fallback: Callable[[], Awaitable[None]] | None = None,
+        besides: Sequence[Callable[[], Awaitable[None]]] = (),
         clock: Clock = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -75,7 +78,7 @@ class Prober:
         self._breaker = breaker
         self._telemetry = telemetry
         self._on_contact = on_contact
-        self._check_fallback = check_fallback
+        self._besides = besides
         self._clock = clock
         self._jitter = jitter
         self._set_up = False
@@ -95,8 +98,8 @@ class Prober:
                 pause = self._config.probe_backoff_min
                 continue
             finding = await self.probe()
-            if self._check_fallback is not None:
-                await self._check_fallback()
+            for work in self._besides:
+                await work()
             pause = next_pause(
                 finding,
                 pause,

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.contract import Backend, Heads
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
@@ -20,7 +20,7 @@ from enhanced_checkpointing.errors import (
     redact,
 )
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.contract import Journal, JournalEntry, JournalRecord
+from enhanced_checkpointing.journal.contract import UNKNOWN, Journal, JournalEntry, JournalRecord
 from enhanced_checkpointing.operations import DeleteThread, Operation, operations_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
@@ -50,6 +50,8 @@ LONGEST_PAUSE = 5.0
 CHUNK = 4
 CHUNK_BYTES = 1024 * 1024
 """Records, and bytes of them, that are read, applied and marked together: one commit, and one sync of the journal."""
+
+UNREADABLE = "unreadable"
 
 GIVE_WAY_SECONDS = 0.01
 GLANCE_SECONDS = 0.001
@@ -116,14 +118,17 @@ class Reconciler:
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
         self._draining: dict[str, asyncio.Task[Drain]] = {}
+        self._forked: set[str] = set()
+        """Threads of which the primary has a branch that the warm copy lacks; until they are drained."""
         self.drained = 0
         """Operations replayed so far."""
         self.dead_letters = 0
         self.divergences = 0
 
     def wake(self) -> None:
-        """There is something to drain, or the primary is back."""
-        self._woken.set()
+        """There is something to drain, or the primary is back: whoever closes the breaker wakes again."""
+        if not self._breaker.is_open:
+            self._woken.set()
 
     async def run(self) -> None:
         """Drain for ever, whenever there is something to drain and the primary takes calls."""
@@ -137,7 +142,7 @@ class Reconciler:
             if not await self._is_woken():
                 return SHORTEST_PAUSE
             pause = SHORTEST_PAUSE
-        if await self.drain_all():
+        if await self.drain_all() or self._breaker.is_open:
             return SHORTEST_PAUSE
         await asyncio.sleep(pause)
         return min(2 * pause, LONGEST_PAUSE)
@@ -181,6 +186,11 @@ class Reconciler:
             finally:
                 changed.cancel()
         return self._journal.status().pending == 0 and not self._journal.status().frozen_threads
+
+    async def undrained(self, thread_id: str) -> None:
+        """Return at a moment when a thread is not being drained."""
+        while (draining := self._draining.get(thread_id)) is not None:
+            await asyncio.wait({draining})
 
     async def close(self) -> None:
         """End drains under way; a record that is just being replayed stays in the journal and is replayed again."""
@@ -238,25 +248,33 @@ class Reconciler:
         """
         if not await self._guard.once("fence", lambda: self._backend.fence(thread_id), deadline=self._deadline()):
             return Drain.FENCED
-        target = self._journal.diverted(thread_id) or await self._choose_target(thread_id, progress)
-        diverted = False
+        target: str | None = None
         while not self._journal.is_frozen(thread_id) and (entries := self._next_entries(thread_id)):
-            diverted = self._journal.diverted(thread_id) is not None
-            if not await self._replay_some(await self._journal.read(entries), target, progress):
+            records = await self._journal.read(entries)
+            if isinstance(records[0].operation, DeleteThread):
+                await self._replay_deletion(records[0], progress)
+                target = None  # what is behind it grew from an empty thread, which is looked at anew
+                continue
+            target = target or self._journal.diverted(thread_id) or await self._choose_target(thread_id, progress)
+            if self._journal.diverted(thread_id) is not None:
+                self._forked.add(thread_id)
+            if not await self._replay_some(records, target, progress):
                 progress.moved = True
                 target = await self._choose_target(thread_id, progress)
         if self._journal.is_frozen(thread_id):
             return Drain.FROZEN
-        if diverted:
+        if thread_id in self._forked:
+            self._forked.discard(thread_id)
             self._standby.forget(thread_id)  # the warm copy lacks the other branch
         self._on_thread_drained(thread_id)
         return Drain.DRAINED
 
     def _next_entries(self, thread_id: str) -> Sequence[JournalEntry]:
-        """The oldest records of a thread, as many as are applied and marked together."""
+        """The oldest records of a thread, as many as are applied and marked together; a deletion is by itself."""
         entries = self._journal.entries(thread_id, CHUNK)
         sizes = accumulate(entry.size for entry in entries)
-        return entries[: max(1, sum(size <= CHUNK_BYTES for size in sizes))]
+        before_deletion = takewhile(lambda entry: entry.name != DeleteThread.name, entries)
+        return entries[: max(1, min(sum(size <= CHUNK_BYTES for size in sizes), len(list(before_deletion))))]
 
     async def _replay_some(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
         """Apply these records in their order, and mark what the primary took.
@@ -273,17 +291,70 @@ class Reconciler:
                 return False
             taken = len(records)
         except CallFailed as failed:
-            if not is_at_fault(failed):
+            if not failed.at_fault:
                 raise
             taken, refused = await self._apply_one_by_one(records, target)
         if taken:
-            await self._journal.mark_applied([record.entry for record in records[:taken]])
-            self.drained += taken
-            progress.operations += taken
+            await self._mark(records[:taken], progress)
         if refused is not None:
             await self._bury(records[taken], refused)
         await self._let_live_calls_pass()
         return True
+
+    async def _mark(self, records: Sequence[JournalRecord], progress: _Progress) -> None:
+        await self._journal.mark_applied([record.entry for record in records])
+        self.drained += len(records)
+        progress.operations += len(records)
+
+    async def _replay_deletion(self, record: JournalRecord, progress: _Progress) -> None:
+        """Delete a thread, and what was put into its sibling; but not what somebody else has written to it since."""
+        entry, operation = record.entry, record.operation
+        target = self._journal.diverted(entry.thread_id)
+        found_head: str | None = None
+        try:
+            if target is not None and target != entry.thread_id:
+                await self._apply(moved_to(operation, target))
+            deleted = await self._delete(record, forked=target is not None)
+            if not deleted:
+                found_head = await self._head_if_readable(entry.thread_id)
+        except CallFailed as failed:
+            if not failed.at_fault:
+                raise
+            await self._bury(record, failed)
+            return
+        await self._mark([record], progress)
+        if not deleted:
+            self._forked.add(entry.thread_id)
+            self.divergences += 1
+            base = None if entry.base_head is UNKNOWN else entry.base_head
+            self._telemetry.emit(
+                Diverged(self._backend.name, entry.thread_id, "", base, found_head, entry.thread_id, deletion=True)
+            )
+
+    async def _delete(self, record: JournalRecord, *, forked: bool) -> bool:
+        """Delete the thread that was meant, unless there is more in it now than whoever deleted it could know of."""
+        entry, operation = record.entry, record.operation
+        if entry.base_head is UNKNOWN:
+            await self._apply(operation)
+            return True
+        if forked:
+            return False
+        heads = heads_to_grow_from(self._journal.entries(entry.thread_id), {"": entry})
+        if self._backend.compares_heads:
+            return await self._apply_upon(heads, [operation])
+        if await self._head_if_readable(entry.thread_id) not in heads[""]:
+            return False
+        await self._apply(operation)
+        return True
+
+    async def _head_if_readable(self, thread_id: str) -> str | None:
+        """The newest checkpoint of a thread; of one that nobody can read, a word that is no checkpoint's id."""
+        try:
+            return await self._head(thread_id, "")
+        except CallFailed as failed:
+            if not failed.at_fault:
+                raise
+            return UNREADABLE
 
     async def _let_live_calls_pass(self) -> None:
         """Live calls first, but not for ever."""
@@ -294,21 +365,16 @@ class Reconciler:
 
     async def _apply_together(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
         """Apply records as one step, upon the heads that they grew from; False if one of those has moved."""
-        operations: list[Operation] = []
-        for record in records:
-            operations.append(moved_to(record.operation, target))
-            if target != record.entry.thread_id and isinstance(record.operation, DeleteThread):
-                operations.append(record.operation)  # what was to be deleted is not only the outage's branch
-        if len({operation.thread_id for operation in operations}) > 1:
-            for operation in operations:
-                await self._apply(operation)
-            return True
         heads, progress.heads = progress.heads, {}
+        return await self._apply_upon(heads, [moved_to(record.operation, target) for record in records])
+
+    async def _apply_upon(self, heads: Heads, operations: Sequence[Operation]) -> bool:
+        """Apply operations of one thread as one step; False if the newest checkpoint is not one of `heads`."""
         return await self._guard.call(
             "drain",
             lambda: self._backend.apply_all(operations, heads),
             deadline=self._deadline(),
-            subject=target,
+            subjects=(operations[0].thread_id,),
             writes=True,
         )
 
@@ -318,7 +384,7 @@ class Reconciler:
             try:
                 await self._apply_together([record], target, _Progress())
             except CallFailed as failed:
-                if not is_at_fault(failed):
+                if not failed.at_fault:
                     raise
                 return number, failed
         return len(records), None
@@ -328,7 +394,7 @@ class Reconciler:
             "drain",
             lambda: self._backend.apply(operation),
             deadline=self._deadline(),
-            subject=operation.thread_id,
+            subjects=(operation.thread_id,),
             writes=True,
         )
 
@@ -344,7 +410,7 @@ class Reconciler:
         try:
             return await self._find_target(thread_id, progress)
         except CallFailed as failed:
-            if failed.kind not in (FailureKind.DATA, FailureKind.CORRUPTION):
+            if not failed.at_fault:
                 raise
             what = f"the branches of thread {thread_id!r} could not be compared ({redact(failed.error)})"
             self._telemetry.emit(Notice("WARNING", f"{what}; what was journaled is written to the same thread"))
@@ -403,13 +469,8 @@ class Reconciler:
             "drain",
             lambda: self._backend.ask(lambda saver: saver.aget_tuple({"configurable": configurable})),
             deadline=self._deadline(),
-            subject=thread_id,
+            subjects=(thread_id,),
         )
 
     def _deadline(self) -> Deadline:
         return Deadline(self._clock, self._config.deadline)
-
-
-def is_at_fault(failed: CallFailed) -> bool:
-    """Whether the operation itself was refused, so that trying it again does not mend it."""
-    return failed.kind in (FailureKind.DATA, FailureKind.CORRUPTION)

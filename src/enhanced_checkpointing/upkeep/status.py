@@ -23,9 +23,9 @@ def primary_healthy(parts: Parts) -> bool:
 def counts(parts: Parts) -> Counts:
     """Totals since the start."""
     if parts.reconciler is None:
-        return Counts(parts.engine.journaled, 0, 0, 0)
+        return Counts(parts.engine.writes.journaled, 0, 0, 0)
     reconciler = parts.reconciler
-    return Counts(parts.engine.journaled, reconciler.drained, reconciler.dead_letters, reconciler.divergences)
+    return Counts(parts.engine.writes.journaled, reconciler.drained, reconciler.dead_letters, reconciler.divergences)
 
 
 def gauges(parts: Parts) -> Gauges:
@@ -72,6 +72,7 @@ def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[
             frozen_threads=journal.frozen_threads,
             damages=journal.damages,
             error=_error(parts),
+            foreign=journal.foreign,
         ),
         standby=health.StandbyHealth(threads=len(parts.standby), size=parts.standby.size),
         divergences=counts(parts).divergences,
@@ -98,7 +99,9 @@ def _error(parts: Parts) -> str | None:
 
 def _writable(parts: Parts) -> bool:
     journal = _journal_status(parts)
-    return parts.journal is not None and _error(parts) is None and journal.size < journal.capacity
+    return (
+        parts.journal is not None and _error(parts) is None and journal.size - journal.adopted_size < journal.capacity
+    )
 
 
 def _age(journal: JournalStatus) -> float:

@@ -1,0 +1,142 @@
+"""Operations as rows of the tables of the official SQLite saver. Pure: no I/O.
+
+The rows are byte for byte those that `langgraph-checkpoint-sqlite` writes, so that either can read the other's data; a
+test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from ormsgpack import Fragment
+
+from enhanced_checkpointing.operations import Operation, Put, PutWrites, texts_of
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+
+Row = tuple[Any, ...]
+Statement = tuple[str, list[Row]]
+"""The text and the rows of one `executemany`."""
+
+PUT_SQL = """
+INSERT OR REPLACE INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+
+PUT_WRITES_SQL = """
+INSERT OR {conflict} INTO writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, value)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+KEEP_FIRST_SQL = PUT_WRITES_SQL.format(conflict="IGNORE")
+KEEP_LAST_SQL = PUT_WRITES_SQL.format(conflict="REPLACE")
+
+MSGPACK, BYTES = "msgpack", "bytes"
+"""The serializer's tags of bytes that may become part of others."""
+
+DELETE_CHECKPOINTS_SQL = "DELETE FROM checkpoints WHERE thread_id = ?"
+DELETE_WRITES_SQL = "DELETE FROM writes WHERE thread_id = ?"
+
+
+def statements(operations: Iterable[Operation], serializer: SharingSerializer) -> list[Statement]:
+    """What to execute, in this order; neighbours with the same text are one statement of many rows.
+
+    Raises whatever the serializer raises for a value that it cannot take.
+    """
+    found: list[Statement] = []
+    for operation in operations:
+        for text, rows in _statements(operation, serializer):
+            if found and found[-1][0] == text:
+                found[-1][1].extend(rows)
+            elif rows:
+                found.append((text, rows))
+    return found
+
+
+def check(operation: Operation) -> None:
+    """Return if SQLite may take this operation.
+
+    Raises:
+        UnicodeEncodeError, TypeError, ValueError: it would not, as these ids are no text, or this metadata no JSON.
+    """
+    "".join(texts_of(operation)).encode()
+    if isinstance(operation, Put):
+        _metadata(operation)
+
+
+def _statements(operation: Operation, serializer: SharingSerializer) -> tuple[Statement, ...]:
+    if isinstance(operation, Put):
+        return ((PUT_SQL, [_put(operation, serializer)]),)
+    if isinstance(operation, PutWrites):
+        special = all(channel in WRITES_IDX_MAP for channel, _ in operation.writes)
+        return ((KEEP_LAST_SQL if special else KEEP_FIRST_SQL, _writes(operation)),)
+    key = (operation.thread_id,)
+    return (DELETE_CHECKPOINTS_SQL, [key]), (DELETE_WRITES_SQL, [key])
+
+
+def _put(put: Put, serializer: SharingSerializer) -> Row:
+    tag, data = _checkpoint(put, serializer)
+    return put.thread_id, put.checkpoint_ns, put.checkpoint_id, put.parent_checkpoint_id, tag, data, _metadata(put)
+
+
+def _metadata(put: Put) -> bytes:
+    return json.dumps(put.metadata, ensure_ascii=False).encode("utf-8", "ignore")
+
+
+def _writes(operation: PutWrites) -> list[Row]:
+    return [
+        (
+            operation.thread_id,
+            operation.checkpoint_ns,
+            operation.checkpoint_id,
+            operation.task_id,
+            operation.task_path,
+            WRITES_IDX_MAP.get(channel, position),
+            channel,
+            value.tag,
+            value.data,
+        )
+        for position, (channel, value) in enumerate(operation.writes)
+    ]
+
+
+def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
+    """The whole checkpoint, which is one blob here, made of the bytes that there are already where that is possible."""
+    if _can_be_joined(put, serializer):
+        joined = {channel: _part(value) for channel, value in put.values.items()}
+        return serializer.dumps_typed(_with_values(put, joined))
+    live = put.live_values
+    if live is None:
+        live = {channel: serializer.thaw(value) for channel, value in put.values.items()}
+    return serializer.dumps_typed(_with_values(put, live))
+
+
+def _can_be_joined(put: Put, serializer: SharingSerializer) -> bool:
+    """Whether a value looks within the checkpoint as it does alone, which is known of one serializer only, and whether
+    nothing makes that one fall back to pickle, which knows no fragments."""
+    inner = serializer.inner
+    if type(inner) is not JsonPlusSerializer:
+        return False
+    return not inner.pickle_fallback and all(
+        type(value) is not Serialized or value.tag in (MSGPACK, BYTES) for value in put.values.values()
+    )
+
+
+def _part(value: Any) -> Any:
+    if type(value) is not Serialized:
+        return value
+    return Fragment(value.data) if value.tag == MSGPACK else value.data
+
+
+def _with_values(put: Put, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint with its keys in LangGraph's order, on which the bytes depend."""
+    checkpoint: dict[str, Any] = {}
+    for key, part in put.skeleton.items():
+        if key == "channel_versions":
+            checkpoint["channel_values"] = values
+        checkpoint[key] = part
+    return checkpoint

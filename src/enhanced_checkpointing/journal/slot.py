@@ -1,0 +1,61 @@
+"""The lock file of a book: the number of its newest file, and whose it is. Pure.
+
+The file is empty until the first file of the book is begun. Releases before this one wrote no home.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from zlib import crc32
+
+_NUMBER = struct.Struct(">4sI")
+_HOME = struct.Struct(">4sI")
+"""Magic, length of the text that follows."""
+_CRC = struct.Struct(">I")
+_NUMBER_MAGIC, _HOME_MAGIC = b"ECJL", b"ECJH"
+_NUMBER_SIZE = _NUMBER.size + _CRC.size
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a lock file says.
+
+    `newest` is the number of the newest file; 0: none was begun; None: it is not what was written. `home` tells which
+    primary the book is for; None: it does not say. With `home_damaged` nobody can know.
+    """
+
+    newest: int | None
+    home: str | None = None
+    home_damaged: bool = False
+
+
+def slot_bytes(newest: int, home: str | None) -> bytes:
+    """The bytes of a lock file."""
+    number = _checked(_NUMBER.pack(_NUMBER_MAGIC, newest))
+    if home is None:
+        return number
+    text = home.encode(errors="backslashreplace")
+    return number + _checked(_HOME.pack(_HOME_MAGIC, len(text)) + text)
+
+
+def read_slot(data: bytes) -> Slot:
+    """What is in a lock file."""
+    if len(data) < _NUMBER_SIZE:
+        return Slot(newest=0)
+    number, rest = data[:_NUMBER_SIZE], data[_NUMBER_SIZE:]
+    newest = int(_NUMBER.unpack_from(number)[1]) if _is_checked(number) else None
+    if not rest:
+        return Slot(newest)
+    body = rest[_HOME.size : -_CRC.size]
+    if not _is_checked(rest) or not rest.startswith(_HOME.pack(_HOME_MAGIC, len(body))):
+        return Slot(newest, home_damaged=True)
+    return Slot(newest, body.decode())
+
+
+def _checked(part: bytes) -> bytes:
+    return part + _CRC.pack(crc32(part))
+
+
+def _is_checked(part: bytes) -> bool:
+    return _CRC.pack(crc32(part[: -_CRC.size])) == part[-_CRC.size :]

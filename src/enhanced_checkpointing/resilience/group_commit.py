@@ -1,0 +1,122 @@
+"""Group commit: what comes while batches are on their way gathers, and goes out together. Knows nothing of databases.
+
+There is no timer: a lone item goes straight through, and the more wait, the more go together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import Context, copy_context
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+Send = Callable[[Sequence[T]], Awaitable[Awaitable[None] | None]]
+"""Sends a batch; returns what is left to do for it that needs no lane. Neither may raise."""
+
+
+class GroupCommit(Generic[T]):
+    """Sends at most `lanes` batches at a time; 0: as many as there are keys with something to send.
+
+    Items of one key keep their order and are never in two batches at once. A batch ends at `limit` items, or when it
+    weighs `max_weight` or more.
+    """
+
+    def __init__(
+        self,
+        send: Send[T],
+        *,
+        key: Callable[[T], str],
+        weight: Callable[[T], int],
+        lanes: int,
+        limit: int,
+        max_weight: int,
+    ) -> None:
+        self._send = send
+        self._key = key
+        self._weight = weight
+        self._free = float(lanes or "inf")
+        self._limit = limit
+        self._max_weight = max_weight
+        self._waiting: dict[str, deque[tuple[T, Context]]] = {}
+        self._ready: dict[str, None] = {}
+        """The keys that may go out now, in the order in which they came to be so."""
+        self._busy: set[str] = set()
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """How many keys have something waiting or on its way."""
+        return len(self._busy | self._waiting.keys())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._busy or key in self._waiting
+
+    def waiting(self) -> Iterator[T]:
+        """What has not been sent yet."""
+        return (item for queue in self._waiting.values() for item, _ in queue)
+
+    def submit(self, item: T) -> None:
+        """Send an item as soon as a lane is free and what came before it of its key is done."""
+        key = self._key(item)
+        self._waiting.setdefault(key, deque()).append((item, copy_context()))
+        if key not in self._busy:
+            self._ready[key] = None
+            self._start()
+
+    async def settle(self, seconds: float) -> None:
+        """Wait up to `seconds` for everything to be done."""
+        ends_at = asyncio.get_running_loop().time() + seconds
+        while self._running and (left := ends_at - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(set(self._running), timeout=left)
+
+    def _start(self) -> None:
+        """Give a free lane to what is ready. It is taken only when the task runs: whoever else was just woken by the
+        end of the last batch comes along."""
+        if self._free < 1 or not self._ready:
+            return
+        self._free -= 1
+        _, context = self._waiting[next(iter(self._ready))][0]
+        task = asyncio.create_task(self._run(), name="group commit", context=context)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self) -> None:
+        keys, batch = self._take()
+        try:
+            try:
+                self._start()  # there may be more than goes into one batch
+                left = await self._send(batch) if batch else None  # another lane may have taken all
+            finally:
+                self._free += 1
+            self._start()
+            if left is not None:
+                await left
+        finally:
+            self._release(keys)
+            self._start()
+
+    def _release(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._busy.discard(key)
+            if key in self._waiting:
+                self._ready[key] = None
+
+    def _take(self) -> tuple[list[str], list[T]]:
+        keys: list[str] = []
+        batch: list[T] = []
+        weight = 0
+        while self._ready and len(batch) < self._limit and weight < self._max_weight:
+            key = next(iter(self._ready))
+            del self._ready[key]
+            keys.append(key)
+            self._busy.add(key)
+            queue = self._waiting[key]
+            while queue and len(batch) < self._limit and weight < self._max_weight:
+                item, _ = queue.popleft()
+                batch.append(item)
+                weight += self._weight(item)
+            if not queue:
+                del self._waiting[key]
+        return keys, batch

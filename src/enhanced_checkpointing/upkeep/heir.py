@@ -1,0 +1,67 @@
+"""Takes over what processes leave that end while this one runs, so that nothing waits for the next start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.resilience.breaker import Clock
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.upkeep.life import set_right
+
+LOOK_SECONDS = 2.0
+"""The shortest time between two looks: each of them asks for the lock of every other process's book."""
+
+
+class Heir:
+    """Looks when it is told to; a disk that does not answer within `seconds` is not waited for.
+
+    A write of an adopted thread may be with the primary just then. It is safe there, and what was adopted grew without
+    it: the drain compares the primary's head with the one that the oldest record grew from, and finds two branches,
+    which are kept and reported. What is written from now on is journaled, behind what was adopted.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        standby: Standby,
+        clock: Clock,
+        seconds: float,
+        *,
+        undrained: Callable[[str], Awaitable[None]],
+        wake: Callable[[], None],
+    ) -> None:
+        self._journal = journal
+        self._standby = standby
+        self._clock = clock
+        self._seconds = seconds
+        self._undrained = undrained
+        self._wake = wake
+        self._looked_at = clock()
+        self._looking: asyncio.Task[None] | None = None
+
+    async def look(self) -> None:
+        """Adopt what is there, unless the last look was just now, or goes on."""
+        if self._looking is None:
+            if self._clock() - self._looked_at < LOOK_SECONDS:
+                return
+            self._looking = asyncio.create_task(self._look(), name="heir")
+        if await Deadline(self._clock, self._seconds).wait_for(self._looking):
+            looking, self._looking = self._looking, None
+            self._looked_at = self._clock()
+            looking.result()
+
+    async def close(self) -> None:
+        """End a look under way; what it has not taken stays for the next process."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+
+    async def _look(self) -> None:
+        await self._journal.adopt(
+            self._undrained, lambda thread_id, operations: set_right(self._standby, thread_id, operations)
+        )
+        if self._journal.anything_waits():
+            self._wake()
