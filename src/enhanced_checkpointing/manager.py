@@ -339,6 +339,8 @@ class EnhancedCheckpointerManager:
             on_contact=engine.newcomers.contact,
             besides=besides,
         )
+        stack.push_async_callback(prober.close)
+        guard.on_doubt = prober.doubt
 
         self._parts = Parts(
             loop=asyncio.get_running_loop(),

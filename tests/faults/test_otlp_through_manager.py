@@ -54,7 +54,7 @@ async def run():
         await turn("shared")
         ask("cut")
         await turn("shared")
-        await turn("refused", "PostgreSQL takes no NUL: \\0")
+        await turn("refused")
         await manager.health_check()
         metrics.get_meter_provider().force_flush()
         ask("diverge")
@@ -87,6 +87,8 @@ class Faults:
         with EnhancedCheckpointerManager(postgres(self._url, journal="memory")) as other:
             graph = GRAPHS["counting_chain"].builder().compile(checkpointer=saver_of(other))
             graph.invoke({"question": "who"}, {"configurable": {"thread_id": "shared"}})
+        with psycopg.connect(self._url, autocommit=True) as connection:  # what the database alone knows to refuse
+            connection.execute("ALTER TABLE checkpoints ADD CHECK (thread_id <> 'refused')")
 
 
 @pytest.fixture(scope="module")

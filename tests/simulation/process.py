@@ -165,6 +165,8 @@ class Process:
             clock=clock,
             jitter=world.random.random,
         )
+        stack.push_async_callback(prober.close)
+        guard.on_doubt = prober.doubt
         self._parts = Parts(
             loop=self.loop,
             backend=backend,

@@ -66,6 +66,13 @@ class _Play:
             self.world.after(fault.at, lambda fault=fault: self._break(fault))  # type: ignore[misc]
 
     def run(self) -> None:
+        """Everything that a seed decided, and what is to be true after it."""
+        self._live_to_the_end()
+        for problem in (*self._ledger.differences(self._server.saver), *self._ledger.disorder(self._server.applied)):
+            self.world.problem(problem)
+        self._clear_directory()
+
+    def _live_to_the_end(self) -> None:
         """Live and die until a process has come to its end with everything done."""
         while not self._live():
             self.world.note("our process is dead")
@@ -74,11 +81,13 @@ class _Play:
             self.world.fuse, self._power = None, False
             self.world.sleep(self.world.random.uniform(0.01, 3.0))
             self.world.wall_offset += self.world.random.choice([0.0, 0.0, -3600.0])
-        for problem in (*self._ledger.differences(self._server.saver), *self._ledger.disorder(self._server.applied)):
-            self.world.problem(problem)
-        if self._platter.names:
-            self.world.note(f"left in the journal's directory: {sorted(self._platter.names)}")
-            self._live()  # what could not be removed when the disk failed, the next start removes
+
+    def _clear_directory(self) -> None:
+        """What could not be removed when the disk failed, the next process removes that is not killed before."""
+        if not self._platter.names:
+            return
+        self.world.note(f"left in the journal's directory: {sorted(self._platter.names)}")
+        self._live_to_the_end()
         if self._platter.names:
             self.world.problem(f"K: the journal's directory is not empty: {sorted(self._platter.names)}")
 

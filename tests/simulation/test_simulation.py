@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from tests.simulation import run
+from tests.simulation.platter import Content
 from tests.simulation.run import play
+from tests.simulation.script import make_script
 
 SEEDS, CHUNK = 500, 25
 
@@ -29,6 +34,24 @@ def test_same_seed_gives_the_same_history_again() -> None:
 
 def test_other_seed_gives_another_history() -> None:
     assert len({play(seed).trace_hash for seed in range(5)}) == 5
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # those that a dead process never came to await
+@pytest.mark.parametrize("power", [False, True])
+def test_process_that_dies_while_it_clears_the_directory_leaves_that_to_the_next_one(
+    power: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = replace(make_script(0), threads={}, faults=[])
+    monkeypatch.setattr(run, "make_script", lambda seed: idle)
+    for steps in range(16):
+        life = run._Play(0)
+        for name in (f"{1:032x}.lock", f"{1:032x}.spare"):
+            life._platter.names[name] = Content()
+        life._platter._durable_names.update(life._platter.names)
+        life.world.fuse, life._power = steps, power
+        life._clear_directory()
+        assert any(line.endswith("our process is dead") for line in life.world.lines)
+        assert not life.world.problems
 
 
 def test_seeds_exercise_what_they_are_there_for() -> None:

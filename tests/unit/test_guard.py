@@ -432,6 +432,45 @@ async def test_one_hanging_call_beside_answered_ones_is_one_failure(other: Calla
     assert setting.breaker.is_open
 
 
+async def test_call_that_hears_nothing_for_half_its_time_makes_the_guard_doubt_the_backend() -> None:
+    setting = Setting(failures_in_row=2)
+    doubts: list[float] = []
+
+    def settle_by_asking() -> None:
+        doubts.append(time.monotonic())
+        asyncio.get_running_loop().create_task(setting.call(answer))
+
+    setting.guard.on_doubt = settle_by_asking
+    started_at = time.monotonic()
+    with pytest.raises(CallFailed):
+        await setting.call(silence, 0.1)
+    assert len(doubts) == 1
+    assert 0.05 <= doubts[0] - started_at < 0.1
+    assert not setting.breaker.is_open, "the other call was answered"
+
+
+@pytest.mark.parametrize("why", ["answered", "probe", "open", "quick"])
+async def test_nothing_is_doubted_when_there_is_no_reason_to(why: str) -> None:
+    setting = Setting(failures_in_row=1000)
+    doubts: list[str] = []
+    setting.guard.on_doubt = lambda: doubts.append(why)
+    if why == "quick":
+        await setting.call(answer, 0.02)
+        await asyncio.sleep(0.03)
+    else:
+        deadline = Deadline(time.monotonic, 0.05)
+        subjects = () if why == "probe" else ("thread",)
+        late = asyncio.ensure_future(setting.guard.call("get", silence, deadline=deadline, subjects=subjects))
+        await asyncio.sleep(0.005)
+        if why == "answered":
+            await setting.call(answer)
+        elif why == "open":
+            setting.breaker.trip("seen by another")
+        with pytest.raises(CallFailed):
+            await late
+    assert not doubts
+
+
 async def test_refusal_without_an_answer_does_not_speak_for_the_server() -> None:
     setting = Setting()
     late = asyncio.ensure_future(setting.late())

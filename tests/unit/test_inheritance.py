@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,14 +19,14 @@ from enhanced_checkpointing.journal import codec, frames
 from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
-from enhanced_checkpointing.journal.inheritance import MOST_NAMED
+from enhanced_checkpointing.journal.inheritance import MOST_NAMED, Inheritance, inherit
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author
 from tests.support.cipher import encrypting
-from tests.support.faulty_disk import FaultyDisk
+from tests.support.faulty_disk import Died, FaultyDisk
 from tests.support.journal_files import record
 from tests.support.journals import add, durable_journal, opened_journal, operations_in
 from tests.support.recorder import Recorder
@@ -372,6 +374,19 @@ async def test_empty_book_that_cannot_be_removed_is_no_fault_and_keeps_nothing_o
     async with opened_journal():
         pass
     assert books() == set()
+
+
+async def test_start_that_dies_while_it_removes_an_empty_book_leaves_that_to_the_next_one() -> None:
+    for step in itertools.count(1):
+        await left_by(FakeClock(1000.0))
+        disk = FaultyDisk(HERE, fails_at=step, error=None)
+        with suppress(Died):
+            inherit(disk, FakeClock(1000.0), lambda home: True)
+        assert inherit(RealDisk(HERE), FakeClock(1000.0), lambda home: True) == Inheritance([], {}, [])
+        assert books() == set()
+        if disk.counted < step:  # it was done before
+            break
+    assert "remove" in disk.calls
 
 
 MANY = """

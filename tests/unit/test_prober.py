@@ -168,6 +168,30 @@ async def test_refused_connection_opens_the_breaker_and_only_a_passed_probe_clos
     assert setting.backend.renewed == 1, "stale connections go before live calls come back"
 
 
+async def test_doubts_are_settled_by_one_look_at_a_time() -> None:
+    setting = Setting()
+    await setting.prober.probe()
+    setting.backend.slow = 0.02
+    for _ in range(3):
+        setting.prober.doubt()
+    await asyncio.sleep(0.04)
+    assert len(setting.recorder.of(ProbeFinished)) == 2
+    setting.prober.doubt()
+    await asyncio.sleep(0.04)
+    assert len(setting.recorder.of(ProbeFinished)) == 3
+    await setting.prober.close()
+
+
+async def test_close_ends_the_look_that_is_under_way() -> None:
+    setting = Setting()
+    await setting.prober.probe()
+    setting.backend.slow = 3600.0
+    setting.prober.doubt()
+    await asyncio.sleep(0.01)
+    await setting.prober.close()
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "checkpoint doubt"] == []
+
+
 async def test_server_that_answers_with_a_refusal_is_refusing() -> None:
     setting = Setting()
     await setting.prober.probe()

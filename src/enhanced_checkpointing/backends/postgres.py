@@ -19,7 +19,7 @@ from enhanced_checkpointing.backends.postgres_failures import LostSessionError, 
 from enhanced_checkpointing.backends.postgres_home import home_of
 from enhanced_checkpointing.backends.postgres_rows import Statement, probe_statement, statements
 from enhanced_checkpointing.backends.postgres_saver import PooledSaver
-from enhanced_checkpointing.backends.postgres_wire import execute
+from enhanced_checkpointing.backends.postgres_wire import execute, execute_within
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.operations import Operation
@@ -121,7 +121,8 @@ class PostgresBackend(Backend):
             if len(prepared) == 1:  # a transaction by itself
                 await execute(connection, *prepared[0])
             else:
-                async with connection.transaction():
+                # What a pipeline sends between two syncs is one transaction, and one round trip.
+                async with connection.pipeline():
                     await _execute_all(connection, prepared)
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
@@ -130,7 +131,7 @@ class PostgresBackend(Backend):
             return True
         thread_id = operations[0].thread_id
         await self._await_lost_sessions({thread_id})
-        async with self._connections.borrow() as connection, connection.transaction():
+        async with self._connections.borrow() as connection, connection.pipeline(), connection.transaction():
             await connection.execute(LOCK_THREAD, (thread_id,))
             for checkpoint_ns, known in heads.items():
                 cursor = await connection.execute(NEWEST_CHECKPOINT, (thread_id, checkpoint_ns))
@@ -203,7 +204,7 @@ class PostgresBackend(Backend):
 
 async def _execute_all(connection: AsyncConnection[DictRow], prepared: Sequence[Statement]) -> None:
     for ready in prepared:
-        await execute(connection, *ready)
+        await execute_within(connection, *ready)
 
 
 async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:

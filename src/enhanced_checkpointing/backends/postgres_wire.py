@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg.adapt import Buffer, Dumper
 from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn
@@ -54,6 +56,27 @@ async def execute(connection: AsyncConnection[DictRow], sql: str, parameters: Se
     known.add(sql)
     pgconn.send_query_prepared(name, parameters, param_formats=formats)
     await _result(pgconn)
+
+
+def register(connection: AsyncConnection[DictRow]) -> None:
+    """Let a connection take what `execute_within` gives it."""
+    connection.adapters.register_dumper(_Parameter, _AsItIs)
+
+
+async def execute_within(connection: AsyncConnection[DictRow], sql: str, parameters: Sequence[bytes]) -> None:
+    """Execute such a statement as a part of psycopg's pipeline, where the connection is not ours alone to read from."""
+    await AsyncRawCursor(connection).execute(sql, [_Parameter(parameter) for parameter in parameters])
+
+
+class _Parameter(bytes):
+    """A parameter that is in binary form already; the statement says of what type it is."""
+
+
+class _AsItIs(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Any) -> Buffer | None:
+        return bytes(obj)
 
 
 async def _result(pgconn: PGconn) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,27 +138,29 @@ class Writes:
     # At the primary
 
     async def _send(self, batch: Sequence[Call]) -> Coroutine[Any, Any, None] | None:
-        """Get a batch to the primary; what that does not take is left to be journaled."""
-        try:
-            to_journal = await self._try_primary(batch)
-        except BaseException as error:
-            for call in batch:
-                call.refuse(error)
-            raise
-        return self._journal_all(to_journal) if to_journal else None
-
-    async def _try_primary(self, batch: Sequence[Call]) -> list[tuple[Call, str]]:
-        """Have the primary take a batch, as far as it may be asked; returns what is to be journaled, and why."""
+        """Get a batch to the primary, as far as that may be asked; what it does not take is left to be journaled."""
         passed = self._passed_by(batch)
         trying = [call for call in batch if call not in passed]
-        failed = await self._commit(trying, batch) if trying else {}
-        if len(failed) < len(trying):
+        if not trying:
+            return self._journal_all([*passed.items()])
+        # Begun now: the attempt of the others may take longer than these may wait.
+        aside = [asyncio.create_task(self._journal_all([*passed.items()]), name="journal")] if passed else []
+        try:
+            to_journal = await self._try_primary(trying)
+        except BaseException as error:
+            for call in trying:
+                call.refuse(error)
+            raise
+        return self._journal_rest(aside, to_journal) if aside or to_journal else None
+
+    async def _try_primary(self, calls: Sequence[Call]) -> list[tuple[Call, str]]:
+        """Have the primary take calls; returns what is to be journaled, and why."""
+        failed = await self._commit(calls)
+        if len(failed) < len(calls):
             self._newcomers.contact()
         to_journal: list[tuple[Call, str]] = []
-        for call in batch:
-            if call in passed:
-                to_journal.append((call, passed[call]))
-            elif call not in failed:
+        for call in calls:
+            if call not in failed:
                 self._keep_warm(call.operation)
                 call.acknowledge("primary")
             elif self._is_to_be_journaled(call, failed[call]):
@@ -166,22 +168,19 @@ class Writes:
         return to_journal
 
     def _passed_by(self, batch: Sequence[Call]) -> dict[Call, str]:
-        """What of a batch must not be tried at the primary, or has no time for it; nothing of a thread overtakes it."""
-        passed: dict[Call, str] = {}
-        threads: set[str] = set()
+        """What of a batch must not be tried at the primary, or has no time for it: a thread's calls go together."""
+        reasons: dict[str, str] = {}
         for call in batch:
             route = self.route(call.thread_id)
             call.scope.route = route.value
             if route is Route.JOURNAL:
-                passed[call] = "the primary is not available"
-            elif call.thread_id in threads or call.deadline.remaining() <= 2 * self._spared:
-                passed[call] = "the earlier calls of its thread took its time"
-            if call in passed:
-                threads.add(call.thread_id)
-        return passed
+                reasons[call.thread_id] = "the primary is not available"
+            elif call.deadline.remaining() <= 2 * self._spared:
+                reasons[call.thread_id] = "the earlier calls of its thread took its time"
+        return {call: reasons[call.thread_id] for call in batch if call.thread_id in reasons}
 
-    async def _commit(self, calls: Sequence[Call], batch: Sequence[Call]) -> dict[Call, CallFailed]:
-        """Commit calls of a batch as one step; where one is at fault, the others without it. Returns what failed."""
+    async def _commit(self, calls: Sequence[Call]) -> dict[Call, CallFailed]:
+        """Commit calls as one step; where one of them is at fault, the others without it. Returns what failed."""
         failed: dict[Call, CallFailed] = {}
         held: dict[str, CallFailed] = {}
         pieces = [calls]
@@ -189,7 +188,7 @@ class Writes:
             piece = pieces.pop()
             failed |= {call: held[call.thread_id] for call in piece if call.thread_id in held}
             piece = [call for call in piece if call.thread_id not in held]
-            error = await self._commit_piece(piece, batch) if piece else None
+            error = await self._commit_piece(piece, calls) if piece else None
             if error is None:
                 continue
             if error.at_fault and len(piece) > 1:
@@ -203,7 +202,8 @@ class Writes:
         return failed
 
     async def _commit_piece(self, calls: Sequence[Call], batch: Sequence[Call]) -> CallFailed | None:
-        deadline = min((call.deadline for call in calls), key=Deadline.remaining).sparing(self._spared)
+        # Of all of them: a piece must not take the time of those that come after it.
+        deadline = min((call.deadline for call in batch), key=Deadline.remaining).sparing(self._spared)
         self.at_primary += len(calls)
         try:
             await self._guard.call(
@@ -233,6 +233,9 @@ class Writes:
         return False
 
     # In the journal
+
+    async def _journal_rest(self, aside: Sequence[Awaitable[None]], waiting: Sequence[tuple[Call, str]]) -> None:
+        await asyncio.gather(*aside, self._journal_all(waiting))
 
     async def _journal_all(self, waiting: Sequence[tuple[Call, str]]) -> None:
         """Journal calls, those of one thread in their order."""

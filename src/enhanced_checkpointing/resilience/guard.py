@@ -102,6 +102,9 @@ class Guard:
         self._budget = RetryBudget()
         self._last_answer = float("-inf")
         """The clock's time when the backend last answered anybody."""
+        self.on_doubt: Callable[[], None] = lambda: None
+        """Called when a call has heard nothing for half its time, and nobody else has: whether that is the backend, or
+        one connection, is to be found out before the time is over."""
 
     @property
     def outstanding(self) -> int:
@@ -222,11 +225,14 @@ class Guard:
         if self._never_waits():
             return await self._run_through(ticket, run)
         task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
+        doubt = asyncio.get_running_loop().call_later(deadline.remaining() / 2, self._doubt, attempt, begun)
         try:
             in_time = await deadline.wait_for(task, attempt.watched)
         except asyncio.CancelledError:
             self._leave(task, attempt, cut=attempt.writes)
             raise
+        finally:
+            doubt.cancel()
         if not in_time:
             kept_us_waiting = deadline.now() - (attempt.held_at or started_at)
             silent = self._last_answer < begun
@@ -251,6 +257,11 @@ class Guard:
         if failed.failure.answered:
             self._last_answer = deadline.time()
         raise failed from error
+
+    def _doubt(self, attempt: Attempt, begun: float) -> None:
+        """Half the time is over. Only calls about threads doubt: a probe is what doubts are settled by."""
+        if attempt.subjects and self._last_answer < begun and not self._breaker.is_open:
+            self.on_doubt()
 
     async def _run_through(self, ticket: Ticket, run: Callable[[], Awaitable[T]]) -> T:
         """An attempt that waits for nothing."""

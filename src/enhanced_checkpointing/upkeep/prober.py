@@ -83,12 +83,24 @@ class Prober:
         self._jitter = jitter
         self._set_up = False
         self._hurried = asyncio.Event()
+        self._doubting: asyncio.Task[None] | None = None
         self.last_error: str | None = None
         """What the newest probe found wrong, without secrets; None when it passed."""
 
     def hurry(self) -> None:
         """The breaker opened: start over with short pauses."""
         self._hurried.set()
+
+    def doubt(self) -> None:
+        """Somebody waits long for an answer: look now whether others would get one."""
+        if self._doubting is None or self._doubting.done():
+            self._doubting = asyncio.create_task(self.look(), name="checkpoint doubt")
+
+    async def close(self) -> None:
+        """End a look that is under way."""
+        if self._doubting is not None and not self._doubting.done():
+            self._doubting.cancel()
+            await asyncio.wait({self._doubting})
 
     async def run(self) -> None:
         """Probe for ever."""
