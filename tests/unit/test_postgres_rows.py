@@ -18,11 +18,11 @@ from psycopg.pq import Format
 from enhanced_checkpointing.backends.postgres_rows import (
     DELETE_SQL,
     PARTS,
-    Statement,
     insert_sql,
     probe_statement,
     statements,
 )
+from enhanced_checkpointing.backends.postgres_wire import Statement
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.serialization import Serialized
 from tests.support.author import Author

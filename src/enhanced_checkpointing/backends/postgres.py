@@ -10,16 +10,18 @@ from uuid import uuid4
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, sql
+from psycopg.errors import InvalidTextRepresentation
 from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends import postgres_refusals
 from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres_failures import LostSessionError, classify_postgres
+from enhanced_checkpointing.backends.postgres_heads import says_moved, upon_heads
 from enhanced_checkpointing.backends.postgres_home import home_of
-from enhanced_checkpointing.backends.postgres_rows import Statement, probe_statement, statements
+from enhanced_checkpointing.backends.postgres_rows import probe_statement, statements
 from enhanced_checkpointing.backends.postgres_saver import PooledSaver
-from enhanced_checkpointing.backends.postgres_wire import execute, execute_within
+from enhanced_checkpointing.backends.postgres_wire import execute
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.operations import Operation
@@ -31,10 +33,6 @@ SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under wh
 # snapshot, would stay until the transaction ends, and `CREATE INDEX CONCURRENTLY` would wait for that.
 TRY_SETUP_LOCK = sql.SQL("SELECT pg_try_advisory_xact_lock({}) AS locked").format(SETUP_LOCK)
 SETUP_POLL_SECONDS = 0.1
-
-# Two processes that drain the same thread at once must each see what the other has written.
-LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
-NEWEST_CHECKPOINT = "SELECT max(checkpoint_id) AS head FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s"
 
 PROBE_LOCK_SHARE = 0.8
 """The share of the deadline for which a probe may wait for a lock on the server."""
@@ -97,7 +95,7 @@ class PostgresBackend(Backend):
             # A session that waits for a lock does not notice that its client has gone: it must end by itself.
             patience = int(PROBE_LOCK_SHARE * self.config.deadline * 1000)
             await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(max(1, patience)))
-            await execute(connection, *probe_statement(PROBE_THREAD, uuid4().hex))  # nobody waits for its row
+            await execute(connection, [probe_statement(PROBE_THREAD, uuid4().hex)])  # nobody waits for its row
 
     def home(self) -> str:
         assert self.config.connection_string is not None
@@ -118,12 +116,7 @@ class PostgresBackend(Backend):
             return
         await self._await_lost_sessions({operation.thread_id for operation in operations})
         async with self._connections.borrow() as connection:
-            if len(prepared) == 1:  # a transaction by itself
-                await execute(connection, *prepared[0])
-            else:
-                # What a pipeline sends between two syncs is one transaction, and one round trip.
-                async with connection.pipeline():
-                    await _execute_all(connection, prepared)
+            await execute(connection, prepared)
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
         if not heads:
@@ -131,14 +124,13 @@ class PostgresBackend(Backend):
             return True
         thread_id = operations[0].thread_id
         await self._await_lost_sessions({thread_id})
-        async with self._connections.borrow() as connection, connection.pipeline(), connection.transaction():
-            await connection.execute(LOCK_THREAD, (thread_id,))
-            for checkpoint_ns, known in heads.items():
-                cursor = await connection.execute(NEWEST_CHECKPOINT, (thread_id, checkpoint_ns))
-                row = await cursor.fetchone()
-                if row is None or row["head"] not in known:
-                    return False
-            await _execute_all(connection, statements(operations))
+        try:
+            async with self._connections.borrow() as connection:
+                await execute(connection, [*upon_heads(thread_id, heads), *statements(operations)])
+        except InvalidTextRepresentation as error:
+            if says_moved(error):
+                return False
+            raise
         return True
 
     async def _await_lost_sessions(self, thread_ids: Iterable[str]) -> None:
@@ -200,11 +192,6 @@ class PostgresBackend(Backend):
         if self._connections.behind_pooler:  # in a transaction, where writes wait while an index is built
             saver.MIGRATIONS = [migration.replace(" CONCURRENTLY", "") for migration in saver.MIGRATIONS]
         await saver.setup()
-
-
-async def _execute_all(connection: AsyncConnection[DictRow], prepared: Sequence[Statement]) -> None:
-    for ready in prepared:
-        await execute_within(connection, *ready)
 
 
 async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:

@@ -24,7 +24,6 @@ from psycopg_pool import AsyncConnectionPool
 from enhanced_checkpointing.backends.postgres_failures import STALE_PLAN, says_too_many
 from enhanced_checkpointing.backends.postgres_fence import LostSessions
 from enhanced_checkpointing.backends.postgres_hosts import with_addresses
-from enhanced_checkpointing.backends.postgres_wire import register
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.resilience.guard import Attempt, current_attempt
 from enhanced_checkpointing.telemetry.log import PoolNoiseFilter
@@ -274,7 +273,6 @@ class PostgresConnections:
     async def _configure(self, connection: Connection) -> None:
         self._used_at[connection] = time.monotonic()
         self._noise.claim(connection)
-        register(connection)
         # Not prepared: behind a pooler another client's statement of that name may already be in the session.
         cursor = await connection.execute(DESCRIBE_SESSION, prepare=False)
         row = await cursor.fetchone()

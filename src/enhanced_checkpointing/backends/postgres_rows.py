@@ -16,11 +16,10 @@ from typing import Any, cast
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
 from enhanced_checkpointing.backends.postgres_arrays import bytea_array, integer_array, text_array
+from enhanced_checkpointing.backends.postgres_wire import Statement
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized
 
-Statement = tuple[str, Sequence[bytes]]
-"""SQL, and its parameters in binary form."""
 Row = tuple[Any, ...]
 
 PUT_SQL = """

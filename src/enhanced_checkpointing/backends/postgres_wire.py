@@ -1,4 +1,4 @@
-"""One statement to the server and back, by the libpq that psycopg wraps.
+"""Statements to the server and back, by the libpq that psycopg wraps.
 
 A cursor makes a query of its text, adapts parameters, decides whether to prepare, and on Python 3.11 starts a task to
 wait for the answer. Our statements are few and their parameters are bytes already: none of that is needed. Errors and
@@ -8,16 +8,19 @@ broken connections are psycopg's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from psycopg import AsyncConnection, AsyncRawCursor
-from psycopg.adapt import Buffer, Dumper
+import psycopg
+from psycopg import AsyncConnection
 from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
-from psycopg.pq.abc import PGconn
+from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import DictRow
+
+Statement = tuple[str, Sequence[bytes]]
+"""SQL, in which `$1` and so on stand for parameters, and those in binary form."""
 
 _names: dict[str, bytes] = {}
 """The name under which each text is prepared: the same on every connection."""
@@ -25,77 +28,93 @@ _names: dict[str, bytes] = {}
 _prepared: WeakKeyDictionary[AsyncConnection[DictRow], set[str]] = WeakKeyDictionary()
 
 
-async def execute(connection: AsyncConnection[DictRow], sql: str, parameters: Sequence[bytes]) -> None:
-    """Execute a statement that returns nothing; `$1` and so on stand for parameters in binary form.
+async def execute(connection: AsyncConnection[DictRow], prepared: Sequence[Statement]) -> None:
+    """Execute statements that return nothing that matters: one transaction by themselves, and one round trip.
 
-    Nobody else may use the connection meanwhile. It is prepared on its first use unless the connection's
-    `prepare_threshold` forbids that, or it is part of a transaction, which could not be tried again by itself: psycopg
-    drops whatever is prepared after a rollback.
+    Nobody else may use the connection meanwhile. Each is prepared on its first use unless the connection's
+    `prepare_threshold` forbids that, or they are part of a greater transaction, which could not be tried again by
+    itself: psycopg drops whatever is prepared after a rollback.
 
     Raises:
-        psycopg.Error: as `AsyncConnection.execute` does.
+        psycopg.Error: as `AsyncConnection.execute` does, for the first that failed; none of them was done.
     """
     pgconn = connection.pgconn
-    formats = [Format.BINARY] * len(parameters)
     if connection.prepare_threshold is None or pgconn.transaction_status != TransactionStatus.IDLE:
-        pgconn.send_query_params(sql.encode(), parameters, param_formats=formats)
-        await _result(pgconn)
+        await _carry_out(pgconn, [_unprepared(pgconn, statement) for statement in prepared])
         return
     known = _prepared.setdefault(connection, set())
-    name = _names.setdefault(sql, f"enhanced_checkpointing_{len(_names)}".encode())
-    if sql in known:
-        pgconn.send_query_prepared(name, parameters, param_formats=formats)
-        try:
-            await _result(pgconn)
-        except InvalidSqlStatementName:  # somebody dropped it; nothing was done
-            known.clear()
-        else:
-            return
-    pgconn.send_prepare(name, sql.encode())
-    await _result(pgconn)
-    known.add(sql)
-    pgconn.send_query_prepared(name, parameters, param_formats=formats)
-    await _result(pgconn)
+    try:
+        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known)])
+    except InvalidSqlStatementName:  # somebody dropped it; nothing was done
+        known.clear()
+        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known)])
 
 
-def register(connection: AsyncConnection[DictRow]) -> None:
-    """Let a connection take what `execute_within` gives it."""
-    connection.adapters.register_dumper(_Parameter, _AsItIs)
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Something to send, and what to do when the server has done it."""
+
+    send: Callable[[], None]
+    on_done: Callable[[], None] = lambda: None
 
 
-async def execute_within(connection: AsyncConnection[DictRow], sql: str, parameters: Sequence[bytes]) -> None:
-    """Execute such a statement as a part of psycopg's pipeline, where the connection is not ours alone to read from."""
-    await AsyncRawCursor(connection).execute(sql, [_Parameter(parameter) for parameter in parameters])
+def _unprepared(pgconn: PGconn, statement: Statement) -> _Step:
+    text, parameters = statement
+    formats = [Format.BINARY] * len(parameters)
+    return _Step(lambda: pgconn.send_query_params(text.encode(), parameters, param_formats=formats))
 
 
-class _Parameter(bytes):
-    """A parameter that is in binary form already; the statement says of what type it is."""
+def _steps(pgconn: PGconn, statement: Statement, known: set[str]) -> Iterator[_Step]:
+    text, parameters = statement
+    formats = [Format.BINARY] * len(parameters)
+    name = _names.setdefault(text, f"enhanced_checkpointing_{len(_names)}".encode())
+    if text not in known:
+        yield _Step(lambda: pgconn.send_prepare(name, text.encode()), lambda: known.add(text))
+    yield _Step(lambda: pgconn.send_query_prepared(name, parameters, param_formats=formats))
 
 
-class _AsItIs(Dumper):
-    format = Format.BINARY
+async def _carry_out(pgconn: PGconn, steps: Sequence[_Step]) -> None:
+    """Send all steps at once; what fails undoes all of them."""
+    if len(steps) == 1:
+        steps[0].send()
+        await _flush(pgconn)
+        error = await _outcome(pgconn, steps[0])
+    else:
+        pgconn.enter_pipeline_mode()
+        for step in steps:
+            step.send()
+        pgconn.pipeline_sync()
+        await _flush(pgconn)
+        errors = [await _outcome(pgconn, step) for step in steps]
+        await _next_result(pgconn)  # of the sync
+        pgconn.exit_pipeline_mode()
+        error = next(filter(None, errors), None)
+    if error is not None:
+        raise error
 
-    def dump(self, obj: Any) -> Buffer | None:
-        return bytes(obj)
 
-
-async def _result(pgconn: PGconn) -> None:
-    """Send what is not sent yet and read until the server is ready for the next statement."""
+async def _flush(pgconn: PGconn) -> None:
     while pgconn.flush():
         if await _ready(pgconn.socket, writing=True):
             pgconn.consume_input()  # a server that waits to be read does not read
+
+
+async def _outcome(pgconn: PGconn, step: _Step) -> psycopg.Error | None:
+    """How a step ended. What comes after one that failed was not tried and has no error of its own."""
     error = None
-    while True:
-        while pgconn.is_busy():
-            await _ready(pgconn.socket, writing=False)
-            pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
-            break
-        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+    while (result := await _next_result(pgconn)) is not None:
+        if result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            step.on_done()
+        elif result.status != ExecStatus.PIPELINE_ABORTED:
             error = error_from_result(result)
-    if error is not None:
-        raise error
+    return error
+
+
+async def _next_result(pgconn: PGconn) -> PGresult | None:
+    while pgconn.is_busy():
+        await _ready(pgconn.socket, writing=False)
+        pgconn.consume_input()
+    return pgconn.get_result()
 
 
 async def _ready(socket: int, *, writing: bool) -> bool:

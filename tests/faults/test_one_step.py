@@ -1,0 +1,123 @@
+"""What the PostgreSQL backend commits as one step: all of it or nothing, and only upon the heads it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from enhanced_checkpointing.backends.contract import Heads
+from enhanced_checkpointing.backends.postgres import PostgresBackend
+from enhanced_checkpointing.operations import DeleteThread, Operation
+from enhanced_checkpointing.serialization import SharingSerializer
+from tests.support.author import Author
+from tests.support.checkpointer import postgres
+from tests.support.dump import dump_postgres
+
+NEVER = None, "00000000-0000-6000-8000-000000000000"
+"""No checkpoint, and one that nobody has made."""
+
+
+@asynccontextmanager
+async def backend_of(url: str, **fields: Any) -> AsyncIterator[PostgresBackend]:
+    backend = PostgresBackend(postgres(url, **fields), SharingSerializer())
+    await backend.open()
+    await backend.setup()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+def rows(url: str) -> int:
+    return sum(len(table) for table in dump_postgres(url).values())
+
+
+PREPARED = pytest.mark.parametrize("fields", [{}, {"postgres_prepare_threshold": None}], ids=["prepared", "unprepared"])
+
+
+@PREPARED
+async def test_writes_upon_the_expected_heads_are_made_and_upon_others_are_not(
+    fields: dict[str, Any], database_url: str
+) -> None:
+    outer, inner = Author("it's", ""), Author("it's", 'inner:"1"')
+    first, second, third, fourth = outer.put({"n": 1}), inner.put({"n": 2}), outer.put({"n": 3}), inner.put({"n": 4})
+    fitting = {"": frozenset({first.checkpoint_id, *NEVER}), inner.checkpoint_ns: frozenset({second.checkpoint_id})}
+    moved: list[Heads] = [
+        fitting | {"": frozenset(NEVER)},
+        fitting | {inner.checkpoint_ns: frozenset(NEVER)},
+        fitting | {"empty": frozenset({first.checkpoint_id})},
+        {"": frozenset({second.checkpoint_id})},
+    ]
+    async with backend_of(database_url, **fields) as backend:
+        assert await backend.apply_all([first, second], {"": {None}, inner.checkpoint_ns: {None}})
+        before = rows(database_url)
+        for heads in moved:
+            assert not await backend.apply_all([third, fourth], heads)
+            assert not await backend.apply_all([DeleteThread("it's")], heads)
+            assert rows(database_url) == before
+        assert await backend.apply_all([third, fourth], fitting | {"empty": frozenset({None})})
+        assert rows(database_url) == 2 * before
+        assert await backend.apply_all([DeleteThread("it's")], {"": {third.checkpoint_id}})
+        assert rows(database_url) == 0
+
+
+@PREPARED
+async def test_of_two_who_write_upon_the_same_head_at_once_one_is_told_that_it_moved(
+    fields: dict[str, Any], database_url: str
+) -> None:
+    async with backend_of(database_url, **fields) as backend, backend_of(database_url) as another:
+        for number in range(20):
+            ours, theirs = (Author(f"thread-{number}", "").put({"by": name}) for name in ("us", "them"))
+            written = await asyncio.gather(
+                backend.apply_all([ours], {"": {None}}), another.apply_all([theirs], {"": {None}})
+            )
+            assert sorted(written) == [False, True]
+    assert len(dump_postgres(database_url)["checkpoints"]) == 20
+
+
+@pytest.mark.parametrize("heads", [{}, {"": frozenset({None})}])
+async def test_step_of_which_one_statement_fails_leaves_nothing_and_the_connection_goes_on(
+    heads: Heads, database_url: str
+) -> None:
+    async with backend_of(database_url, pool_max_size=1) as backend:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("ALTER TABLE checkpoint_blobs ADD CONSTRAINT refused CHECK (channel <> 'refused')")
+        author = Author("thread", "")
+        step: list[Operation] = [author.put({"taken": [1]}), DeleteThread("another"), author.put({"refused": [1]})]
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.CheckViolation):
+                await backend.apply_all(step, heads)
+            assert rows(database_url) == 0
+        assert await backend.apply_all(step[:2], heads)
+        assert rows(database_url) == 2
+        assert backend.gauges()["size"] == 1
+        with psycopg.connect(database_url) as connection:
+            (sessions,) = connection.execute("SELECT sessions FROM pg_stat_database WHERE datname = current_database()")
+    assert sessions[0] <= 12, "each failure must not cost a connection"
+
+
+@pytest.mark.parametrize("heads", [{}, {"": frozenset({None})}])
+async def test_statement_that_somebody_dropped_is_prepared_anew(heads: Heads, database_url: str) -> None:
+    async with backend_of(database_url, pool_max_size=1) as backend:
+        for number in range(3):
+            author = Author(f"thread-{number}", "")
+            assert await backend.apply_all([author.put({"n": [number]}), DeleteThread("another")], heads)
+            async with backend._connections.borrow() as connection:
+                await connection.execute("DEALLOCATE ALL")
+    assert rows(database_url) == 6
+
+
+async def test_large_step_is_sent_while_the_server_answers(database_url: str) -> None:
+    """Neither side may wait for the other to read."""
+    async with backend_of(database_url, deadline=30.0) as backend:
+        author = Author("thread", "")
+        step: list[Operation] = []
+        for number in range(4):
+            step += [author.put({"large": bytes([number]) * 8_000_000}), DeleteThread(f"another-{number}")]
+        assert await backend.apply_all(step, {"": {None}})
+    assert len(dump_postgres(database_url)["checkpoints"]) == 4
