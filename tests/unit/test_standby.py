@@ -27,6 +27,11 @@ class Setting:
     def author(self, thread_id: str) -> Author:
         return self._authors.setdefault(thread_id, Author(thread_id, serializer=self.serializer))
 
+    def release(self, *thread_ids: str) -> None:
+        for thread_id in thread_ids:
+            self.pinned.discard(thread_id)
+            self.standby.release(thread_id)
+
     def write(self, *thread_ids: str, value: object = BIG) -> None:
         for thread_id in thread_ids:
             self.standby.apply(self.author(thread_id).put({"value": value}))
@@ -160,10 +165,33 @@ def test_thread_that_the_journal_holds_never_leaves() -> None:
     assert setting.standby.size > 25_000, "pinned threads may exceed the bound"
     setting.write("d")
     assert setting.warm() == ["a", "b", "c"]
-    setting.pinned -= {"a", "b", "c"}
+    setting.release("a", "b", "c")
+    assert setting.warm() == ["b", "c"], "more than there is room for leaves at once"
     setting.write("e")
     assert setting.warm() == ["c", "e"]
     assert setting.standby.size <= 25_000
+    setting.release("cold")
+
+
+def test_room_is_made_without_asking_again_about_threads_that_cannot_leave() -> None:
+    setting = Setting(max_bytes=25_000)
+    names = [f"held-{number}" for number in range(50)]
+    setting.pinned |= {*names}
+    setting.write(*names)
+    asked: list[str] = []
+
+    def pinned(thread_id: str) -> bool:
+        asked.append(thread_id)
+        return thread_id in setting.pinned
+
+    setting.standby._pinned = pinned
+    for number in range(20):
+        setting.write(f"other-{number}")
+    assert len(asked) <= 20 + 2
+    setting.write("held-7")
+    assert "held-7" in setting.warm()
+    setting.release(*names)
+    assert setting.warm() == ["held-48", "held-49"]
 
 
 def test_single_thread_that_is_too_large_leaves_too() -> None:
@@ -243,7 +271,7 @@ def test_threads_that_wait_in_the_journal_and_need_more_room_than_there_is_are_w
     setting.write("c", "d")
     assert len(warnings) == 1
     assert "CHECKPOINT_STANDBY_MAX_BYTES" in warnings[0]
-    setting.pinned.clear()
+    setting.release("a", "b", "c", "d")
     setting.write("e")
     setting.pinned |= {"a", "b", "c", "d", "e"}
     setting.write("a", "b", "c")

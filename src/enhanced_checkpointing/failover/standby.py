@@ -30,7 +30,8 @@ class Watch:
 
 
 class Standby:
-    """Keeps the least recently used threads out, by bytes; a thread for which `pinned` is true never leaves.
+    """Keeps the least recently used threads out, by bytes; a thread for which `pinned` is true never leaves. Whoever
+    unpins it releases it.
 
     It answers only what it knows for certain, and raises `CheckpointUnavailableError` for all else. `warn` hears of it
     when the threads that never leave need more room than there is.
@@ -48,7 +49,10 @@ class Standby:
         self._pinned = pinned
         self._warn = warn
         self._warned = False
-        self._threads: OrderedDict[str, WarmThread] = OrderedDict()
+        self._threads: dict[str, WarmThread] = {}
+        self._leaving: OrderedDict[str, None] = OrderedDict()
+        """The order in which threads leave. One that was found pinned when it was to leave is not here until it is used
+        again or released, so that room is made without looking at it each time."""
         self._empty: OrderedDict[str, None] = OrderedDict()
         """Threads that had to leave and hold nothing: that much is remembered of the last ones."""
         self._size = 0
@@ -144,13 +148,16 @@ class Standby:
     def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         return self._asked(config).delta_history(config, channels)
 
+    def release(self, thread_id: str) -> None:
+        """A thread is not pinned any more: it may leave like the others."""
+        if thread_id in self._threads:
+            self._leaving.setdefault(thread_id)
+            self._grown(0)
+
     def forget(self, thread_id: str) -> None:
         """Drop what is warm of a thread, after something else than this saver changed it."""
         self._empty.pop(thread_id, None)
-        thread = self._threads.pop(thread_id, None)
-        if thread is not None:
-            self._size -= thread.size
-        self._tell_of_drop(thread_id)
+        self._drop(thread_id)
 
     def forget_all(self, thread_ids: Sequence[str] | None) -> None:
         """Drop what is warm of these threads, or of all but the pinned ones for None."""
@@ -168,7 +175,7 @@ class Standby:
         thread = self._threads.get(thread_id)
         if thread is None:
             raise CheckpointUnavailableError(f"thread {thread_id!r} is not warm")
-        self._threads.move_to_end(thread_id)
+        self._use(thread_id)
         return thread
 
     def _new(self, thread_id: str) -> WarmThread:
@@ -183,21 +190,27 @@ class Standby:
             thread = self._threads[thread_id] = self._new(thread_id)
             self._empty.pop(thread_id, None)
             self._size += thread.size
-        else:
-            self._threads.move_to_end(thread_id)
+        self._use(thread_id)
         return thread
+
+    def _use(self, thread_id: str) -> None:
+        self._leaving[thread_id] = None
+        self._leaving.move_to_end(thread_id)
+
+    def _drop(self, thread_id: str) -> None:
+        thread = self._threads.pop(thread_id, None)
+        if thread is not None:
+            self._leaving.pop(thread_id, None)
+            self._size -= thread.size
+        self._tell_of_drop(thread_id)
 
     def _grown(self, by: int) -> None:
         self._size += by
-        for _ in range(len(self._threads)):
-            if self._size <= self._max_bytes:
-                break
-            thread_id, thread = self._threads.popitem(last=False)
-            if self._pinned(thread_id):
-                self._threads[thread_id] = thread
-            else:
-                self._size -= thread.size
-                self._tell_of_drop(thread_id)
+        while self._size > self._max_bytes and self._leaving:
+            thread_id, _ = self._leaving.popitem(last=False)
+            if not self._pinned(thread_id):
+                thread = self._threads[thread_id]
+                self._drop(thread_id)
                 self._remember_empty(thread_id, thread)
         if self._size > self._max_bytes and not self._warned:
             self._warn(

@@ -266,6 +266,7 @@ class Reconciler:
         if thread_id in self._forked:
             self._forked.discard(thread_id)
             self._standby.forget(thread_id)  # the warm copy lacks the other branch
+        self._standby.release(thread_id)
         self._on_thread_drained(thread_id)
         return Drain.DRAINED
 
