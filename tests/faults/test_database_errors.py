@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.errors import CheckpointUnavailableError
 from tests.support.checkpointer import opened, postgres, recovered, saver_of, switched
 from tests.support.checkpoints import Thread
 
@@ -66,6 +68,29 @@ async def test_concurrent_prunes_of_one_thread_end_well(database_url: str) -> No
         assert manager.health_status["primary_healthy"]
         await thread.put()
         assert await thread.stored_ids() == thread.ids[-2:]
+
+
+@pytest.mark.parametrize("deadlines", [5, 14])
+async def test_maintenance_may_take_twelve_deadlines_and_no_more(deadlines: int, database_url: str) -> None:
+    fields = {"deadline": 0.2, "probe_interval": 60.0}
+    async with opened(postgres(database_url, **fields)) as manager:
+        thread = Thread(saver_of(manager), "pruned")
+        for _ in range(3):
+            await thread.put()
+        with psycopg.connect(database_url) as connection:
+            connection.execute("LOCK TABLE checkpoints IN ACCESS EXCLUSIVE MODE")
+            started_at = time.monotonic()
+            pruned = asyncio.ensure_future(saver_of(manager).aprune(["pruned"]))
+            await asyncio.wait({pruned}, timeout=0.2 * deadlines)
+            connection.rollback()
+        if deadlines < 12:
+            await pruned
+            assert await thread.stored_ids() == thread.ids[-1:]
+        else:
+            assert time.monotonic() - started_at < 0.2 * 12 + 0.4
+            with pytest.raises(CheckpointUnavailableError):
+                await pruned
+        assert manager.health_status["primary_healthy"]
 
 
 async def test_value_that_the_database_refuses_is_raised_live_and_moves_nothing(database_url: str) -> None:

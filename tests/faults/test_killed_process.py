@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.journal import NOBODY
-from tests.support.checkpointer import opened, postgres, recovered, saver_of
+from tests.support.checkpointer import opened, postgres, recovered, saver_of, sqlite
 from tests.support.checkpoints import Thread
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +91,50 @@ async def test_terminated_process_ends_soon_and_the_next_start_drains_what_it_ac
     assert stored[: len(ids)] == ids
     assert len(stored) <= len(ids) + (what == "not handled"), "one may have been stored without a word"
     assert list(journal_dir.iterdir()) == []
+
+
+DIE_IN_THE_SECOND_STEP = """
+import asyncio, os, sqlite3, sys
+from pathlib import Path
+from typing import TypedDict
+
+from langgraph.graph import START, StateGraph
+from tests.support.checkpointer import opened, saver_of, sqlite
+
+path, journal_dir, durability = sys.argv[1:]
+held = []
+
+class State(TypedDict):
+    step: str
+
+def first(state):
+    held.append(sqlite3.connect(path))
+    held[0].execute("BEGIN EXCLUSIVE")  # what follows has to wait, and goes to the journal in the end
+    return {"step": "first"}
+
+def second(state):
+    os._exit(9)
+
+async def main():
+    graph = StateGraph(State).add_node(first).add_node(second).add_edge(START, "first").add_edge("first", "second")
+    async with opened(sqlite(path, journal_dir=Path(journal_dir), deadline=1.0)) as manager:
+        run = graph.compile(checkpointer=saver_of(manager))
+        await run.ainvoke({"step": "input"}, {"configurable": {"thread_id": "run"}}, durability=durability)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_step_before_the_one_in_which_a_process_dies_is_kept_by_durability_sync_only(
+    durability: str, tmp_path: Path
+) -> None:
+    path, journal_dir = tmp_path / "primary.sqlite", tmp_path / "journal"
+    command = [sys.executable, "-c", DIE_IN_THE_SECOND_STEP, str(path), str(journal_dir), durability]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+    assert await asyncio.wait_for(process.wait(), 30.0) == 9
+    async with opened(sqlite(path, journal_dir=journal_dir)) as manager:
+        await recovered(manager)
+        found = await saver_of(manager).aget_tuple({"configurable": {"thread_id": "run"}})
+    values = found.checkpoint["channel_values"] if found is not None else {}
+    assert (values.get("step") == "first") is (durability == "sync")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ async def test_what_is_taken_away_in_mid_run_is_journaled_and_alarmed_and_draine
     async def break_once(turn: int) -> None:
         nonlocal broken
         if turn == 1 and broken:
-            execute(database_url, broken)
+            await asyncio.to_thread(execute, database_url, broken)  # a probe may be under way
             broken = ""
 
     async with opened(postgres(limited_url)) as manager:
@@ -156,7 +157,7 @@ async def test_what_is_taken_away_in_mid_run_is_journaled_and_alarmed_and_draine
         assert manager.health_status["journal"]["pending"] > 0
         assert manager.health_status["primary_checkpointer"]["breaker"] == breaker == "closed"
         assert manager.health_status["overall_status"] == "degraded"
-        execute(database_url, mended)
+        await asyncio.to_thread(execute, database_url, mended)
         assert await manager.wait_drained(10.0)
         await eventually(lambda: manager.health_status["overall_status"] == "healthy")
     await assert_equals_twin(database_url, twin_database_url, names)

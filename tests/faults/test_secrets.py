@@ -213,6 +213,12 @@ async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkey
 SECRET_OF_A_USER = "sk-live-4eC39"
 
 
+def forbid(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        rule = b"ADD CONSTRAINT rule CHECK (metadata->>'forbidden' IS NULL)"
+        connection.execute(b"ALTER TABLE checkpoints " + rule)
+
+
 async def test_details_of_a_server_s_error_let_nothing_out_that_was_stored(
     private_postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,15 +232,13 @@ async def test_details_of_a_server_s_error_let_nothing_out_that_was_stored(
             with pytest.raises(psycopg.Error) as refused:  # the caller's own, with everything in it
                 await threads["live"].put(note=SECRET_OF_A_USER, nested={"text": "a\x00b"})
             assert SECRET_OF_A_USER in str(refused.value)
+            await asyncio.to_thread(forbid, server.url())
             await asyncio.to_thread(server.kill)
             with pytest.raises(psycopg.Error) as checked:
                 await threads["checked"].put(note=SECRET_OF_A_USER, score=float("nan"))
             sweep.add_error(checked.value)
             await threads["lettered"].put(note=SECRET_OF_A_USER, forbidden=True)
             await asyncio.to_thread(server.start)
-            with psycopg.connect(server.url(), autocommit=True) as connection:
-                rule = "CHECK (metadata->>'forbidden' IS NULL) NOT VALID"
-                connection.execute(f"ALTER TABLE checkpoints ADD CONSTRAINT rule {rule}".encode())
             await eventually(lambda: bool(manager.health_status["journal"]["frozen_threads"]))
             await manager.health_check()
             out.collect(manager)

@@ -10,15 +10,17 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
+from enhanced_checkpointing.backends.contract import Heads
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.book import Book, JournalFile
 from enhanced_checkpointing.journal.contract import JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
+from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.upkeep import life
-from enhanced_checkpointing.upkeep.reconciler import Reconciler
+from enhanced_checkpointing.upkeep.drain_calls import DrainCalls
 from tests.simulation.run import play
 
 MOST_SEEDS = 100
@@ -69,15 +71,15 @@ def test_none_for_a_thread_that_is_not_known_is_found(monkeypatch: pytest.Monkey
 
 
 def test_record_that_the_drain_skips_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    together, count = Reconciler._apply_together, 0
+    apply_upon, count = DrainCalls.apply_upon, 0
 
-    async def careless(self: Reconciler, records: Sequence[JournalRecord], *rest: Any) -> bool:
+    async def careless(self: DrainCalls, heads: Heads, operations: Sequence[Operation]) -> bool:
         nonlocal count
         count += 1
-        kept = records[:-1] if count % 3 == 0 else records
-        return await together(self, kept, *rest) if kept else True
+        kept = operations[:-1] if count % 3 == 0 else operations
+        return await apply_upon(self, heads, kept) if kept else True
 
-    monkeypatch.setattr(Reconciler, "_apply_together", careless)
+    monkeypatch.setattr(DrainCalls, "apply_upon", careless)
     assert_caught("D, E: ")
 
 

@@ -548,7 +548,7 @@ async def test_deletion_in_quarantine_deletes_the_thread_that_was_meant_too() ->
     await setting.add(ours.put({"n": 3}), base.checkpoint_id)
     await setting.add(DeleteThread("t"))
     quarantined: list[str] = []
-    setting.reconciler._on_quarantined = quarantined.append
+    setting.reconciler._branches._on_quarantined = quarantined.append
     assert await setting.reconciler.drain_all()
     assert quarantined == ["t"]
     assert chain(setting.primary, "t") == []

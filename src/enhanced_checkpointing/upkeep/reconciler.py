@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate, takewhile
 
-from langgraph.checkpoint.base import CheckpointTuple
-
-from enhanced_checkpointing.backends.contract import Backend, Heads
+from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
@@ -21,7 +19,7 @@ from enhanced_checkpointing.errors import (
 )
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Journal, JournalEntry, JournalRecord
-from enhanced_checkpointing.operations import DeleteThread, Operation, operations_of
+from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
@@ -30,18 +28,12 @@ from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import (
     ConfigurationFault,
     DeadLettered,
-    Diverged,
-    Notice,
     Telemetry,
     ThreadDrained,
 )
-from enhanced_checkpointing.upkeep.divergence import (
-    diverged,
-    heads_to_grow_from,
-    moved_to,
-    namespaces_to_check,
-    sibling_id,
-)
+from enhanced_checkpointing.upkeep.branches import Branches, Target
+from enhanced_checkpointing.upkeep.divergence import heads_to_grow_from, moved_to
+from enhanced_checkpointing.upkeep.drain_calls import DrainCalls
 
 SHORTEST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -50,8 +42,6 @@ LONGEST_PAUSE = 5.0
 CHUNK = 4
 CHUNK_BYTES = 1024 * 1024
 """Records, and bytes of them, that are read, applied and marked together: one commit, and one sync of the journal."""
-
-UNREADABLE = "unreadable"
 
 GIVE_WAY_SECONDS = 0.01
 GLANCE_SECONDS = 0.001
@@ -71,15 +61,9 @@ class Drain(Enum):
 
 @dataclass(slots=True)
 class _Progress:
-    """Of the drain of one thread: how many operations it has replayed, and the heads that its branches may grow from.
-
-    The first step that writes is held against `heads`; then they are those of our own branch.
-    """
+    """Of the drain of one thread: how many operations it has replayed."""
 
     operations: int = 0
-    heads: dict[str, frozenset[str | None]] = field(default_factory=dict)
-    moved: bool = False
-    """Somebody else has moved one of them."""
 
 
 class Reconciler:
@@ -104,17 +88,25 @@ class Reconciler:
     ) -> None:
         self._config = config
         self._backend = backend
-        self._guard = guard
         self._breaker = breaker
         self._journal = journal
         self._standby = standby
-        self._serializer = serializer
         self._telemetry = telemetry
         self._on_drained = on_drained
-        self._on_quarantined = on_quarantined
         self._on_thread_drained = on_thread_drained
         self._live_calls = live_calls
         self._clock = clock
+        self._calls = DrainCalls(backend, guard, clock, config.deadline)
+        self._branches = Branches(
+            backend=backend.name,
+            calls=self._calls,
+            journal=journal,
+            serializer=serializer,
+            telemetry=telemetry,
+            compares_heads=backend.compares_heads,
+            apart=config.on_divergence == "quarantine",
+            on_quarantined=on_quarantined,
+        )
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
         self._draining: dict[str, asyncio.Task[Drain]] = {}
@@ -123,7 +115,11 @@ class Reconciler:
         self.drained = 0
         """Operations replayed so far."""
         self.dead_letters = 0
-        self.divergences = 0
+
+    @property
+    def divergences(self) -> int:
+        """Threads of which the primary had another branch so far."""
+        return self._branches.diverged
 
     def wake(self) -> None:
         """There is something to drain, or the primary is back: whoever closes the breaker wakes again."""
@@ -246,21 +242,23 @@ class Reconciler:
         Raises:
             CallFailed: the primary could not take a record now; it stays where it is.
         """
-        if not await self._guard.once("fence", lambda: self._backend.fence(thread_id), deadline=self._deadline()):
+        if not await self._calls.fence(thread_id):
             return Drain.FENCED
-        target: str | None = None
+        target: Target | None = None
+        moved = False
         while not self._journal.is_frozen(thread_id) and (entries := self._next_entries(thread_id)):
             records = await self._journal.read(entries)
             if isinstance(records[0].operation, DeleteThread):
                 await self._replay_deletion(records[0], progress)
                 target = None  # what is behind it grew from an empty thread, which is looked at anew
                 continue
-            target = target or self._journal.diverted(thread_id) or await self._choose_target(thread_id, progress)
+            target = target or await self._branches.target(thread_id, moved=moved)
             if self._journal.diverted(thread_id) is not None:
                 self._forked.add(thread_id)
-            if not await self._replay_some(records, target, progress):
-                progress.moved = True
-                target = await self._choose_target(thread_id, progress)
+            if await self._replay_some(records, target, progress):
+                target = Target(target.thread_id)  # its heads are our own now
+            else:
+                moved, target = True, None
         if self._journal.is_frozen(thread_id):
             return Drain.FROZEN
         if thread_id in self._forked:
@@ -277,29 +275,37 @@ class Reconciler:
         before_deletion = takewhile(lambda entry: entry.name != DeleteThread.name, entries)
         return entries[: max(1, min(sum(size <= CHUNK_BYTES for size in sizes), len(list(before_deletion))))]
 
-    async def _replay_some(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
-        """Apply these records in their order, and mark what the primary took.
+    async def _replay_some(self, records: Sequence[JournalRecord], target: Target, progress: _Progress) -> bool:
+        """Apply these records in their order upon the heads of their target, and mark what the primary took.
 
         One mark stands for all of them: until it is durable the thread is held, and a process that dies before
         leaves them to be applied again, all of them in the same order, which changes nothing.
 
-        False: somebody else has moved the head that a branch grew from, since that was looked at.
+        False: somebody else has moved one of those heads since they were looked at.
         """
-        refused: CallFailed | None = None
-        taken = 0
+        operations = [moved_to(record.operation, target.thread_id) for record in records]
         try:
-            if not await self._apply_together(records, target, progress):
+            if not await self._calls.apply_upon(target.heads, operations):
                 return False
-            taken = len(records)
         except CallFailed as failed:
             if not failed.at_fault:
                 raise
-            taken, refused = await self._apply_one_by_one(records, target)
-        if taken:
-            await self._mark(records[:taken], progress)
-        if refused is not None:
-            await self._bury(records[taken], refused)
+            if len(records) > 1:
+                return await self._replay_each(records, target, progress)
+            await self._bury(records[0], failed)
+        else:
+            await self._mark(records, progress)
         await self._let_live_calls_pass()
+        return True
+
+    async def _replay_each(self, records: Sequence[JournalRecord], target: Target, progress: _Progress) -> bool:
+        """Apply records one by one, up to the one at which they failed together: it is at fault, and is buried."""
+        for record in records:
+            if not await self._replay_some([record], target, progress):
+                return False
+            if self._journal.is_frozen(record.entry.thread_id):
+                break
+            target = Target(target.thread_id)
         return True
 
     async def _mark(self, records: Sequence[JournalRecord], progress: _Progress) -> None:
@@ -314,10 +320,10 @@ class Reconciler:
         found_head: str | None = None
         try:
             if target is not None and target != entry.thread_id:
-                await self._apply(moved_to(operation, target))
+                await self._calls.apply(moved_to(operation, target))
             deleted = await self._delete(record, forked=target is not None)
             if not deleted:
-                found_head = await self._head_if_readable(entry.thread_id)
+                found_head = await self._calls.head_if_readable(entry.thread_id)
         except CallFailed as failed:
             if not failed.at_fault:
                 raise
@@ -326,36 +332,24 @@ class Reconciler:
         await self._mark([record], progress)
         if not deleted:
             self._forked.add(entry.thread_id)
-            self.divergences += 1
-            base = None if entry.base_head is UNKNOWN else entry.base_head
-            self._telemetry.emit(
-                Diverged(self._backend.name, entry.thread_id, "", base, found_head, entry.thread_id, deletion=True)
-            )
+            expected_head = None if entry.base_head is UNKNOWN else entry.base_head
+            self._branches.deletion_spared(entry.thread_id, expected_head, found_head)
 
     async def _delete(self, record: JournalRecord, *, forked: bool) -> bool:
         """Delete the thread that was meant, unless there is more in it now than whoever deleted it could know of."""
         entry, operation = record.entry, record.operation
         if entry.base_head is UNKNOWN:
-            await self._apply(operation)
+            await self._calls.apply(operation)
             return True
         if forked:
             return False
         heads = heads_to_grow_from(self._journal.entries(entry.thread_id), {"": entry})
         if self._backend.compares_heads:
-            return await self._apply_upon(heads, [operation])
-        if await self._head_if_readable(entry.thread_id) not in heads[""]:
+            return await self._calls.apply_upon(heads, [operation])
+        if await self._calls.head_if_readable(entry.thread_id) not in heads[""]:
             return False
-        await self._apply(operation)
+        await self._calls.apply(operation)
         return True
-
-    async def _head_if_readable(self, thread_id: str) -> str | None:
-        """The newest checkpoint of a thread; of one that nobody can read, a word that is no checkpoint's id."""
-        try:
-            return await self._head(thread_id, "")
-        except CallFailed as failed:
-            if not failed.at_fault:
-                raise
-            return UNREADABLE
 
     async def _let_live_calls_pass(self) -> None:
         """Live calls first, but not for ever."""
@@ -364,114 +358,9 @@ class Reconciler:
         while self._live_calls() and self._clock() < until:  # noqa: ASYNC110  # what is waited for signals nothing
             await asyncio.sleep(GLANCE_SECONDS)
 
-    async def _apply_together(self, records: Sequence[JournalRecord], target: str, progress: _Progress) -> bool:
-        """Apply records as one step, upon the heads that they grew from; False if one of those has moved."""
-        heads, progress.heads = progress.heads, {}
-        return await self._apply_upon(heads, [moved_to(record.operation, target) for record in records])
-
-    async def _apply_upon(self, heads: Heads, operations: Sequence[Operation]) -> bool:
-        """Apply operations of one thread as one step; False if the newest checkpoint is not one of `heads`."""
-        return await self._guard.call(
-            "drain",
-            lambda: self._backend.apply_all(operations, heads),
-            deadline=self._deadline(),
-            subjects=(operations[0].thread_id,),
-            writes=True,
-        )
-
-    async def _apply_one_by_one(self, records: Sequence[JournalRecord], target: str) -> tuple[int, CallFailed | None]:
-        """Find the record at which a step failed: how many before it were applied, and how it failed by itself."""
-        for number, record in enumerate(records):
-            try:
-                await self._apply_together([record], target, _Progress())
-            except CallFailed as failed:
-                if not failed.at_fault:
-                    raise
-                return number, failed
-        return len(records), None
-
-    async def _apply(self, operation: Operation) -> None:
-        await self._guard.call(
-            "drain",
-            lambda: self._backend.apply(operation),
-            deadline=self._deadline(),
-            subjects=(operation.thread_id,),
-            writes=True,
-        )
-
     async def _bury(self, record: JournalRecord, failed: CallFailed) -> None:
         error = redact(failed.error)
         await self._journal.bury(record.entry, error)
         self.dead_letters += 1
         operation = record.operation
         self._telemetry.emit(DeadLettered(self._backend.name, operation.thread_id, operation.name, error))
-
-    async def _choose_target(self, thread_id: str, progress: _Progress) -> str:
-        """`_find_target`, or the thread itself where the primary's branch cannot be read: both stay in it then."""
-        try:
-            return await self._find_target(thread_id, progress)
-        except CallFailed as failed:
-            if not failed.at_fault:
-                raise
-            what = f"the branches of thread {thread_id!r} could not be compared ({redact(failed.error)})"
-            self._telemetry.emit(Notice("WARNING", f"{what}; what was journaled is written to the same thread"))
-            return thread_id
-
-    async def _find_target(self, thread_id: str, progress: _Progress) -> str:
-        """The thread that takes the records: itself, or its sibling when the branches are to be kept apart."""
-        entries = self._journal.entries(thread_id)
-        oldest = namespaces_to_check(entries)
-        if self._backend.compares_heads and len(oldest) == 1 and not progress.moved:
-            progress.heads = heads_to_grow_from(entries, oldest)  # looked at in the step that writes
-            return thread_id
-        heads = {namespace: await self._head(thread_id, namespace) for namespace in oldest}
-        branches = diverged(entries, oldest, heads)
-        if not branches:
-            progress.heads = heads_to_grow_from(entries, oldest)
-            return thread_id
-        progress.heads = {}
-        apart = self._config.on_divergence == "quarantine"
-        target = sibling_id(thread_id, entries) if apart else thread_id
-        for branch in branches:
-            if apart and branch.expected_head is not None:
-                await self._copy_ancestors(thread_id, branch.checkpoint_ns, branch.expected_head, target)
-        await self._journal.divert(thread_id, target)
-        self.divergences += 1  # only now: a copy that was interrupted is made again, and is still one divergence
-        for branch in branches:
-            self._telemetry.emit(
-                Diverged(
-                    self._backend.name, thread_id, branch.checkpoint_ns, branch.expected_head, branch.found_head, target
-                )
-            )
-        if apart:
-            self._on_quarantined(thread_id)
-        return target
-
-    async def _head(self, thread_id: str, checkpoint_ns: str) -> str | None:
-        found = await self._find(thread_id, checkpoint_ns, None)
-        return found.checkpoint["id"] if found is not None else None
-
-    async def _copy_ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, target: str) -> None:
-        """Give the sibling the whole chain that the branch grew from, so that delta channels find their beginning."""
-        chain: list[CheckpointTuple] = []
-        current: str | None = checkpoint_id
-        while current is not None and (found := await self._find(thread_id, checkpoint_ns, current)) is not None:
-            chain.append(found)
-            current = found.parent_config["configurable"]["checkpoint_id"] if found.parent_config else None
-        for found in reversed(chain):
-            for operation in operations_of(found, self._serializer):
-                await self._apply(moved_to(operation, target))
-
-    async def _find(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> CheckpointTuple | None:
-        configurable = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
-        if checkpoint_id is not None:
-            configurable["checkpoint_id"] = checkpoint_id
-        return await self._guard.call(
-            "drain",
-            lambda: self._backend.ask(lambda saver: saver.aget_tuple({"configurable": configurable})),
-            deadline=self._deadline(),
-            subjects=(thread_id,),
-        )
-
-    def _deadline(self) -> Deadline:
-        return Deadline(self._clock, self._config.deadline)

@@ -1,0 +1,77 @@
+"""What a drain asks of the primary, each call with a deadline of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langgraph.checkpoint.base import CheckpointTuple
+
+from enhanced_checkpointing.backends.contract import Backend, Heads
+from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.resilience.breaker import Clock
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.guard import Guard
+
+UNREADABLE = "unreadable"
+
+
+class DrainCalls:
+    """Every method raises `CallFailed` for what the primary did not do."""
+
+    def __init__(self, backend: Backend, guard: Guard, clock: Clock, seconds: float) -> None:
+        self._backend = backend
+        self._guard = guard
+        self._clock = clock
+        self._seconds = seconds
+
+    async def fence(self, thread_id: str) -> bool:
+        """End the sessions that writes to a thread were left behind on; False if one still lives."""
+        return await self._guard.once("fence", lambda: self._backend.fence(thread_id), deadline=self._deadline())
+
+    async def apply(self, operation: Operation) -> None:
+        await self._guard.call(
+            "drain",
+            lambda: self._backend.apply(operation),
+            deadline=self._deadline(),
+            subjects=(operation.thread_id,),
+            writes=True,
+        )
+
+    async def apply_upon(self, heads: Heads, operations: Sequence[Operation]) -> bool:
+        """Apply operations of one thread as one step; False if the newest checkpoint is not one of `heads`."""
+        return await self._guard.call(
+            "drain",
+            lambda: self._backend.apply_all(operations, heads),
+            deadline=self._deadline(),
+            subjects=(operations[0].thread_id,),
+            writes=True,
+        )
+
+    async def find(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> CheckpointTuple | None:
+        configurable = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
+        if checkpoint_id is not None:
+            configurable["checkpoint_id"] = checkpoint_id
+        return await self._guard.call(
+            "drain",
+            lambda: self._backend.ask(lambda saver: saver.aget_tuple({"configurable": configurable})),
+            deadline=self._deadline(),
+            subjects=(thread_id,),
+        )
+
+    async def head(self, thread_id: str, checkpoint_ns: str) -> str | None:
+        """The newest checkpoint of a namespace."""
+        found = await self.find(thread_id, checkpoint_ns, None)
+        return found.checkpoint["id"] if found is not None else None
+
+    async def head_if_readable(self, thread_id: str) -> str | None:
+        """The newest checkpoint of a thread; of one that nobody can read, a word that is no checkpoint's id."""
+        try:
+            return await self.head(thread_id, "")
+        except CallFailed as failed:
+            if not failed.at_fault:
+                raise
+            return UNREADABLE
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._clock, self._seconds)
