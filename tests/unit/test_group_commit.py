@@ -22,7 +22,10 @@ class Post:
     What is `left` to be done of a batch after it has arrived is keyed by its first item.
     """
 
-    def __init__(self, *, lanes: int = 1, limit: int = 100, max_weight: int = 1000) -> None:
+    def __init__(
+        self, *, lanes: int = 1, limit: int = 100, max_weight: int = 1000, patience: float = float("inf")
+    ) -> None:
+        self.urgent: set[str] = set()
         self.sent: list[list[str]] = []
         self.callers: list[str] = []
         self.left: dict[str, Awaitable[None]] = {}
@@ -35,6 +38,9 @@ class Post:
             lanes=lanes,
             limit=limit,
             max_weight=max_weight,
+            urgent=self.urgent.__contains__,
+            look_every=0.02,
+            patience=patience,
         )
 
     async def _send(self, batch: Sequence[str]) -> Awaitable[None] | None:
@@ -55,6 +61,11 @@ class Post:
         for first in first_items:
             self.away[first].set()
         await turns()
+
+    async def finish(self) -> None:
+        """Let everything arrive: what still waited when its loop ends would begin then."""
+        while len(self.group):
+            await self.arrive(*self.away)
 
 
 async def turns() -> None:
@@ -194,6 +205,78 @@ async def test_what_is_left_of_a_batch_needs_no_lane_while_its_keys_wait() -> No
     done.set()
     await turns()
     assert post.sent == [["a1"], ["b1"], ["a2"]]
+
+
+async def test_what_becomes_urgent_while_all_lanes_are_taken_goes_without_one_and_takes_its_key_along() -> None:
+    post = Post(limit=2)
+    await post.submit("x")
+    await post.submit("a1", "b1", "a2", "a3", "c1")
+    post.urgent |= {"a1", "c1", "x"}
+    assert post.sent == [["x"]]
+    await asyncio.sleep(0.03)
+    assert post.sent == [["x"], ["a1", "a2", "a3", "c1"]]
+    await post.submit("a4")
+    await post.arrive("x")
+    assert post.sent[2:] == [["b1"]], "and a lane less is not there for it"
+    await post.submit("d1")
+    await post.arrive("a1")
+    assert post.sent[3:] == [], "nor a lane more when it is done"
+    await post.arrive("b1")
+    assert post.sent[3:] == [["d1", "a4"]]
+    await post.finish()
+
+
+async def test_what_is_urgent_when_its_key_is_free_again_goes_at_once() -> None:
+    post = Post(lanes=2)
+    await post.submit("a1")
+    await post.submit("b1")
+    await post.submit("c1")
+    await post.submit("a2", "b2")
+    post.urgent |= {"a2", "c1"}
+    await post.arrive("a1")
+    assert post.sent[2:] == [["c1"], ["a2"]], "c1 has the lane of a1, and a2 none"
+    await post.finish()
+
+
+async def test_item_that_goes_without_a_lane_has_the_context_of_the_first() -> None:
+    post = Post()
+    await post.submit("x")
+    token = caller.set("urgent")
+    await post.submit("a1")
+    caller.reset(token)
+    post.urgent.add("a1")
+    await asyncio.sleep(0.03)
+    assert post.callers == ["nobody", "urgent"]
+    await post.finish()
+
+
+async def test_in_place_of_a_lane_that_stays_away_there_is_another_until_it_comes_back() -> None:
+    post = Post(patience=0.05)
+    await post.submit("a1")
+    await post.submit("b1", "a2")
+    await asyncio.sleep(0.03)
+    assert post.sent == [["a1"]]
+    await asyncio.sleep(0.05)
+    assert post.sent == [["a1"], ["b1"]]
+    await post.submit("c1")
+    await post.submit("d1")
+    await post.arrive("a1")
+    assert post.sent[2:] == [], "its lane was given to b1 already"
+    await post.arrive("b1")
+    assert post.sent[2:] == [["c1", "d1", "a2"]]
+    await post.finish()
+
+
+async def test_nobody_looks_when_nothing_waits() -> None:
+    post = Post()
+    await post.submit("a1")
+    assert post.group._look_out is None
+    await post.submit("b1")
+    assert post.group._look_out is not None
+    for first in ("a1", "b1"):
+        await post.arrive(first)
+    await post.group.settle(1.0)
+    assert post.group._look_out is None
 
 
 class Unforeseen(Exception):

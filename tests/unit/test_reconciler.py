@@ -838,6 +838,30 @@ async def test_step_that_only_fails_as_a_whole_is_applied_record_by_record() -> 
     assert setting.journal.dead_letters() == []
 
 
+async def test_head_that_moves_while_a_step_is_applied_record_by_record_is_seen() -> None:
+    setting = Setting()
+    compare_heads(setting)
+    author, theirs = setting.author("a"), setting.author("a").put({"n": 100})
+    base: BaseHead = None
+    ours = [author.put({"n": step}) for step in range(2)]
+    for put in ours:
+        await setting.add(put, base)
+        base = put.checkpoint_id
+    comparing = setting.backend.apply_all
+
+    async def alone_only(operations: Sequence[Operation], heads: Heads) -> bool:
+        if len(operations) > 1 and theirs.checkpoint_id not in chain(setting.primary, "a"):
+            await setting.backend.apply(theirs)  # by another process, in between
+            raise Refused(FailureKind.DATA)
+        return await comparing(operations, heads)
+
+    setting.backend.apply_all = alone_only  # type: ignore[method-assign]
+    assert await setting.reconciler.drain_all()
+    assert set(chain(setting.primary, "a")) == {put.checkpoint_id for put in (*ours, theirs)}
+    assert setting.reconciler.divergences == 1
+    assert setting.journal.dead_letters() == []
+
+
 async def test_outage_while_a_refused_record_is_looked_for_buries_nothing() -> None:
     setting = Setting()
     await setting.add_steps("a")

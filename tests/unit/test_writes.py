@@ -429,13 +429,13 @@ async def test_what_the_standby_cannot_hold_is_written_all_the_same() -> None:
 
 
 async def test_batch_has_the_time_of_the_call_in_it_that_has_the_least() -> None:
-    """x goes on until 0.2 s; then a, which came with it, and b, which came later, are tried together."""
+    """x goes on until 0.1 s; then a, which came with it, and b, which came later, are tried together."""
     setting = Setting(deadline=0.6)
     await setting.know("a", "b")
     first, gate = await occupied(setting)
     started_at = time.monotonic()
     early = await setting.begin_puts("a")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.1)
     late = await setting.begin_puts("b")
     setting.backend.gate = asyncio.Event()
     gate.set()
@@ -443,6 +443,22 @@ async def test_batch_has_the_time_of_the_call_in_it_that_has_the_least() -> None
     assert setting.backend.asked == [["x1"], ["a1", "b1"]]
     assert 0.5 < time.monotonic() - started_at < 0.75, "and a tenth of it is kept for the journal"
     assert (setting.journaled("a"), setting.journaled("b")) == (["a1"], ["b1"])
+
+
+async def test_call_whose_thread_was_busy_does_not_wait_for_younger_calls_that_hang_in_all_lanes() -> None:
+    setting = Setting(deadline=1.0)
+    await setting.know("a", "b")
+    setting.backend.gate = asyncio.Event()  # never opened
+    first = await setting.begin_puts("a")
+    await asyncio.sleep(0.2)
+    second = await setting.begin_puts("a")
+    called_at = time.monotonic()
+    await asyncio.sleep(0.6)
+    younger = await setting.begin_puts("b")
+    assert await results([*first, *second]) == [None, None]
+    assert time.monotonic() - called_at < 1.0 + 0.1
+    assert setting.journaled("a") == ["a1", "a2"]
+    assert await results(younger) == [None]
 
 
 @pytest.mark.parametrize(("spent", "tried"), [(3.9, True), (4.1, False)])
@@ -456,7 +472,7 @@ async def test_call_whose_time_was_taken_by_earlier_ones_is_journaled_without_tr
     assert setting.backend.asked == ([["a1"]] if tried else [])
     assert setting.journaled("a") == ([] if tried else ["a1"])
     reasons = [event.reason for event in setting.recorder.of(FailedOver)]
-    assert reasons == ([] if tried else ["the earlier calls of its thread took its time"])
+    assert reasons == ([] if tried else ["the calls before it took its time"])
 
 
 async def test_calls_behind_one_without_time_do_not_overtake_it() -> None:
@@ -495,7 +511,7 @@ async def test_without_a_journal_a_call_without_time_is_refused(spent: float, tr
     assert type(told) is (type(None) if tried else CheckpointUnavailableError)
 
 
-@pytest.mark.parametrize("left", [0.001, 0.049])
+@pytest.mark.parametrize("left", [0.049, 0.001, 0.0, -0.029])
 async def test_call_with_hardly_any_time_left_still_has_a_moment_for_the_journal(left: float) -> None:
     clock = FakeClock()
     setting = Setting(deadline=5.0, clock=clock)
@@ -505,12 +521,21 @@ async def test_call_with_hardly_any_time_left_still_has_a_moment_for_the_journal
     assert setting.journal.seconds == [pytest.approx(writes.LEAST_FOR_THE_JOURNAL)]
 
 
-async def test_call_without_any_time_left_is_refused() -> None:
+async def test_call_that_is_late_already_does_not_get_much_later() -> None:
+    clock = FakeClock()
+    setting = Setting(deadline=5.0, clock=clock)
+    callers = await setting.begin_puts("a")
+    clock.advance(5.06)
+    assert await results(callers) == [None]
+    assert setting.journal.seconds == [pytest.approx(0.02)]
+
+
+async def test_call_whose_time_was_over_a_moment_ago_is_refused() -> None:
     """Else each one behind a disk that hangs would be later than the one in front of it."""
     clock = FakeClock()
     setting = Setting(deadline=5.0, clock=clock)
     callers = await setting.begin_puts("a")
-    clock.advance(5.0)
+    clock.advance(5.0 + writes.LATEST_FOR_THE_JOURNAL + 0.001)
     (told,) = await results(callers)
     assert isinstance(told, CheckpointUnavailableError)
     assert "did not get its turn in time" in str(told)

@@ -28,11 +28,17 @@ BATCH = 128
 BATCH_BYTES = 4 * 1024 * 1024
 """Operations, and bytes of them, that are committed together; more do not go faster (docs/performance.md)."""
 
+LOOK_EVERY = 0.05
+"""Seconds between looks at what waits while all lanes are taken; with a journal, whose time is spared, a look in a
+twentieth of the deadline is enough."""
+
 FOR_THE_JOURNAL = 0.1
 """The share of its deadline that a write keeps for the journal: the primary is not waited for, or tried, in it."""
 
 LEAST_FOR_THE_JOURNAL = 0.05
-"""Seconds that the journal gets in any case: so much later than its deadline may a call return."""
+LATEST_FOR_THE_JOURNAL = 0.08
+"""Seconds that the journal gets in any case, and after the deadline at which it gets none: so late may a call return.
+Without the second, each one behind a disk that hangs would be later than the one in front of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +98,9 @@ class Writes:
             lanes=backend.lanes,
             limit=BATCH if backend.lanes else 1,
             max_weight=BATCH_BYTES,
+            urgent=self._has_no_time,
+            look_every=config.deadline / 20 if self._may_journal else LOOK_EVERY,
+            patience=config.deadline / 4,
         )
         self.journaled = 0
         """Operations journaled so far."""
@@ -175,9 +184,13 @@ class Writes:
             call.scope.route = route.value
             if route is Route.JOURNAL:
                 reasons[call.thread_id] = "the primary is not available"
-            elif call.deadline.remaining() <= 2 * self._spared:
-                reasons[call.thread_id] = "the earlier calls of its thread took its time"
+            elif self._has_no_time(call):
+                reasons[call.thread_id] = "the calls before it took its time"
         return {call: reasons[call.thread_id] for call in batch if call.thread_id in reasons}
+
+    def _has_no_time(self, call: Call) -> bool:
+        """Whether what is left of a call's time is for the journal: for a try at the primary it is too little."""
+        return call.deadline.remaining() <= 2 * self._spared
 
     async def _commit(self, calls: Sequence[Call]) -> dict[Call, CallFailed]:
         """Commit calls as one step; where one of them is at fault, the others without it. Returns what failed."""
@@ -264,7 +277,8 @@ class Writes:
         operation, deadline = call.operation, call.deadline
         if self._journal is None or not self._may_journal:
             raise unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
-        if deadline.remaining() <= 0:  # else each one behind a disk that hangs would be later than the one in front
+        left = LATEST_FOR_THE_JOURNAL - deadline.overdue()
+        if left <= 0:
             what = f"{operation.name} on thread {operation.thread_id!r} did not get its turn in time"
             raise unavailable(what, NOT_STORED)
         try:
@@ -274,7 +288,7 @@ class Writes:
             raise
         self._newcomers.admit(operation.thread_id, outage=self._breaker.is_open)
         if deadline.remaining() < LEAST_FOR_THE_JOURNAL:
-            deadline = Deadline(self._clock, LEAST_FOR_THE_JOURNAL)
+            deadline = Deadline(self._clock, min(left, LEAST_FOR_THE_JOURNAL))
         await self._journal.append(operation, self._standby.base_head(operation), deadline)
         self.journaled += 1
         self._telemetry.emit(FailedOver(self._backend.name, operation.name, reason))

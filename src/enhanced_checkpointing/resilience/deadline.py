@@ -45,6 +45,10 @@ class Deadline:
         """Seconds left, never below zero."""
         return max(0.0, self._ends_at - self._clock())
 
+    def overdue(self) -> float:
+        """Seconds since the end, below zero before it."""
+        return self._clock() - self._ends_at
+
     def time(self) -> float:
         """The clock's time, to compare moments of different calls."""
         return self._clock()

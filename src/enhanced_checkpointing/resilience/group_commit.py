@@ -1,15 +1,15 @@
 """Group commit: what comes while batches are on their way gathers, and goes out together. Knows nothing of databases.
 
-There is no timer: a lone item goes straight through, and the more wait, the more go together.
+No item waits for company: a lone one goes straight through, and the more wait, the more go together.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextvars import Context, copy_context
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -22,6 +22,9 @@ class GroupCommit(Generic[T]):
 
     Items of one key keep their order and are never in two batches at once. A batch ends at `limit` items, or when it
     weighs `max_weight` or more.
+
+    While all lanes are taken, somebody looks every `look_every` seconds: an item that has become `urgent`, and all of
+    its key, goes without a lane; and in place of a lane that has been away for `patience` seconds there is another.
     """
 
     def __init__(
@@ -33,6 +36,9 @@ class GroupCommit(Generic[T]):
         lanes: int,
         limit: int,
         max_weight: int,
+        urgent: Callable[[T], bool] = lambda _: False,
+        look_every: float = 1.0,
+        patience: float = float("inf"),
     ) -> None:
         self._send = send
         self._key = key
@@ -40,11 +46,17 @@ class GroupCommit(Generic[T]):
         self._free = float(lanes or "inf")
         self._limit = limit
         self._max_weight = max_weight
+        self._urgent = urgent
+        self._look_every = look_every
+        self._patience = patience
         self._waiting: dict[str, deque[tuple[T, Context]]] = {}
         self._ready: dict[str, None] = {}
         """The keys that may go out now, in the order in which they came to be so."""
         self._busy: set[str] = set()
         self._running: set[asyncio.Task[None]] = set()
+        self._away_since: dict[object, float] = {}
+        """The lanes that are taken, longest away first."""
+        self._look_out: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """How many keys have something waiting or on its way."""
@@ -70,26 +82,41 @@ class GroupCommit(Generic[T]):
         ends_at = asyncio.get_running_loop().time() + seconds
         while self._running and (left := ends_at - asyncio.get_running_loop().time()) > 0:
             await asyncio.wait(set(self._running), timeout=left)
+        if not self._ready and self._look_out is not None:
+            self._look_out.cancel()
+            self._look_out = None
 
     def _start(self) -> None:
         """Give a free lane to what is ready. It is taken only when the task runs: whoever else was just woken by the
         end of the last batch comes along."""
-        if self._free < 1 or not self._ready:
+        if not self._ready:
+            return
+        if self._free < 1:
+            if self._look_out is None:
+                self._look_out = asyncio.get_running_loop().call_later(self._look_every, self._look)
             return
         self._free -= 1
         _, context = self._waiting[next(iter(self._ready))][0]
-        task = asyncio.create_task(self._run(), name="group commit", context=context)
+        lane = object()
+        self._away_since[lane] = asyncio.get_running_loop().time()
+        self._launch(self._run(lane), context)
+
+    def _launch(self, work: Coroutine[Any, Any, None], context: Context) -> None:
+        task = asyncio.create_task(work, name="group commit", context=context)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self) -> None:
+    async def _run(self, lane: object) -> None:
         keys, batch = self._take()
+        self._start()  # there may be more than goes into one batch
+        await self._deliver(keys, batch, lane)
+
+    async def _deliver(self, keys: Sequence[str], batch: Sequence[T], lane: object = None) -> None:
         try:
             try:
-                self._start()  # there may be more than goes into one batch
                 left = await self._send(batch) if batch else None  # another lane may have taken all
             finally:
-                self._free += 1
+                self._give_back(lane)
             self._start()
             if left is not None:
                 await left
@@ -97,11 +124,37 @@ class GroupCommit(Generic[T]):
             self._release(keys)
             self._start()
 
+    def _give_back(self, lane: object) -> None:
+        """A lane is free for others, unless there was none, or another in its place already."""
+        if self._away_since.pop(lane, None) is not None:
+            self._free += 1
+
+    def _look(self) -> None:
+        self._look_out = None
+        long_ago = asyncio.get_running_loop().time() - self._patience
+        for lane in [lane for lane, since in self._away_since.items() if since <= long_ago]:
+            self._give_back(lane)
+        self._hurry([*self._ready])
+        self._start()
+
+    def _hurry(self, keys: Sequence[str]) -> None:
+        """Let what cannot wait for a lane any more go without one."""
+        hurried = [key for key in keys if key in self._ready and self._urgent(self._waiting[key][0][0])]
+        if hurried:
+            _, context = self._waiting[hurried[0]][0]
+            batch = [item for key in hurried for item, _ in self._waiting.pop(key)]
+            for key in hurried:
+                del self._ready[key]
+            self._busy.update(hurried)
+            self._launch(self._deliver(hurried, batch), context)
+
     def _release(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._busy.discard(key)
             if key in self._waiting:
                 self._ready[key] = None
+        if self._free < 1:
+            self._hurry(keys)
 
     def _take(self) -> tuple[list[str], list[T]]:
         keys: list[str] = []

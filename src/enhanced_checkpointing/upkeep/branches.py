@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.backends.contract import Heads
+from enhanced_checkpointing.backends.contract import Backend, Heads
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.operations import operations_of
@@ -41,12 +41,11 @@ class Branches:
     def __init__(
         self,
         *,
-        backend: str,
+        backend: Backend,
         calls: DrainCalls,
         journal: Journal,
         serializer: SharingSerializer,
         telemetry: Telemetry,
-        compares_heads: bool,
         apart: bool,
         on_quarantined: Callable[[str], None],
     ) -> None:
@@ -55,7 +54,6 @@ class Branches:
         self._journal = journal
         self._serializer = serializer
         self._telemetry = telemetry
-        self._compares_heads = compares_heads
         self._apart = apart
         self._on_quarantined = on_quarantined
         self.diverged = 0
@@ -84,7 +82,7 @@ class Branches:
     async def _compare(self, thread_id: str, *, moved: bool) -> Target:
         entries = self._journal.entries(thread_id)
         oldest = namespaces_to_check(entries)
-        if self._compares_heads and len(oldest) == 1 and not moved:
+        if self._backend.compares_heads and len(oldest) == 1 and not moved:
             return Target(thread_id, heads_to_grow_from(entries, oldest))  # looked at in the step that writes
         heads = {namespace: await self._calls.head(thread_id, namespace) for namespace in oldest}
         branches = diverged(entries, oldest, heads)
@@ -99,7 +97,7 @@ class Branches:
         for branch in branches:
             self._telemetry.emit(
                 Diverged(
-                    self._backend, thread_id, branch.checkpoint_ns, branch.expected_head, branch.found_head, target
+                    self._backend.name, thread_id, branch.checkpoint_ns, branch.expected_head, branch.found_head, target
                 )
             )
         if self._apart:
@@ -110,7 +108,7 @@ class Branches:
         """Tell of a deletion that was not made, because somebody else has written to the thread since."""
         self.diverged += 1
         self._telemetry.emit(
-            Diverged(self._backend, thread_id, "", expected_head, found_head, thread_id, deletion=True)
+            Diverged(self._backend.name, thread_id, "", expected_head, found_head, thread_id, deletion=True)
         )
 
     async def _copy_ancestors(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, target: str) -> None:

@@ -98,12 +98,11 @@ class Reconciler:
         self._clock = clock
         self._calls = DrainCalls(backend, guard, clock, config.deadline)
         self._branches = Branches(
-            backend=backend.name,
+            backend=backend,
             calls=self._calls,
             journal=journal,
             serializer=serializer,
             telemetry=telemetry,
-            compares_heads=backend.compares_heads,
             apart=config.on_divergence == "quarantine",
             on_quarantined=on_quarantined,
         )
