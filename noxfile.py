@@ -29,7 +29,16 @@ OF_WHAT_MUST_NOT_FAIL = tuple(
     f"tests/unit/test_{name}.py"
     for name in (
         *("adoption", "book", "breaker", "canary", "codec", "disk", "divergence", "durable_journal", "engine"),
-        *("filesystems", "frames", "group_commit", "index", "inheritance", "journal_contract", "journal_format"),
+        *(
+            "filesystems",
+            "frames",
+            "group_commit",
+            "index",
+            "inheritance",
+            "journal_contract",
+            "journal_format",
+            "journaling",
+        ),
         *("journal_opening", "reconciler", "routes", "standby", "warm_thread", "worker", "writes"),
     )
 )

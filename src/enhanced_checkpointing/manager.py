@@ -319,7 +319,7 @@ class EnhancedCheckpointerManager:
                 live_calls=engine.live_calls,
             )
             stack.push_async_callback(reconciler.close)
-            engine.writes.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+            engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
             heir = Heir(
                 journal,
                 standby,

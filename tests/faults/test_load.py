@@ -25,7 +25,7 @@ async def test_more_calls_than_connections_wait_their_turn_without_failover(data
         threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(200)]
         for _ in range(3):
             await asyncio.gather(*(thread.put() for thread in threads))
-        assert manager._opened.engine.writes.journaled == 0
+        assert manager._opened.engine.journaling.journaled == 0
         assert manager.health_status["overall_status"] == "healthy"
         with psycopg.connect(database_url) as connection:
             assert connection.execute("SELECT count(*) FROM checkpoints").fetchone() == (600,)
@@ -108,7 +108,7 @@ async def test_event_loop_that_stands_still_does_not_open_the_breaker(database_u
             time.sleep(2.5)  # noqa: ASYNC251  # a node that blocks the loop is the fault that is tested
             await asyncio.gather(*writing)
         assert not manager._opened.breaker.is_open
-        assert manager._opened.engine.writes.journaled == 0
+        assert manager._opened.engine.journaling.journaled == 0
         for thread in threads:
             assert await thread.stored_ids() == thread.ids
 
@@ -144,7 +144,7 @@ async def test_probe_borrows_from_the_pool_where_the_server_has_no_more_connecti
         for _ in range(40):
             await asyncio.gather(*(thread.put() for thread in threads))
         await asyncio.sleep(0.3)  # some probes while the pool is idle, but holds all connections that there may be
-        assert manager._opened.engine.writes.journaled == 0
+        assert manager._opened.engine.journaling.journaled == 0
         assert manager.health_status["overall_status"] == "healthy"
 
 
@@ -206,7 +206,7 @@ async def before_and_during_a_drain(url: str, journal_dir: Path, attempt: str) -
         draining = asyncio.create_task(manager.wait_drained(60.0))
         during = await live_calls(manager, draining, f"during-{attempt}")
         assert await draining
-        assert manager._opened.engine.writes.journaled == 0, "live calls went to the primary"
+        assert manager._opened.engine.journaling.journaled == 0, "live calls went to the primary"
     return before, during
 
 

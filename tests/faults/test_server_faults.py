@@ -106,7 +106,7 @@ async def test_terminated_session_is_retried_once_without_failover(private_postg
                 assert terminated is not None
                 assert terminated[0] >= 1
                 await thread.put()
-                assert manager._opened.engine.writes.journaled == 0
+                assert manager._opened.engine.journaling.journaled == 0
                 assert manager.health_status["primary_healthy"]
         assert await thread.stored_ids() == thread.ids
 
@@ -121,7 +121,7 @@ async def test_pool_full_of_dead_connections_costs_no_failover(private_postgres:
         terminate_sessions(private_postgres)
         for thread in threads:
             await thread.put()
-        assert manager._opened.engine.writes.journaled == 0
+        assert manager._opened.engine.journaling.journaled == 0
         for thread in threads:
             assert await thread.stored_ids() == thread.ids
 
@@ -145,7 +145,7 @@ async def test_session_terminated_in_mid_statement_is_retried_once_without_failo
             assert victims == [(True,)]
             locker.rollback()
             await writing
-        assert manager._opened.engine.writes.journaled == 0
+        assert manager._opened.engine.journaling.journaled == 0
         assert await thread.stored_ids() == thread.ids
 
 
@@ -324,7 +324,7 @@ async def test_long_crash_recovery_is_waited_for(cluster_template: ClusterTempla
                 await asyncio.sleep(0.05)
             await starting
             await recovered(manager)
-            assert manager._opened.engine.writes.journaled > 0
+            assert manager._opened.engine.journaling.journaled > 0
             assert await thread.stored_ids() == thread.ids
 
 

@@ -150,7 +150,7 @@ async def test_short_lock_is_waited_for_and_is_no_outage(tmp_path: Path, no_leak
             other.rollback()
             await running
         assert manager.health_status["overall_status"] == "healthy"
-        assert manager._opened.engine.writes.journaled == 0
+        assert manager._opened.engine.journaling.journaled == 0
 
 
 async def test_file_that_becomes_read_only_is_an_outage_and_loses_nothing(tmp_path: Path, no_leaks: LeakWatch) -> None:

@@ -123,7 +123,7 @@ async def test_hung_statement_is_left_within_the_deadline_and_its_thread_ends(
         await eventually(lambda: parts.guard.outstanding == 0)
         await recovered(manager)
         await run_case(CASE, saver_of(manager), "thread")
-        assert parts.engine.writes.journaled == 0  # the primary serves again, on another connection
+        assert parts.engine.journaling.journaled == 0  # the primary serves again, on another connection
 
 
 def write(manager: EnhancedCheckpointerManager, channel: str, task_id: str) -> Awaitable[None]:

@@ -151,7 +151,7 @@ class Process:
             clock=clock,
         )
         stack.push_async_callback(reconciler.close)
-        engine.writes.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+        engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
         heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
         stack.push_async_callback(heir.close)
         prober = Prober(

@@ -21,7 +21,7 @@ from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import OperationScope
+from enhanced_checkpointing.telemetry.events import Notice, OperationScope
 from tests.support.author import Author
 from tests.support.recorder import Recorder
 
@@ -97,6 +97,9 @@ class SlowJournal(MemoryJournal):
         self.gates: dict[str, asyncio.Event] = {}
         """By thread."""
 
+    def begin(self, operation: Operation, base_head: BaseHead) -> None:
+        """Every operation has to wait."""
+
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         self.begun.append(label(operation))
         self.base_heads.append(base_head)
@@ -141,7 +144,12 @@ class Setting:
         self.breaker = Breaker(time.monotonic, BreakerSettings(), lambda opened, reason: None)
         self.journal = SlowJournal(capacity)
         journal = self.journal if with_journal else None
-        self.standby = Standby(self.serializer, 1_000_000, lambda _: False)
+        self.standby = Standby(
+            self.serializer,
+            1_000_000,
+            lambda _: False,
+            warn=lambda what: self.recorder.emit(Notice("WARNING", what)),
+        )
         guard = Guard(
             "memory",
             breaker=self.breaker,

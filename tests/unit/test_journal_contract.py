@@ -15,7 +15,7 @@ from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author
-from tests.support.journals import CAPACITY, add, durable_journal, operations_in
+from tests.support.journals import CAPACITY, add, durable_journal, operations_in, soon
 
 both = pytest.mark.parametrize("kind", ["memory", "durable"])
 
@@ -319,6 +319,40 @@ async def test_appends_that_wait_for_room_are_stored_in_the_order_of_their_calls
         waiting[0].cancel()
         done = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(each) for each in done] == [asyncio.CancelledError, JournalEntry, JournalEntry]
+
+
+@both
+async def test_what_is_begun_is_stored_in_the_order_in_which_it_was_begun(kind: str) -> None:
+    async with desk_of(kind) as desk:
+        begun = [desk.journal.begin(DeleteThread(str(number)), None) for number in range(30)]
+        assert all(desk.journal.holds(str(number)) for number in range(30)), "from now on"
+        entries = [await appending.stored(soon()) for appending in begun if appending is not None]
+        assert [entry.thread_id for entry in entries] == [str(number) for number in range(30)]
+        assert [entry.sequence for entry in entries] == sorted(entry.sequence for entry in entries)
+        assert desk.journal.entries("7") == (entries[7],)
+
+
+@both
+async def test_what_would_have_to_wait_is_not_begun(kind: str) -> None:
+    size = await size_of_one(kind)
+    async with desk_of(kind, capacity=2 * size) as desk:
+        old = [await desk.add("a") for _ in range(2)]
+        assert desk.journal.begin(DeleteThread("b"), UNKNOWN) is None, "for room"
+        assert not desk.journal.holds("b")
+        waiting = asyncio.ensure_future(desk.add("c"))
+        await asyncio.sleep(0.01)
+        await desk.journal.mark_applied(old)
+        assert desk.journal.begin(DeleteThread("b"), UNKNOWN) is None, "behind the one that waits"
+        await waiting
+        assert desk.journal.begin(DeleteThread("b"), UNKNOWN) is not None
+
+
+@both
+async def test_what_was_begun_and_nobody_waits_for_is_stored_all_the_same(kind: str) -> None:
+    async with desk_of(kind) as desk:
+        desk.journal.begin(DeleteThread("a"), None)
+        await desk.add("b")
+        assert [len(desk.journal.entries(name)) for name in "ab"] == [1, 1]
 
 
 @both

@@ -11,8 +11,8 @@ import pytest
 
 from enhanced_checkpointing.backends.memory import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError, JournalFullError
-from enhanced_checkpointing.failover import writes
-from enhanced_checkpointing.failover.writes import Call
+from enhanced_checkpointing.failover import journaling, writes
+from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.operations import DeleteThread, Operation, frozen_size
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
@@ -180,14 +180,14 @@ async def test_operation_at_fault_by_itself_is_asked_once() -> None:
 @pytest.mark.parametrize("kind", NOT_AT_FAULT)
 async def test_batch_that_the_primary_does_not_take_is_journaled_in_its_order(kind: FailureKind) -> None:
     setting, told = Setting(), list[int]()
-    setting.engine.writes.on_journaled = lambda: told.append(setting.pending)
+    setting.engine.journaling.on_journaled = lambda: told.append(setting.pending)
     await setting.know("a", "b")
     setting.backend.wrong = Wrong(kind)
     puts = [setting.next_put(thread_id) for thread_id in "abaa"]
     assert await results(await setting.begin(*puts, DeleteThread("b"))) == [None] * 5
     assert len(setting.backend.asked) == 1, "what is not at fault is not looked for"
     assert (setting.journaled("a"), setting.journaled("b")) == (["a1", "a2", "a3"], ["b1", "b!"])
-    assert setting.engine.writes.journaled == len(told) == 5
+    assert setting.engine.journaling.journaled == len(told) == 5
     assert setting.recorder.outcomes() == [(name, "journaled") for name in ("a", "b", "a", "a", "b")]
     assert {scope.error_type for scope in setting.recorder.scopes} == {"Wrong"}
     failed_over = setting.recorder.of(FailedOver)
@@ -332,7 +332,7 @@ async def test_what_the_journal_cannot_take_is_told_to_each_caller() -> None:
     told = await results(await setting.begin_puts("a", "b"))
     assert [type(error) for error in told] == [JournalFullError] * 2
     assert setting.recorder.outcomes() == [("a", "unavailable"), ("b", "unavailable")]
-    assert setting.engine.writes.journaled == 0
+    assert setting.engine.journaling.journaled == 0
     assert setting.recorder.of(FailedOver) == []
     assert await setting.engine.get_tuple(config_of("a")) is None, "the warm copy has nothing of it either"
 
@@ -518,7 +518,7 @@ async def test_call_with_hardly_any_time_left_still_has_a_moment_for_the_journal
     callers = await setting.begin_puts("a")
     clock.advance(5.0 - left)
     assert await results(callers) == [None]
-    assert setting.journal.seconds == [pytest.approx(writes.LEAST_FOR_THE_JOURNAL)]
+    assert setting.journal.seconds == [pytest.approx(journaling.LEAST_FOR_THE_JOURNAL)]
 
 
 async def test_call_that_is_late_already_does_not_get_much_later() -> None:
@@ -535,7 +535,7 @@ async def test_call_whose_time_was_over_a_moment_ago_is_refused() -> None:
     clock = FakeClock()
     setting = Setting(deadline=5.0, clock=clock)
     callers = await setting.begin_puts("a")
-    clock.advance(5.0 + writes.LATEST_FOR_THE_JOURNAL + 0.001)
+    clock.advance(5.0 + journaling.LATEST_FOR_THE_JOURNAL + 0.001)
     (told,) = await results(callers)
     assert isinstance(told, CheckpointUnavailableError)
     assert "did not get its turn in time" in str(told)

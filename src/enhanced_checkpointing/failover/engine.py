@@ -25,6 +25,7 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.alarms import alarm
 from enhanced_checkpointing.failover.explanations import cold, explained, unavailable
+from enhanced_checkpointing.failover.journaling import Journaling
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.routes import (
     Route,
@@ -81,6 +82,15 @@ class Engine:
             wall_clock=wall_clock,
             held=journal.holds if journal is not None else lambda _: False,
         )
+        self.journaling = Journaling(
+            backend=backend,
+            breaker=breaker,
+            journal=journal if config.on_outage == "journal" else None,
+            standby=standby,
+            newcomers=self.newcomers,
+            telemetry=telemetry,
+            clock=clock,
+        )
         self.writes = Writes(
             config=config,
             backend=backend,
@@ -89,6 +99,7 @@ class Engine:
             journal=journal,
             standby=standby,
             newcomers=self.newcomers,
+            journaling=self.journaling,
             telemetry=telemetry,
             clock=clock,
         )

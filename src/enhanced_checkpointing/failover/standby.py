@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 
-from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
 from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, checkpoint_id_of, namespace_of, thread_of
@@ -34,7 +34,7 @@ class Standby:
     unpins it releases it.
 
     It answers only what it knows for certain, and raises `CheckpointUnavailableError` for all else. `warn` hears of it
-    when the threads that never leave need more room than there is.
+    when the threads that never leave need more room than there is, and of a thread that cannot be kept.
     """
 
     def __init__(
@@ -105,6 +105,15 @@ class Standby:
         else:
             thread.put_writes(operation)
         self._grown(thread.size - before)
+
+    def keep(self, operation: Operation) -> None:
+        """Take an operation that was acknowledged. What cannot be held makes the thread cold, and no write fail."""
+        try:
+            self.apply(operation)
+        except Exception as error:  # noqa: BLE001  # whatever a serializer raises for what the primary could take
+            self.forget(operation.thread_id)
+            what = f"thread {operation.thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read"
+            self._warn(what)
 
     def warm(self, config: RunnableConfig, found: CheckpointTuple | None) -> None:
         """Take the primary's answer to a read."""

@@ -1,28 +1,29 @@
-"""How a write is settled: gathered with others, at the primary or in the journal, in its thread's turn."""
+"""How a write is settled: gathered with others, at the primary or, if that cannot be, in the journal; in its turn."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.failover.alarms import alarm
-from enhanced_checkpointing.failover.explanations import NOT_STORED, explained, unavailable
+from enhanced_checkpointing.failover.calls import Call
+from enhanced_checkpointing.failover.explanations import explained
+from enhanced_checkpointing.failover.journaling import Journaling, Waiting
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.routes import Route, Verdict, after_failed_write, route_of
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import Operation, PutWrites, payload_size
+from enhanced_checkpointing.operations import Operation, payload_size
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.group_commit import GroupCommit
 from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.telemetry.events import FailedOver, Notice, OperationScope, Telemetry
+from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 BATCH = 128
 BATCH_BYTES = 4 * 1024 * 1024
@@ -34,36 +35,6 @@ twentieth of the deadline is enough."""
 
 FOR_THE_JOURNAL = 0.1
 """The share of its deadline that a write keeps for the journal: the primary is not waited for, or tried, in it."""
-
-LEAST_FOR_THE_JOURNAL = 0.05
-LATEST_FOR_THE_JOURNAL = 0.08
-"""Seconds that the journal gets in any case, and after the deadline at which it gets none: so late may a call return.
-Without the second, each one behind a disk that hangs would be later than the one in front of it."""
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """One write on its way, what is told of it, and the caller who waits until it has `ended`."""
-
-    operation: Operation
-    scope: OperationScope
-    deadline: Deadline
-    ended: asyncio.Future[None]
-
-    @property
-    def thread_id(self) -> str:
-        return self.operation.thread_id
-
-    def acknowledge(self, outcome: str) -> None:
-        self.scope.outcome = outcome
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    def refuse(self, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            self.ended.cancel()
-        elif not self.ended.done():
-            self.ended.set_exception(error)
 
 
 class Writes:
@@ -79,6 +50,7 @@ class Writes:
         journal: Journal | None,
         standby: Standby,
         newcomers: Newcomers,
+        journaling: Journaling,
         telemetry: Telemetry,
         clock: Clock,
     ) -> None:
@@ -89,6 +61,7 @@ class Writes:
         self._journal = journal
         self._standby = standby
         self._newcomers = newcomers
+        self._journaling = journaling
         self._telemetry = telemetry
         self._clock = clock
         self.gathered: GroupCommit[Call] = GroupCommit(
@@ -99,15 +72,11 @@ class Writes:
             limit=BATCH if backend.lanes else 1,
             max_weight=BATCH_BYTES,
             urgent=self._has_no_time,
-            look_every=config.deadline / 20 if self._may_journal else LOOK_EVERY,
+            look_every=config.deadline / 20 if self._journaling.possible else LOOK_EVERY,
             patience=config.deadline / 4,
         )
-        self.journaled = 0
-        """Operations journaled so far."""
         self.at_primary = 0
         """Writes that are with the primary now."""
-        self.on_journaled: Callable[[], None] = lambda: None
-        """Called after every journaled operation; set by whoever drains."""
 
     async def settle(self, operation: Operation) -> None:
         """Return when an operation is acknowledged. A caller who is cancelled goes; it is settled all the same.
@@ -137,47 +106,46 @@ class Writes:
         return route_of(breaker_open=self._breaker.is_open, journal_holds=held)
 
     @property
-    def _may_journal(self) -> bool:
-        return self._journal is not None and self._config.on_outage == "journal"
-
-    @property
     def _spared(self) -> float:
-        return FOR_THE_JOURNAL * self._config.deadline if self._may_journal else 0.0
+        return FOR_THE_JOURNAL * self._config.deadline if self._journaling.possible else 0.0
 
     # At the primary
 
     async def _send(self, batch: Sequence[Call]) -> Coroutine[Any, Any, None] | None:
         """Get a batch to the primary, as far as that may be asked; what it does not take is left to be journaled."""
         passed = self._passed_by(batch)
-        trying = [call for call in batch if call not in passed]
+        trying = [call for call in batch if call.thread_id not in passed]
+        aside = [Waiting(call, passed[call.thread_id]) for call in batch if call.thread_id in passed]
         if not trying:
-            return self._journal_all([*passed.items()])
+            return self._journaling.settle(aside)
         # Begun now: the attempt of the others may take longer than these may wait.
-        aside = [asyncio.create_task(self._journal_all([*passed.items()]), name="journal")] if passed else []
+        beside = asyncio.create_task(self._journaling.settle(aside), name="journal") if aside else None
         try:
-            to_journal = await self._try_primary(trying)
+            failed = await self._try_primary(trying)
         except BaseException as error:
             for call in trying:
                 call.refuse(error)
             raise
-        return self._journal_rest(aside, to_journal) if aside or to_journal else None
+        if beside is not None:
+            return _both(beside, self._journaling.settle(failed))
+        return self._journaling.settle(failed) if failed else None
 
-    async def _try_primary(self, calls: Sequence[Call]) -> list[tuple[Call, str]]:
+    async def _try_primary(self, calls: Sequence[Call]) -> list[Waiting]:
         """Have the primary take calls; returns what is to be journaled, and why."""
         failed = await self._commit(calls)
         if len(failed) < len(calls):
             self._newcomers.contact()
-        to_journal: list[tuple[Call, str]] = []
+        to_journal: list[Waiting] = []
         for call in calls:
             if call not in failed:
-                self._keep_warm(call.operation)
+                self._standby.keep(call.operation)
                 call.acknowledge("primary")
             elif self._is_to_be_journaled(call, failed[call]):
-                to_journal.append((call, redact(failed[call])))
+                to_journal.append(Waiting(call, redact(failed[call])))
         return to_journal
 
-    def _passed_by(self, batch: Sequence[Call]) -> dict[Call, str]:
-        """What of a batch must not be tried at the primary, or has no time for it: a thread's calls go together."""
+    def _passed_by(self, batch: Sequence[Call]) -> dict[str, str]:
+        """The threads of a batch that must not be tried at the primary, or have a call without time for it; and why."""
         reasons: dict[str, str] = {}
         for call in batch:
             route = self.route(call.thread_id)
@@ -186,7 +154,7 @@ class Writes:
                 reasons[call.thread_id] = "the primary is not available"
             elif self._has_no_time(call):
                 reasons[call.thread_id] = "the calls before it took its time"
-        return {call: reasons[call.thread_id] for call in batch if call.thread_id in reasons}
+        return reasons
 
     def _has_no_time(self, call: Call) -> bool:
         """Whether what is left of a call's time is for the journal: for a try at the primary it is too little."""
@@ -238,88 +206,13 @@ class Writes:
     def _is_to_be_journaled(self, call: Call, failed: CallFailed) -> bool:
         """Whether a call that failed goes on to the journal; its caller is told if not."""
         call.scope.error_type = type(failed.error).__name__
-        verdict = after_failed_write(failed.kind, may_journal=self._may_journal)
+        verdict = after_failed_write(failed.kind, may_journal=self._journaling.possible)
         if verdict is Verdict.JOURNAL:
             return True
         call.scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
         call.refuse(explained(failed, f"{call.operation.name} on thread {call.thread_id!r} failed"))
         return False
 
-    # In the journal
 
-    async def _journal_rest(self, aside: Sequence[Awaitable[None]], waiting: Sequence[tuple[Call, str]]) -> None:
-        await asyncio.gather(*aside, self._journal_all(waiting))
-
-    async def _journal_all(self, waiting: Sequence[tuple[Call, str]]) -> None:
-        """Journal calls, those of one thread in their order."""
-        threads: dict[str, list[tuple[Call, str]]] = {}
-        for call, reason in waiting:
-            threads.setdefault(call.thread_id, []).append((call, reason))
-        await _all([self._journal_thread(calls) for calls in threads.values()])
-
-    async def _journal_thread(self, waiting: Sequence[tuple[Call, str]]) -> None:
-        for run in _runs(waiting):
-            await _all([self._journal_call(call, reason) for call, reason in run])
-
-    async def _journal_call(self, call: Call, reason: str) -> None:
-        call.scope.outcome = "unavailable"
-        try:
-            await self._append(call, reason)
-        except BaseException as error:
-            call.refuse(error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            call.acknowledge("journaled")
-
-    async def _append(self, call: Call, reason: str) -> None:
-        """The journal first, then the standby."""
-        operation, deadline = call.operation, call.deadline
-        if self._journal is None or not self._may_journal:
-            raise unavailable(f"{operation.name} on thread {operation.thread_id!r} was not accepted", NOT_STORED)
-        left = LATEST_FOR_THE_JOURNAL - deadline.overdue()
-        if left <= 0:
-            what = f"{operation.name} on thread {operation.thread_id!r} did not get its turn in time"
-            raise unavailable(what, NOT_STORED)
-        try:
-            self._backend.check(operation)
-        except Exception as error:  # whatever the primary would raise for the caller's data
-            call.scope.outcome, call.scope.error_type = "refused", type(error).__name__
-            raise
-        self._newcomers.admit(operation.thread_id, outage=self._breaker.is_open)
-        if deadline.remaining() < LEAST_FOR_THE_JOURNAL:
-            deadline = Deadline(self._clock, min(left, LEAST_FOR_THE_JOURNAL))
-        await self._journal.append(operation, self._standby.base_head(operation), deadline)
-        self.journaled += 1
-        self._telemetry.emit(FailedOver(self._backend.name, operation.name, reason))
-        self._keep_warm(operation)
-        self.on_journaled()
-
-    def _keep_warm(self, operation: Operation) -> None:
-        """Let the standby have what is stored. What it cannot hold makes the thread cold, and no write fail."""
-        try:
-            self._standby.apply(operation)
-        except Exception as error:  # noqa: BLE001  # whatever a serializer raises for what the primary could take
-            self._standby.forget(operation.thread_id)
-            what = f"thread {operation.thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read"
-            self._telemetry.emit(Notice("WARNING", what))
-
-
-def _runs(waiting: Sequence[tuple[Call, str]]) -> Iterator[list[tuple[Call, str]]]:
-    """What may be appended at the same time: a put moves the head that the next operation grows from."""
-    run: list[tuple[Call, str]] = []
-    for call, reason in waiting:
-        run.append((call, reason))
-        if not isinstance(call.operation, PutWrites):
-            yield run
-            run = []
-    if run:
-        yield run
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run all of this at the same time, begun in this order; a single one without a task of its own."""
-    if len(work) == 1:
-        await work[0]
-    else:
-        await asyncio.gather(*work)
+async def _both(beside: asyncio.Task[None], rest: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(beside, rest)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 
@@ -103,6 +105,31 @@ class JournalStatus:
     foreign: tuple[tuple[str, int], ...] = ()
 
 
+@dataclass(slots=True)
+class Appending:
+    """An operation on its way into the journal; when it has `ended` well, it has an entry."""
+
+    operation: Operation
+    ended: asyncio.Future[None]
+    entry: JournalEntry | None = None
+
+    async def stored(self, deadline: Deadline) -> JournalEntry:
+        """Wait until the operation is stored, and with that acknowledged.
+
+        Raises:
+            CheckpointUnavailableError: the journal could not be written, or did not answer in time.
+        """
+        if not self.ended.done() and not await deadline.wait_for(self.ended):
+            raise CheckpointUnavailableError(
+                f"The disk of the journal did not answer in time, so {self.operation.name} on thread "
+                f"{self.operation.thread_id!r} is not acknowledged. It may still be stored, and is written to the "
+                "primary then; calling again with the same checkpoint is safe."
+            )
+        self.ended.result()
+        assert self.entry is not None
+        return self.entry
+
+
 Undrained = Callable[[str], Awaitable[None]]
 """Returns at a moment when a thread is not being drained."""
 
@@ -128,6 +155,12 @@ class Journal(Protocol):
         """Adopt what processes left that ended since: each thread when it is `undrained`, and `taken` is told at once.
 
         What keeps it from that is told to the operator; it is for the next call.
+        """
+
+    def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
+        """Send an operation on its way; None if it would have to wait for others or for room, and is to be appended.
+
+        Raises whatever the serializer raises for metadata that it does not know.
         """
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:

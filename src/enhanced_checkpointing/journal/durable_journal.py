@@ -28,6 +28,7 @@ from enhanced_checkpointing.journal.adoption import LOCK, books_in
 from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.committer import Committer, Run
 from enhanced_checkpointing.journal.contract import (
+    Appending,
     BaseHead,
     JournalEntry,
     JournalRecord,
@@ -257,6 +258,13 @@ class DurableJournal:
 
     # Appending and marking
 
+    def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
+        body = codec.encode(operation, base_head, self._serializer)
+        size = frame_size(operation.thread_id, body)
+        if self._own is None or not self._index.takes_at_once(size):
+            return None
+        return self._send(self._own, operation, base_head, body, self._index.reserve(operation.thread_id, size))
+
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         body = codec.encode(operation, base_head, self._serializer)
         size = frame_size(operation.thread_id, body)
@@ -265,8 +273,13 @@ class DurableJournal:
                 raise self._index.full(size) if self._index.lacks_room else CheckpointUnavailableError(NO_ANSWER)
             book = await self._writable_book(deadline)
             thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        return await self._send(book, operation, base_head, body, thread_sequence).stored(deadline)
+
+    def _send(
+        self, book: Book, operation: Operation, base_head: BaseHead, body: bytes, thread_sequence: int
+    ) -> Appending:
         draft = Draft(Kind.RECORD, operation.thread_id, body, self._estate.now())
-        stored: list[JournalEntry] = []
+        size = frame_size(operation.thread_id, body)
 
         def add(sequence: int) -> None:
             entry = entry_of(
@@ -279,20 +292,14 @@ class DurableJournal:
             )
             self._homes[entry.sequence] = (book, sequence)
             self._index.add(entry)
-            stored.append(entry)
+            appending.entry = entry
             self._alarm()
 
         ended = self._committer.submit(
             book, draft, stored=add, failed=lambda: self._index.give_up(operation.thread_id, size)
         )
-        if not await deadline.wait_for(ended):
-            raise CheckpointUnavailableError(
-                f"The disk of the journal did not answer in time, so {operation.name} on thread "
-                f"{operation.thread_id!r} is not acknowledged. It may still be stored, and is written to the primary "
-                "then; calling again with the same checkpoint is safe."
-            )
-        ended.result()
-        return stored[0]
+        appending = Appending(operation, ended)
+        return appending
 
     async def _writable_book(self, deadline: Deadline) -> Book:
         """The book of this process, if its disk lets it begin one by now."""

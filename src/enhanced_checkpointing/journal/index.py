@@ -83,6 +83,14 @@ class Index:
             JournalFullError: there was no room by the deadline.
         """
         await self._wait_for_room(size, deadline)
+        return self.reserve(thread_id, size)
+
+    def takes_at_once(self, size: int) -> bool:
+        """Whether `begin` would neither wait for room nor overtake anybody."""
+        return not self._at_door and self._own_size + size <= self._capacity
+
+    def reserve(self, thread_id: str, size: int) -> int:
+        """`begin` without a wait, where it `takes_at_once`."""
         held = self._held.setdefault(thread_id, _Held())
         held.appending += 1
         held.appended += 1

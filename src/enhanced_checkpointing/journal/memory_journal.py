@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
 from enhanced_checkpointing.journal.contract import (
+    Appending,
     BaseHead,
     DeadLetter,
     JournalEntry,
@@ -45,12 +47,24 @@ class MemoryJournal:
     async def adopt(self, undrained: Undrained, taken: Taken) -> None:
         """Nothing to do: nobody leaves anything in memory."""
 
+    def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
+        size = frozen_size(operation)
+        if not self._index.takes_at_once(size):
+            return None
+        appending = Appending(operation, asyncio.get_running_loop().create_future())
+        appending.ended.set_result(None)
+        appending.entry = self._add(operation, base_head, size, self._index.reserve(operation.thread_id, size))
+        return appending
+
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         size = frozen_size(operation)
         async with self._index.turn(deadline) as mine:
             if not mine:
                 raise self._index.full(size)
             thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        return self._add(operation, base_head, size, thread_sequence)
+
+    def _add(self, operation: Operation, base_head: BaseHead, size: int, thread_sequence: int) -> JournalEntry:
         entry = entry_of(
             operation,
             base_head,

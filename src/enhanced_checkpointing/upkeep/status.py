@@ -23,9 +23,11 @@ def primary_healthy(parts: Parts) -> bool:
 def counts(parts: Parts) -> Counts:
     """Totals since the start."""
     if parts.reconciler is None:
-        return Counts(parts.engine.writes.journaled, 0, 0, 0)
+        return Counts(parts.engine.journaling.journaled, 0, 0, 0)
     reconciler = parts.reconciler
-    return Counts(parts.engine.writes.journaled, reconciler.drained, reconciler.dead_letters, reconciler.divergences)
+    return Counts(
+        parts.engine.journaling.journaled, reconciler.drained, reconciler.dead_letters, reconciler.divergences
+    )
 
 
 def gauges(parts: Parts) -> Gauges:

@@ -1,0 +1,35 @@
+"""One write on its way, and the caller who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.telemetry.events import OperationScope
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A write, what is told of it, and the caller who waits until it has `ended`."""
+
+    operation: Operation
+    scope: OperationScope
+    deadline: Deadline
+    ended: asyncio.Future[None]
+
+    @property
+    def thread_id(self) -> str:
+        return self.operation.thread_id
+
+    def acknowledge(self, outcome: str) -> None:
+        self.scope.outcome = outcome
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def refuse(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self.ended.cancel()
+        elif not self.ended.done():
+            self.ended.set_exception(error)
