@@ -257,7 +257,6 @@ class EnhancedCheckpointerManager:
             saturated=backend.saturated,
             telemetry=telemetry,
             retries=config.retries,
-            never_waits=backend.never_waits,
         )
         stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
 

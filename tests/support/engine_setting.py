@@ -157,7 +157,6 @@ class Setting:
             saturated=self.any_backend.saturated,
             telemetry=self.recorder,
             retries=config.retries,
-            never_waits=self.any_backend.never_waits,
         )
         self.engine = Engine(
             config=config,

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from enhanced_checkpointing.backends.memory import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, Notice
@@ -235,3 +236,14 @@ async def test_thread_that_is_frozen_is_not_deleted_and_its_caller_is_told() -> 
 async def test_engine_without_a_journal_has_no_thread_that_waits() -> None:
     setting = Setting(with_journal=False)
     assert list(setting.engine.waiting_threads()) == list(setting.engine.held_threads()) == []
+
+
+async def test_question_that_memory_cannot_answer_is_told_as_any_other() -> None:
+    setting = Setting(backend=MemoryBackend)
+    await setting.put()
+    storage = setting.any_backend.saver.storage["a"][""]  # type: ignore[attr-defined]
+    checkpoint_id, (_, *others) = storage.popitem()
+    storage[checkpoint_id] = (("unknown", b""), *others)
+    with pytest.raises(NotImplementedError):
+        await setting.engine.get_tuple(config_of("a"))
+    assert setting.recorder.outcomes()[-1] == ("a", "error")

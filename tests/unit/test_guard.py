@@ -43,7 +43,6 @@ class Setting:
         retries: int = 2,
         abandoned_limit: int = 8,
         saturated: bool = False,
-        never_waits: bool = False,
     ) -> None:
         self.reasons: list[str] = []
         self.recorder = Recorder()
@@ -57,7 +56,6 @@ class Setting:
             telemetry=self.recorder,
             retries=retries,
             abandoned_limit=abandoned_limit,
-            never_waits=lambda: never_waits,
         )
 
     async def call(self, run: Callable[[], Awaitable[str]], seconds: float = 2.0, *, writes: bool = False) -> str:
@@ -578,46 +576,3 @@ async def test_settle_with_nothing_left_behind_returns_at_once() -> None:
 
 
 # A backend that never waits
-
-
-async def test_backend_that_never_waits_needs_no_task_and_its_answers_count() -> None:
-    setting, seen = Setting(failures_in_row=2, retries=0, never_waits=True), list[object]()
-
-    async def look() -> str:
-        seen.append(asyncio.current_task())
-        return "done"
-
-    await setting.failure(Script(transient()))
-    assert await setting.call(look) == "done"
-    assert seen == [asyncio.current_task()]
-    await setting.failure(Script(transient()))
-    assert not setting.breaker.is_open, "the failures were not in a row"
-    await setting.failure(Script(transient()))
-    assert setting.breaker.is_open
-
-
-async def test_backend_that_never_waits_is_not_called_while_its_breaker_is_open() -> None:
-    setting, script = Setting(never_waits=True), Script("done")
-    setting.breaker.trip("down")
-    assert not (await setting.failure(script)).admitted
-    assert script.calls == 0
-
-
-async def test_failures_of_a_backend_that_never_waits_are_classified_and_repeated_like_others() -> None:
-    setting, script = Setting(never_waits=True), Script(transient(), "done")
-    assert await setting.call(script) == "done"
-    assert script.calls == 2
-    fault = Fault(FailureKind.DATA)
-    failed = await setting.failure(Script(fault))
-    assert (failed.kind, failed.error, failed.__cause__) == (FailureKind.DATA, fault, fault)
-    assert not setting.breaker.is_open
-
-
-async def test_cancellation_inside_a_backend_that_never_waits_is_no_failure_of_it() -> None:
-    async def cancelled() -> str:
-        raise asyncio.CancelledError
-
-    setting = Setting(failures_in_row=1, never_waits=True)
-    with pytest.raises(asyncio.CancelledError):
-        await setting.call(cancelled)
-    assert not setting.breaker.is_open

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -777,3 +778,26 @@ async def test_memory_that_fails_is_treated_like_every_primary(error: Exception)
     assert setting.journaled("a") == (["a1"] if outage else [])
     assert setting.breaker.is_open is outage
     assert setting.recorder.outcomes() == [("a", "journaled" if outage else "refused")]
+
+
+async def test_failure_of_memory_is_told_as_any_other() -> None:
+    setting = Setting(backend=MemoryBackend)
+    put = setting.next_put("a")
+    bad = replace(put, metadata={**put.metadata, "made": object()})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(TypeError):
+        await setting.engine.writes.settle(bad)
+    assert setting.recorder.outcomes() == [("a", "refused")]
+    assert setting.recorder.scopes[0].error_type == "TypeError"
+    assert not setting.breaker.is_open
+    await setting.engine.writes.settle(put)
+    assert setting.recorder.outcomes()[1:] == [("a", "primary")]
+
+
+async def test_memory_is_not_written_past_what_waits_in_the_journal() -> None:
+    setting = Setting(backend=MemoryBackend)
+    await setting.put()
+    setting.breaker.trip("by a test")
+    await setting.put()
+    setting.breaker.close()
+    await setting.put()
+    assert setting.recorder.outcomes() == [("a", "primary"), ("a", "journaled"), ("a", "journaled")]

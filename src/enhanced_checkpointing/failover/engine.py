@@ -136,7 +136,7 @@ class Engine:
             config,
             primary=fetch,
             standby=lambda: self._standby.history(config, filter, before, limit),
-            keep=lambda _: None,
+            keep=_keep_nothing,
         )
 
     async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
@@ -194,6 +194,13 @@ class Engine:
             scope.route = route.value
             if route is Route.JOURNAL:
                 return self._ask_standby(scope, thread_id, standby, None)
+            if self._backend.never_waits():
+                try:
+                    found = await self._backend.ask(primary)
+                except Exception:  # noqa: BLE001, S110  # it is asked once more, with all that is done about failures
+                    pass
+                else:
+                    return self._answered(scope, found, keep)
             watch = self._standby.watch(thread_id)
             failed: CallFailed | None = None
             self._reading += 1
@@ -211,11 +218,14 @@ class Engine:
                 self._reading -= 1
             if failed is not None:
                 return self._after_failed_read(scope, thread_id, failed, standby)
-            scope.outcome = "primary"
-            self.newcomers.contact()
-            if not watch.is_stale:  # nothing was dropped while the answer was on its way
-                keep(found)
-            return found
+            # If anything was dropped while the answer was on its way, it is older than that.
+            return self._answered(scope, found, keep if not watch.is_stale else _keep_nothing)
+
+    def _answered(self, scope: OperationScope, found: T, keep: Callable[[T], None]) -> T:
+        scope.outcome = "primary"
+        self.newcomers.contact()
+        keep(found)
+        return found
 
     def _after_failed_read(
         self, scope: OperationScope, thread_id: str, failed: CallFailed, standby: Callable[[], T]
@@ -269,3 +279,7 @@ class Engine:
 
 async def _nobody_drains(thread_id: str, deadline: Deadline) -> bool:
     return False
+
+
+def _keep_nothing(_: object) -> None:
+    """Leave the standby as it is."""

@@ -88,18 +88,25 @@ class Writes:
         """
         scope = OperationScope(operation.name, self._backend.name, operation.thread_id, outcome="cancelled")
         with self._telemetry.operation(scope):
+            if self._backend.never_waits() and await self._settled_at_once(operation, scope):
+                return
             deadline = Deadline(self._clock, self._config.deadline)
             call = Call(operation, scope, deadline, asyncio.get_running_loop().create_future())
-            if self._backend.never_waits() and self.route(call.thread_id) is Route.PRIMARY:
-                await self._settle_at_once(call)
-            else:
-                self.gathered.submit(call)
+            self.gathered.submit(call)
             await call.ended
 
-    async def _settle_at_once(self, call: Call) -> None:
-        """Without a task: nothing can come in between while nothing is waited for."""
-        if call.thread_id in self.gathered or await self._try_primary([call]):
-            self.gathered.submit(call)
+    async def _settled_at_once(self, operation: Operation, scope: OperationScope) -> bool:
+        """Without a task and a deadline: nothing comes in between while nothing is waited for."""
+        if self.route(operation.thread_id) is not Route.PRIMARY or operation.thread_id in self.gathered:
+            return False
+        try:
+            await self._backend.apply(operation)
+        except Exception:  # noqa: BLE001  # it is done once more, with all that is done about failures
+            return False
+        scope.route, scope.outcome = Route.PRIMARY.value, "primary"
+        self._newcomers.contact()
+        self._standby.keep(operation)
+        return True
 
     def route(self, thread_id: str) -> Route:
         held = self._journal is not None and self._journal.holds(thread_id)

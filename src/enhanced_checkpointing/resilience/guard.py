@@ -73,7 +73,7 @@ class Guard:
     """Deadline, retries and breaker around the calls of one backend.
 
     `saturated()` tells whether all connections are busy with our own calls; `abandoned_limit` attempts left behind and
-    not yet ended open the breaker. Attempts have no task of their own while the backend `never_waits()`.
+    not yet ended open the breaker.
     """
 
     def __init__(
@@ -86,7 +86,6 @@ class Guard:
         telemetry: Telemetry,
         retries: int = 2,
         abandoned_limit: int = 8,
-        never_waits: Callable[[], bool] = lambda: False,
     ) -> None:
         self._backend = backend
         self._breaker = breaker
@@ -95,7 +94,6 @@ class Guard:
         self._telemetry = telemetry
         self._retries = retries
         self._abandoned_limit = abandoned_limit
-        self._never_waits = never_waits
         self._abandoned: set[asyncio.Task[object]] = set()
         self._hanging = 0
         """How many of them hang on the backend; the others waited in our own queues."""
@@ -222,8 +220,6 @@ class Guard:
         self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, *, patient: bool
     ) -> T:
         started_at, begun = deadline.now(), deadline.time()
-        if self._never_waits():
-            return await self._run_through(ticket, run)
         task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
         doubt = asyncio.get_running_loop().call_later(deadline.remaining() / 2, self._doubt, attempt, begun)
         try:
@@ -262,15 +258,6 @@ class Guard:
         """Half the time is over. Only calls about threads doubt: a probe is what doubts are settled by."""
         if attempt.subjects and self._last_answer < begun and not self._breaker.is_open:
             self.on_doubt()
-
-    async def _run_through(self, ticket: Ticket, run: Callable[[], Awaitable[T]]) -> T:
-        """An attempt that waits for nothing."""
-        try:
-            result = await run()
-        except Exception as error:
-            raise self._failed(ticket, error) from error
-        self._breaker.succeeded(ticket, 0.0)
-        return result
 
     def _failed(self, ticket: Ticket, error: BaseException) -> CallFailed:
         failure = self._classify(error)
