@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -47,6 +48,22 @@ async def test_either_saver_goes_on_with_what_the_other_wrote(case: GraphCase, d
             assert (await graph.aget_state(config)).values == result  # type: ignore[arg-type]
             read = [found async for found in reader.alist(config)]  # type: ignore[arg-type]
             assert read == [found async for found in writer.alist(config)]  # type: ignore[arg-type]
+            for found in read:
+                assert await reader.aget_tuple(found.config) == await writer.aget_tuple(found.config) == found
+            assert await reader.aget_tuple(config) == read[0]  # type: ignore[arg-type]
+
+
+async def test_checkpoint_of_an_older_format_is_migrated_as_the_bare_saver_does(database_url: str) -> None:
+    case = GRAPHS["send_map"]
+    async with opened(postgres(database_url)) as manager, bare(database_url) as saver:
+        await run_case(case, saver, "thread")
+        with psycopg.connect(database_url) as connection:
+            connection.execute("UPDATE checkpoints SET checkpoint = jsonb_set(checkpoint, '{v}', '3')")
+            connection.execute("UPDATE checkpoint_writes SET channel = '__pregel_tasks' WHERE idx = 0")
+        found = [found async for found in saver.alist({"configurable": {"thread_id": "thread"}})]
+        assert len(found) > 3
+        for each in found:
+            assert await saver_of(manager).aget_tuple(each.config) == await saver.aget_tuple(each.config)
 
 
 async def test_repeated_writes_leave_the_rows_of_the_bare_saver(database_url: str, twin_database_url: str) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from psycopg.adapt import Transformer
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.postgres import types
 from psycopg.pq import Format
 
-from enhanced_checkpointing.backends.postgres_arrays import bytea_array, integer_array, text_array
+from enhanced_checkpointing.backends.postgres_arrays import bytea_array, integer_array, rows_of, text_array
 
 
 def loaded(kind: str, array: bytes) -> Any:
@@ -44,6 +44,26 @@ def test_bytes_come_back_as_they_were(values: Sequence[bytes | None]) -> None:
 @pytest.mark.parametrize("values", [[], [0], [-1, -4, 3], [2**31 - 1, -(2**31)]])
 def test_integers_come_back_as_they_were(values: Sequence[int]) -> None:
     assert loaded("int4", integer_array(values)) == values
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[b"one"]],
+        [[b"channel", b"msgpack", b"\x00\xff" * 5000], [b"", None, b""], [None, None, None]],
+        [[bytes([number, column]) for column in range(6)] for number in range(50)],
+    ],
+)
+def test_rows_of_an_array_of_two_dimensions_are_those_that_were_put_into_it(rows: list[list[bytes | None]]) -> None:
+    dumper = Transformer().get_dumper(rows, PyFormat.BINARY)
+    array = dumper.dump(rows)
+    assert array is not None
+    assert rows_of(bytes(array)) == rows
+
+
+@pytest.mark.parametrize("array", [None, struct.pack(">iii", 0, 0, types["bytea"].oid)])
+def test_array_that_is_null_or_empty_has_no_rows(array: bytes | None) -> None:
+    assert rows_of(array) == []
 
 
 def test_arrays_say_of_what_they_are_and_whether_there_are_nulls() -> None:

@@ -1,4 +1,4 @@
-"""Columns of values as PostgreSQL arrays in their binary form, which go into a statement as they are."""
+"""PostgreSQL arrays in their binary form: columns of values that go into a statement as they are, and back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 _HEAD = struct.Struct(">iiIii")
 """Dimensions, whether there are nulls, the type of the elements, their number, the index of the first."""
+_DIMENSIONS = struct.Struct(">iii")
+"""Dimensions, whether there are nulls, the type of the elements; for each dimension follow its length and begin."""
 _LENGTH = struct.Struct(">i")
 _NULL = _LENGTH.pack(-1)
 
@@ -35,3 +37,21 @@ def _array(element: int, values: Sequence[bytes | None]) -> bytes:
         else:
             parts += (_LENGTH.pack(len(value)), value)
     return b"".join(parts)
+
+
+def rows_of(array: bytes | None) -> list[list[bytes | None]]:
+    """The rows of an array of two dimensions; without any, and for NULL, there are none."""
+    if array is None or _DIMENSIONS.unpack_from(array)[0] == 0:
+        return []
+    (width,) = _LENGTH.unpack_from(array, _DIMENSIONS.size + 2 * _LENGTH.size)
+    values: list[bytes | None] = []
+    at = _DIMENSIONS.size + 4 * _LENGTH.size
+    while at < len(array):
+        (length,) = _LENGTH.unpack_from(array, at)
+        at += _LENGTH.size
+        if length < 0:
+            values.append(None)
+        else:
+            values.append(array[at : at + length])
+            at += length
+    return [values[start : start + width] for start in range(0, len(values), width)]

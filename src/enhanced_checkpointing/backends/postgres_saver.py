@@ -1,19 +1,27 @@
-"""LangGraph's PostgreSQL saver over our connections: its reads, without its one lock around everything."""
+"""LangGraph's PostgreSQL saver over our connections, without its one lock around everything.
+
+The read that every step of a graph makes goes to the server and back without a cursor, as our writes do; all others are
+the official saver's.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, get_checkpoint_id
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
+from enhanced_checkpointing.backends.postgres_arrays import rows_of
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres_wire import Row, fetch
 from enhanced_checkpointing.serialization import SharingSerializer
 
 SELECT_SQL = """
@@ -46,6 +54,13 @@ FROM checkpoints """
 reading gets slower with every step; LIMIT keeps the planner on the primary key, which finds each one."""
 
 
+NEWEST_SQL = f"{SELECT_SQL} WHERE thread_id = $1::text AND checkpoint_ns = $2::text ORDER BY checkpoint_id DESC LIMIT 1"
+NAMED_SQL = f"{SELECT_SQL} WHERE thread_id = $1::text AND checkpoint_ns = $2::text AND checkpoint_id = $3::text"
+
+NEWEST_FORMAT = 4
+"""The format of checkpoints (`v`) that needs no migration."""
+
+
 class PooledSaver(AsyncPostgresSaver):
     """Each call has a connection to itself."""
 
@@ -69,6 +84,42 @@ class PooledSaver(AsyncPostgresSaver):
                 async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
                     yield cursor
 
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        configurable, named = config["configurable"], get_checkpoint_id(config)
+        key = [configurable["thread_id"], configurable.get("checkpoint_ns", ""), *([named] if named else [])]
+        async with self._connections.borrow() as connection:
+            rows = await fetch(connection, (NAMED_SQL if named else NEWEST_SQL, [part.encode() for part in key]))
+        if not rows:
+            return None
+        value = _value(rows[0])
+        if value["checkpoint"]["v"] < NEWEST_FORMAT:
+            return await super().aget_tuple(config)  # which migrates what it finds
+        return await self._load_checkpoint_tuple(value)
+
     async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
         # Here, not in the loop's default executor: its threads may all be synchronous callers that wait for this read.
         return PostgresSaver._load_checkpoint_tuple(cast("PostgresSaver", self), value)
+
+
+def _value(row: Row) -> DictRow:
+    """A row of `SELECT_SQL`, as psycopg would give it."""
+    thread_id, checkpoint, checkpoint_ns, checkpoint_id, parent_id, metadata, blobs, writes = row
+    return {
+        "thread_id": _text(thread_id),
+        "checkpoint": _json(checkpoint),
+        "checkpoint_ns": _text(checkpoint_ns),
+        "checkpoint_id": _text(checkpoint_id),
+        "parent_checkpoint_id": _text(parent_id),
+        "metadata": _json(metadata),
+        "channel_values": rows_of(blobs),
+        "pending_writes": rows_of(writes),
+    }
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _json(value: bytes | None) -> Any:
+    """The binary form of jsonb is its text behind the number of its version."""
+    return None if value is None else json.loads(value[1:])

@@ -22,6 +22,9 @@ from psycopg.rows import DictRow
 Statement = tuple[str, Sequence[bytes]]
 """SQL, in which `$1` and so on stand for parameters, and those in binary form."""
 
+Row = Sequence[bytes | None]
+"""The values of a row, in binary form."""
+
 _names: dict[str, bytes] = {}
 """The name under which each text is prepared: the same on every connection."""
 
@@ -38,39 +41,65 @@ async def execute(connection: AsyncConnection[DictRow], prepared: Sequence[State
     Raises:
         psycopg.Error: as `AsyncConnection.execute` does, for the first that failed; none of them was done.
     """
+    await _execute(connection, prepared, lambda _: None)
+
+
+async def fetch(connection: AsyncConnection[DictRow], statement: Statement) -> list[Row]:
+    """Execute a statement as `execute` does, and return its rows."""
+    rows: list[Row] = []
+
+    def take(result: PGresult) -> None:
+        columns = range(result.nfields)
+        rows.extend([result.get_value(row, column) for column in columns] for row in range(result.ntuples))
+
+    await _execute(connection, [statement], take)
+    return rows
+
+
+async def _execute(
+    connection: AsyncConnection[DictRow], prepared: Sequence[Statement], take: Callable[[PGresult], None]
+) -> None:
     pgconn = connection.pgconn
     if connection.prepare_threshold is None or pgconn.transaction_status != TransactionStatus.IDLE:
-        await _carry_out(pgconn, [_unprepared(pgconn, statement) for statement in prepared])
+        await _carry_out(pgconn, [_unprepared(pgconn, statement, take) for statement in prepared])
         return
     known = _prepared.setdefault(connection, set())
     try:
-        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known)])
+        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known, take)])
     except InvalidSqlStatementName:  # somebody dropped it; nothing was done
         known.clear()
-        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known)])
+        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known, take)])
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Something to send, and what to do when the server has done it."""
+    """Something to send, and what to do with the result when the server has done it."""
 
     send: Callable[[], None]
-    on_done: Callable[[], None] = lambda: None
+    take: Callable[[PGresult], None]
 
 
-def _unprepared(pgconn: PGconn, statement: Statement) -> _Step:
+def _unprepared(pgconn: PGconn, statement: Statement, take: Callable[[PGresult], None]) -> _Step:
     text, parameters = statement
     formats = [Format.BINARY] * len(parameters)
-    return _Step(lambda: pgconn.send_query_params(text.encode(), parameters, param_formats=formats))
+
+    def send() -> None:
+        pgconn.send_query_params(text.encode(), parameters, param_formats=formats, result_format=Format.BINARY)
+
+    return _Step(send, take)
 
 
-def _steps(pgconn: PGconn, statement: Statement, known: set[str]) -> Iterator[_Step]:
+def _steps(pgconn: PGconn, statement: Statement, known: set[str], take: Callable[[PGresult], None]) -> Iterator[_Step]:
     text, parameters = statement
     formats = [Format.BINARY] * len(parameters)
     name = _names.setdefault(text, f"enhanced_checkpointing_{len(_names)}".encode())
+
+    def send() -> None:
+        pgconn.send_query_prepared(name, parameters, param_formats=formats, result_format=Format.BINARY)
+
     if text not in known:
-        yield _Step(lambda: pgconn.send_prepare(name, text.encode()), lambda: known.add(text))
-    yield _Step(lambda: pgconn.send_query_prepared(name, parameters, param_formats=formats))
+        yield _Step(lambda: pgconn.send_prepare(name, text.encode()), lambda _: known.add(text))
+    yield _Step(send, take)
 
 
 async def _carry_out(pgconn: PGconn, steps: Sequence[_Step]) -> None:
@@ -104,7 +133,7 @@ async def _outcome(pgconn: PGconn, step: _Step) -> psycopg.Error | None:
     error = None
     while (result := await _next_result(pgconn)) is not None:
         if result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-            step.on_done()
+            step.take(result)
         elif result.status != ExecStatus.PIPELINE_ABORTED:
             error = error_from_result(result)
     return error
