@@ -110,7 +110,11 @@ def faults(session: nox.Session, postgres: str) -> None:
     """Real faults against a real PostgreSQL, whose binaries come in a wheel."""
     install(session, "test")
     session.env["TEST_POSTGRES_VERSION"] = postgres
-    pytest(session, *(["tests/faults"] if postgres == "18" else OF_EACH_SERVER), *PARALLEL)
+    if postgres == "18":
+        pytest(session, "tests/faults", *PARALLEL, "-m", "not alone")
+        pytest(session, "tests/faults", "-m", "alone")
+    else:
+        pytest(session, *OF_EACH_SERVER, *PARALLEL)
 
 
 @nox.session

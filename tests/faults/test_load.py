@@ -179,6 +179,7 @@ async def test_probes_leave_no_session_behind_that_waits_for_a_lock(database_url
         await recovered(manager)
 
 
+@pytest.mark.alone
 async def test_live_calls_take_at_most_twice_as_long_while_a_thousand_threads_are_drained(
     database_url: str, tmp_path: Path
 ) -> None:

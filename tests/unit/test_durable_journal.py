@@ -459,6 +459,38 @@ async def test_caller_that_gave_up_on_an_append_that_failed_holds_nothing() -> N
         assert journal.held_threads() == []
 
 
+async def test_thread_of_a_record_that_the_next_process_may_find_is_held_until_that_is_void() -> None:
+    """The bytes are on the disk, the sync failed, and neither can they be cut off nor a new file begun."""
+    disk = FaultyDisk(HERE)
+    async with opened_journal(disk=disk) as journal:
+        disk.failing = {"sync", "truncate", "create"}
+        with pytest.raises(CheckpointUnavailableError):
+            await add(journal, "a")
+        assert journal.holds("a"), "else the primary would take what comes later, and a drain this one after it"
+        assert not journal.anything_waits()
+        with pytest.raises(CheckpointUnavailableError):
+            await journal.check()
+        assert journal.holds("a")
+        disk.heal()
+        await journal.check()
+        assert not journal.holds("a")
+        assert journal.status().size == 0
+        await add(journal, "b")
+    async with opened_journal() as journal:
+        assert journal.held_threads() == ["b"]
+
+
+async def test_thread_of_a_record_that_was_cut_off_again_is_not_held() -> None:
+    disk = FaultyDisk(HERE)
+    async with opened_journal(disk=disk) as journal:
+        disk.failing = {"sync", "create"}
+        with pytest.raises(CheckpointUnavailableError):
+            await add(journal, "a")
+        assert journal.held_threads() == []
+    async with opened_journal() as journal:
+        assert journal.held_threads() == []
+
+
 async def test_error_of_the_code_reaches_everybody_who_waits() -> None:
     """A wrong frame must not let the others wait until their deadlines."""
     async with opened_journal() as journal:

@@ -11,7 +11,7 @@ from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointU
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, Notice
 from tests.support.author import config_of
-from tests.support.engine_setting import Setting, Wrong
+from tests.support.engine_setting import Setting, Wrong, turns
 
 ASKED = config_of("a")
 
@@ -247,3 +247,26 @@ async def test_question_that_memory_cannot_answer_is_told_as_any_other() -> None
     with pytest.raises(NotImplementedError):
         await setting.engine.get_tuple(config_of("a"))
     assert setting.recorder.outcomes()[-1] == ("a", "error")
+
+
+async def test_subgraph_whose_parent_checkpoint_is_still_on_its_way_to_the_journal_is_known_to_be_new() -> None:
+    """With `durability="async"` it is read at once. The thread is one that another process began."""
+    setting = Setting()
+    await setting.put()
+    setting.standby.forget("a")
+    assert await setting.engine.get_tuple(config_of("a")) is not None
+    setting.breaker.trip("by a test")
+    setting.journal.gates["a"] = asyncio.Event()
+    made = setting.next_put("a")
+    putting = asyncio.ensure_future(
+        setting.engine.put(made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions)
+    )
+    await turns()
+    asked = config_of("a", "worker:1")
+    asked["configurable"]["checkpoint_map"] = {"": made.checkpoint_id}
+    assert await setting.engine.get_tuple(asked) is None
+    asked["configurable"]["checkpoint_map"] = {"": "another"}
+    with pytest.raises(CheckpointUnavailableError):
+        await setting.engine.get_tuple(asked)
+    setting.journal.gates["a"].set()
+    await putting

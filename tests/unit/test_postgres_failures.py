@@ -150,12 +150,17 @@ CONNECT_TEXTS = [
     (f'connection failed: {AT}FATAL:  role "ada" is not permitted to log in', CONFIGURATION, True),
     (f"connection failed: {AT}server does not support SSL, but SSL was required", CONFIGURATION, True),
     (f"connection failed: {AT}SSL error: certificate verify failed", CONFIGURATION, True),
-    ("connection timeout expired", OUTAGE, False),
     ("failed to resolve host 'db': [Errno -2] Name or service not known", OUTAGE, False),
     ("the connection is lost", UNKNOWN, False),
     ("consuming input failed: server closed the connection unexpectedly", UNKNOWN, False),
     ("sending query and params failed: another command is already in progress", UNKNOWN, False),
 ]
+
+
+def test_connect_that_took_too_long_may_have_met_an_event_loop_that_stood_still() -> None:
+    """Nothing was applied, and it is not for this error alone that a server is taken for dead."""
+    failure = classify_postgres(psycopg.errors.ConnectionTimeout("connection timeout expired"))
+    assert (failure.kind, failure.answered) == (FailureKind.TRANSIENT, False)
 
 
 @pytest.mark.parametrize(("text", "kind", "answered"), CONNECT_TEXTS)

@@ -194,6 +194,13 @@ def test_room_is_made_without_asking_again_about_threads_that_cannot_leave() -> 
     assert setting.warm() == ["held-48", "held-49"]
 
 
+def test_checkpoint_that_is_on_its_way_makes_no_cold_thread_known() -> None:
+    """Else a thread that is new would not be taken for new."""
+    setting = Setting()
+    setting.standby.note_own(setting.author("a").put({"n": 1}))
+    assert not setting.standby.knows("a")
+
+
 def test_single_thread_that_is_too_large_leaves_too() -> None:
     setting = Setting(max_bytes=5_000)
     setting.write("a")

@@ -106,7 +106,6 @@ _REFUSED_FOR_GOOD = (
 _NEVER_CONNECTED = (
     "connection failed",
     "connection is bad",  # before anything was sent: a parameter that libpq refuses, a socket that is not there
-    "connection timeout expired",
     "failed to resolve host",
     "could not translate",
 )
@@ -116,7 +115,9 @@ def classify_postgres(error: BaseException) -> Failure:
     """Say what an error of psycopg or of its pool means for the data."""
     if isinstance(error, (PoolTimeout, TooManyRequests)):
         return Failure(FailureKind.SATURATED, error)
-    if isinstance(error, (PoolClosed, LostSessionError)):
+    # A connect that took too long may have met an event loop that stood still. A server that does not answer shows in
+    # the deadlines of the calls.
+    if isinstance(error, (PoolClosed, LostSessionError, psycopg.errors.ConnectionTimeout)):
         return Failure(FailureKind.TRANSIENT, error)
     if isinstance(error, CheckpointerConfigurationError):
         return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=FIX_IN_MESSAGE)

@@ -159,6 +159,7 @@ class Engine:
             serializer=self._serializer,
             known_blob=self._standby.blob,
         )
+        self._standby.note_own(put)
         await self.writes.settle(put.complete() if put.thread_id in self.estranged else put)
         return put.stored_config()
 

@@ -92,6 +92,11 @@ class Standby:
         """Whether anything of a thread is warm, or it is known to be empty."""
         return thread_id in self._threads or thread_id in self._empty
 
+    def note_own(self, put: Put) -> None:
+        """This process has made a checkpoint of a thread, which is not acknowledged yet. A cold thread stays cold."""
+        if (thread := self._threads.get(put.thread_id)) is not None:
+            thread.note_own(put.checkpoint_id)
+
     def apply(self, operation: Operation) -> None:
         """Take an operation that was acknowledged."""
         if isinstance(operation, DeleteThread):

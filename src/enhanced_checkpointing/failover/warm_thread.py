@@ -81,6 +81,10 @@ class WarmThread:
         self._written_here.add(put.checkpoint_id)
         self._advance(put.checkpoint_ns, put.checkpoint_id)
 
+    def note_own(self, checkpoint_id: str) -> None:
+        """This process is about to write a checkpoint: whatever belongs to it cannot be anywhere else yet."""
+        self._written_here.add(checkpoint_id)
+
     def put_writes(self, operation: PutWrites) -> None:
         """Take the writes of one task."""
         self._saver.put_writes(operation.config(), operation.writes, operation.task_id, operation.task_path)
@@ -240,7 +244,8 @@ class WarmThread:
         """Whether a namespace belongs to one call of a subgraph by a step that only this process has run.
 
         Such a namespace ends in the id of the calling task, after a colon; the task belongs to a checkpoint of the
-        parent graph that LangGraph names in the config, and this process wrote that checkpoint.
+        parent graph that LangGraph names in the config, and this process wrote that checkpoint, or is about to: with
+        `durability="async"` the subgraph runs while its parent's checkpoint is still on its way.
         """
         *above, call = namespace_of(config).split("|")
         parents = config["configurable"].get("checkpoint_map") or {}

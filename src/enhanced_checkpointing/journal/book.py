@@ -92,6 +92,9 @@ class Book:
         """The files that are not needed and are still there."""
         self.is_lost = False
         """Somebody has removed its files."""
+        self.in_doubt = False
+        """Behind the end of a file there may be frames that nobody was told of, and no later file says that they are
+        void: the next process would take them for stored."""
         self._disk = disk
         self._lock = lock
         self._wall_clock = wall_clock
@@ -302,6 +305,7 @@ class Book:
             raise
         self.files[file.number] = file
         self._active = file
+        self.in_doubt = False
         self._appended.clear()
         for known in [known for known in self.files.values() if known not in needed and known is not file]:
             self._discard(self.files.pop(known.number))
@@ -372,8 +376,10 @@ class Book:
         except OSError:
             if self._active is file:
                 self._active = None
-            with suppress(OSError):  # the next file says that it is void; until then it had better not be found
+            try:
                 self._disk.truncate(file.handle, file.end)
+            except OSError:
+                self.in_doubt = True  # until the next file says that it is void
             raise
 
     def _discard(self, file: JournalFile, *, remove: bool = True) -> None:

@@ -102,6 +102,8 @@ class DurableJournal:
         self._homes: dict[int, tuple[Book, int]] = {}
         """Of every entry: its book, and its sequence there."""
         self._committer = Committer(self._run, self._told)
+        self._doubtful: list[tuple[Book, str, int]] = []
+        """Records that were not stored, and may be found all the same: their books, threads and bytes."""
         self._damages = 0
         self._error: str | None = None
         self._alarmed = 0
@@ -296,10 +298,24 @@ class DurableJournal:
             self._alarm()
 
         ended = self._committer.submit(
-            book, draft, stored=add, failed=lambda: self._index.give_up(operation.thread_id, size)
+            book, draft, stored=add, failed=lambda: self._not_stored(book, operation.thread_id, size)
         )
         appending = Appending(operation, ended)
         return appending
+
+    def _not_stored(self, book: Book, thread_id: str, size: int) -> None:
+        """Give a record up. While the next process may find it all the same, its thread is held: it would come to the
+        primary after what went there meanwhile."""
+        self._doubtful.append((book, thread_id, size))
+        self._settle_doubts()
+
+    def _settle_doubts(self) -> None:
+        doubtful, self._doubtful = self._doubtful, []
+        for book, thread_id, size in doubtful:
+            if book.in_doubt and not book.is_lost:
+                self._doubtful.append((book, thread_id, size))
+            else:
+                self._index.give_up(thread_id, size)
 
     async def _writable_book(self, deadline: Deadline) -> Book:
         """The book of this process, if its disk lets it begin one by now."""
@@ -416,6 +432,7 @@ class DurableJournal:
 
     def _told(self, error: OSError | None) -> None:
         """Remember whether the disk takes what it is given, and tell an operator when that changes."""
+        self._settle_doubts()
         before, self._error = self._error, reason(error) if error is not None else None
         if before is None and self._error is not None:
             what = f"the journal cannot be written ({self._error}): in an outage, writes would be refused"
