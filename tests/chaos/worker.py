@@ -62,8 +62,8 @@ class Conversation:
     async def _say_patiently(self, number: int) -> None:
         while True:
             try:
-                await self._say(number)
-                self._cold = False
+                whole = await self._say(number)
+                self._cold = self._cold and not whole
                 return
             except CheckpointUnavailableError:
                 if not self._cold:
@@ -71,8 +71,12 @@ class Conversation:
             self._ledger.note("waited", run=self._run.number)
             await asyncio.sleep(0.2)
 
-    async def _say(self, number: int) -> None:
-        """Begin the turn, or begin it again if nothing of it was stored, or go on with what was."""
+    async def _say(self, number: int) -> bool:
+        """Begin the turn, or begin it again if nothing of it was stored, or go on with what was.
+
+        Tells whether all of it was said by this process, which has seen all that the next turn needs then: what a
+        stateful subgraph remembers, too.
+        """
         state = await self._state()
         head = state.config["configurable"].get("checkpoint_id")
         if self._progress.turn != number:
@@ -80,9 +84,11 @@ class Conversation:
             self._progress = Progress(number, head)
         if head == self._progress.head:
             await self._invoke(self._run.case.turns[number])
-        elif state.tasks and not any(task.interrupts for task in state.tasks):
+            return True
+        if state.tasks and not any(task.interrupts for task in state.tasks):
             # Not `state.next`: that is empty too where all tasks of a step are done and the step itself is not.
             await self._invoke(None)
+        return False
 
     async def _state(self) -> StateSnapshot:
         if self._run.caller == "thread":
