@@ -13,13 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import crowd, embedded, graphs, growth, history, machine, reads, report, sizes, writes
+from benchmarks import crowd, embedded, graphs, growth, history, machine, reads, report, sizes, stages, writes
 from benchmarks.delay import DelayProxy
 from benchmarks.laboratory import DELAYED, LOOPBACK, ONE_WAY, Laboratory, Result
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
 
 SUBJECTS: dict[str, Callable[[Laboratory], Awaitable[Result]]] = {
     "writes": writes.measure,
+    "stages": stages.measure,
     "sizes": sizes.measure,
     "reads": reads.measure,
     "graphs": graphs.measure,
