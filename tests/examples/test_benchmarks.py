@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.promises import Promise
+from benchmarks.stages import stages
 from tests.support.postgres import postgres_binaries
 
 ROOT = Path(__file__).parents[2]
@@ -35,3 +36,10 @@ def test_promise_is_missed_by_a_figure_beyond_its_threshold_and_by_one_that_is_n
     assert promise.judge({"ratio": 1.99}) == "missed"
     assert promise.judge({"ratio": float("nan")}) == "missed"
     assert promise.judge({}) == "not measured"
+
+
+def test_stages_of_a_call_add_up_to_it() -> None:
+    inside = {"accept": 1.0, "guard": 7.0, "backend": 5.0, "rows": 1.0, "server": 3.0, "warm": 2.0}
+    parts = stages(12.0, inside)
+    assert sum(parts.values()) == 12.0
+    assert min(parts.values()) > 0
