@@ -41,7 +41,7 @@ async def execute(connection: AsyncConnection[DictRow], prepared: Sequence[State
     Raises:
         psycopg.Error: as `AsyncConnection.execute` does, for the first that failed; none of them was done.
     """
-    await _execute(connection, prepared, lambda _: None)
+    await _perform(connection, prepared, lambda _: None)
 
 
 async def fetch(connection: AsyncConnection[DictRow], statement: Statement) -> list[Row]:
@@ -52,11 +52,11 @@ async def fetch(connection: AsyncConnection[DictRow], statement: Statement) -> l
         columns = range(result.nfields)
         rows.extend([result.get_value(row, column) for column in columns] for row in range(result.ntuples))
 
-    await _execute(connection, [statement], take)
+    await _perform(connection, [statement], take)
     return rows
 
 
-async def _execute(
+async def _perform(
     connection: AsyncConnection[DictRow], prepared: Sequence[Statement], take: Callable[[PGresult], None]
 ) -> None:
     pgconn = connection.pgconn
