@@ -66,15 +66,15 @@ asyncio.run(main())
 def write_until_terminated(journal_dir: Path, what: str) -> tuple[list[str], int, str, float]:
     """The ids that a process says were acknowledged, its exit code, what it logged, and how long it took to end."""
     command = [sys.executable, "-c", WRITE_UNTIL_TERMINATED, NOBODY, str(journal_dir), what]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    ids = [process.stdout.readline().strip() for _ in range(50)]
-    process.terminate()
-    terminated_at = time.monotonic()
-    # Not `communicate()`: it would leave out what was read ahead behind the last line.
-    rest, said = process.stdout.read(), process.stderr.read()
-    process.wait(timeout=30)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        ids = [process.stdout.readline().strip() for _ in range(50)]
+        process.terminate()
+        terminated_at = time.monotonic()
+        # Not `communicate()`: it would leave out what was read ahead behind the last line.
+        rest, said = process.stdout.read(), process.stderr.read()
+        process.wait(timeout=30)
     return ids + rest.split(), process.returncode, said, time.monotonic() - terminated_at
 
 
