@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -121,3 +122,27 @@ async def test_large_step_is_sent_while_the_server_answers(database_url: str) ->
             step += [author.put({"large": bytes([number]) * 8_000_000}), DeleteThread(f"another-{number}")]
         assert await backend.apply_all(step, {"": {None}})
     assert len(dump_postgres(database_url)["checkpoints"]) == 4
+
+
+async def test_two_statements_of_one_text_in_a_step_are_prepared_once(database_url: str) -> None:
+    """In the order of their ids: a put, a deletion, a put."""
+    async with backend_of(database_url, pool_max_size=1) as backend:
+        for _ in range(2):
+            step: list[Operation] = [Author("a", "").put({"n": [1]}), DeleteThread("b")]
+            step.append(Author("c", "").put({"n": [1]}))
+            await backend.apply_batch(step)
+    assert [row["thread_id"] for row in dump_postgres(database_url)["checkpoints"]] == ["a", "a", "c", "c"]
+
+
+async def test_put_that_is_refused_is_refused_although_another_one_with_its_id_follows(database_url: str) -> None:
+    async with backend_of(database_url) as backend:
+        author = Author("thread", "")
+        parent = author.put({"n": 0})
+        good = author.put({"n": 1})
+        bad = replace(good, parent_checkpoint_id=None, metadata={**good.metadata, "text": "\0"})  # type: ignore[typeddict-unknown-key]
+        with pytest.raises(psycopg.errors.UntranslatableCharacter):
+            await backend.apply_batch([parent, bad, good])
+        assert rows(database_url) == 0
+        await backend.apply_batch([parent, good, replace(good, parent_checkpoint_id=None)])
+    stored = dump_postgres(database_url)["checkpoints"]
+    assert [row["parent_checkpoint_id"] for row in stored] == [None, parent.checkpoint_id], "that of the first stays"

@@ -82,3 +82,21 @@ async def test_repeated_writes_leave_the_rows_of_the_bare_saver(database_url: st
     ours, theirs = dump_postgres(database_url), dump_postgres(twin_database_url)
     assert [row["value"] for row in ours["checkpoint_writes"]] == ["second!", "first", "first!"]
     assert_equal_dumps(ours, theirs)
+
+
+@pytest.mark.parametrize("value", [2.0**70, 2**64, -(2**70)])
+async def test_number_that_the_warm_copy_cannot_hold_is_read_as_the_bare_saver_does(
+    value: float, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL gives a large float back as an integer of more than 64 bits."""
+    async with opened(postgres(database_url)) as manager:
+        await Thread(saver_of(manager), "large").put(score=value)
+    async with opened(postgres(database_url)) as manager, bare(database_url) as saver:
+        config = {"configurable": {"thread_id": "large", "checkpoint_ns": ""}}
+        for _ in range(2):
+            found = await saver_of(manager).aget_tuple(config)  # type: ignore[arg-type]
+            assert found == await saver.aget_tuple(config)  # type: ignore[arg-type]
+            assert found is not None
+            assert float(found.metadata["score"]) == float(value)  # type: ignore[typeddict-item]
+        assert manager._opened.standby.size == 0
+    assert sum("cannot be kept warm" in line for line in caplog.messages) <= 2, "once for each process"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,3 +129,12 @@ def test_description_is_json_for_whoever_looks_at_a_file() -> None:
     described, _ = json.JSONDecoder().raw_decode(body[start:].decode(errors="replace"))
     assert described["name"] == "put"
     assert described["base"] == "base"
+
+
+@pytest.mark.parametrize("where", ["value", "metadata"])
+def test_integer_of_more_than_64_bits_is_refused(where: str) -> None:
+    put = Author("a").put({"n": 2**64 if where == "value" else 1})
+    if where == "metadata":
+        put = replace(put, metadata={**put.metadata, "n": -(2**64)})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(TypeError, match="64-bit"):
+        encode(put, None, SharingSerializer())

@@ -254,28 +254,15 @@ def test_puts_of_one_thread_are_in_the_order_in_which_they_came() -> None:
     assert of(rows["blobs"], "version") == [put.new_versions["log"] for put in puts]
 
 
-def test_put_that_comes_twice_is_one_row_with_the_last_ones_values_and_the_first_ones_parent() -> None:
-    """As one statement after the other would have it: a conflict updates the checkpoint and its metadata."""
+def test_put_that_comes_twice_is_two_statements() -> None:
+    """Each is tried, as one after the other would be: what the database refuses of the first is not hidden."""
     author = Author("a")
-    author.put({"n": 0})
-    first = author.put({"n": 1})
-    second = replace(
-        first,
-        parent_checkpoint_id="another",
-        values={"n": 2},
-        metadata={**first.metadata, "step": 9},
-    )
-    (row,) = rows_of(first, second)["checkpoints"]
-    assert row["parent"] == first.parent_checkpoint_id
-    assert json.loads(row["checkpoint"])["channel_values"] == {"n": 2}
-    assert json.loads(row["metadata"])["step"] == 9
-
-
-@pytest.mark.parametrize("parents", [(None, "another"), ("another", None)])
-def test_put_that_comes_twice_keeps_that_it_had_no_parent(parents: tuple[str | None, str | None]) -> None:
-    put = Author("a").put({"n": 0})
-    twice = [replace(put, parent_checkpoint_id=parent) for parent in parents]
-    assert of(rows_of(*twice)["checkpoints"], "parent") == [parents[0]]
+    first, between = author.put({"n": 1}), author.writes(("n", [2]))
+    second = replace(first, parent_checkpoint_id="another", values={"n": 2})
+    other = replace(first, checkpoint_ns="other")
+    made = statements([first, between, other, second, replace(second, values={"n": 3})])
+    assert len(made) == 3
+    assert [rows_of(*piece) for piece in ([first, between, other], [second])] == [rows_in(each) for each in made[:2]]
 
 
 def test_same_ids_in_other_threads_and_namespaces_are_other_rows() -> None:

@@ -201,6 +201,31 @@ def test_checkpoint_that_is_on_its_way_makes_no_cold_thread_known() -> None:
     assert not setting.standby.knows("a")
 
 
+def test_answer_that_cannot_be_held_makes_its_thread_cold_and_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("enhanced_checkpointing.failover.standby.TOLD_REMEMBERED", 2)
+    warnings: list[str] = []
+    setting = Setting()
+    setting.standby._warn = warnings.append
+    setting.write("a", "other")
+    found = setting.standby.get_tuple(config_of("a"))
+    assert found is not None
+    large = found._replace(checkpoint={**found.checkpoint, "id": "later"}, metadata={**found.metadata, "n": 2**70})  # type: ignore[typeddict-unknown-key]
+    before = setting.standby.size
+    for _ in range(3):
+        setting.standby.warm(config_of("a"), large)
+        assert setting.warm() == ["other"]
+        assert setting.standby.size < before
+    assert len(warnings) == 1
+    assert "'a' cannot be kept warm" in warnings[0]
+    for name in ("b", "c", "a"):
+        setting.standby.warm(config_of(name), large._replace(config=config_of(name)))
+    assert len(warnings) == 4, "of the last two it is remembered"
+    setting.standby.forget("other")
+    assert setting.standby.size == 0
+
+
 def test_single_thread_that_is_too_large_leaves_too() -> None:
     setting = Setting(max_bytes=5_000)
     setting.write("a")

@@ -8,7 +8,7 @@ against a real server.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from typing import Any, cast
@@ -74,8 +74,8 @@ def statements(operations: Sequence[Operation]) -> list[Statement]:
         if deletes:
             threads = text_array([operation.thread_id.encode() for operation in group])
             made.append((DELETE_SQL, [threads]))
-        elif (insert := _insert(cast("Iterable[Put | PutWrites]", group))) is not None:
-            made.append(insert)
+        else:
+            made += filter(None, map(_insert, _without_repeats(cast("Iterable[Put | PutWrites]", group))))
     return made
 
 
@@ -83,6 +83,22 @@ def probe_statement(thread_id: str, checkpoint_id: str) -> Statement:
     """An empty checkpoint, by the very statement of a put and writes: it fails wherever those would."""
     row = thread_id.encode(), b"", checkpoint_id.encode(), None, b"{}", b"{}"
     return _statement({name: [row] if name == "checkpoints" else [] for name in PARTS})
+
+
+def _without_repeats(operations: Iterable[Put | PutWrites]) -> Iterator[list[Put | PutWrites]]:
+    """The same operations in pieces: of two puts with one id each is to be tried, and the last one's row is to stay."""
+    piece: list[Put | PutWrites] = []
+    seen: set[tuple[str, str, str]] = set()
+    for operation in operations:
+        if isinstance(operation, Put):
+            key = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
+            if key in seen:
+                yield piece
+                piece = []
+                seen.clear()
+            seen.add(key)
+        piece.append(operation)
+    yield piece
 
 
 def _insert(operations: Iterable[Put | PutWrites]) -> Statement | None:
@@ -116,9 +132,7 @@ def _add_put(rows: dict[str, dict[Row, Row]], put: Put) -> None:
             row = thread, namespace, channel.encode(), str(version).encode(), value.tag.encode(), value.data
             rows["blobs"].setdefault(row[:4], row)
     key = thread, namespace, put.checkpoint_id.encode()
-    # Of two puts with one id the first one's parent stays, and all else is the last one's.
     parent = put.parent_checkpoint_id.encode() if put.parent_checkpoint_id is not None else None
-    parent = rows["checkpoints"][key][3] if key in rows["checkpoints"] else parent
     described = (json.dumps(document).encode() for document in documents(put))
     rows["checkpoints"][key] = (*key, parent, *described)
 

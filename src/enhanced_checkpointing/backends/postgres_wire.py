@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -65,10 +66,10 @@ async def _perform(
         return
     known = _prepared.setdefault(connection, set())
     try:
-        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known, take)])
+        await _carry_out(pgconn, [*_steps(pgconn, prepared, known, take)])
     except InvalidSqlStatementName:  # somebody dropped it; nothing was done
         known.clear()
-        await _carry_out(pgconn, [step for statement in prepared for step in _steps(pgconn, statement, known, take)])
+        await _carry_out(pgconn, [*_steps(pgconn, prepared, known, take)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +90,23 @@ def _unprepared(pgconn: PGconn, statement: Statement, take: Callable[[PGresult],
     return _Step(send, take)
 
 
-def _steps(pgconn: PGconn, statement: Statement, known: set[str], take: Callable[[PGresult], None]) -> Iterator[_Step]:
-    text, parameters = statement
-    formats = [Format.BINARY] * len(parameters)
-    name = _names.setdefault(text, f"enhanced_checkpointing_{len(_names)}".encode())
+def _steps(
+    pgconn: PGconn, prepared: Sequence[Statement], known: set[str], take: Callable[[PGresult], None]
+) -> Iterator[_Step]:
+    """Each text is prepared once, by the first statement that has it."""
+    begun = {*known}
+    for text, parameters in prepared:
+        name = _names.setdefault(text, f"enhanced_checkpointing_{len(_names)}".encode())
+        if text not in begun:
+            begun.add(text)
+            yield _Step(partial(pgconn.send_prepare, name, text.encode()), partial(_note, known, text))
+        formats = [Format.BINARY] * len(parameters)
+        send = partial(pgconn.send_query_prepared, name, parameters, param_formats=formats, result_format=Format.BINARY)
+        yield _Step(send, take)
 
-    def send() -> None:
-        pgconn.send_query_prepared(name, parameters, param_formats=formats, result_format=Format.BINARY)
 
-    if text not in known:
-        yield _Step(lambda: pgconn.send_prepare(name, text.encode()), lambda _: known.add(text))
-    yield _Step(send, take)
+def _note(known: set[str], text: str, _: PGresult) -> None:
+    known.add(text)
 
 
 async def _carry_out(pgconn: PGconn, steps: Sequence[_Step]) -> None:

@@ -19,6 +19,9 @@ from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 EMPTY_REMEMBERED = 10_000
 """Threads of which it is remembered that they hold nothing, although there is no room for them."""
 
+TOLD_REMEMBERED = 1_000
+"""Threads of which it is remembered that they cannot be kept, so that each is told of once."""
+
 
 class Watch:
     """Whether an answer that is on its way may still be kept."""
@@ -49,6 +52,8 @@ class Standby:
         self._pinned = pinned
         self._warn = warn
         self._warned = False
+        self._told: OrderedDict[str, None] = OrderedDict()
+        """The last threads that were told of as not to be kept."""
         self._threads: dict[str, WarmThread] = {}
         self._leaving: OrderedDict[str, None] = OrderedDict()
         """The order in which threads leave. One that was found pinned when it was to leave is not here until it is used
@@ -105,23 +110,34 @@ class Standby:
             return
         thread = self._touch(operation.thread_id)
         before = thread.size
-        if isinstance(operation, Put):
-            thread.put(operation)
-        else:
-            thread.put_writes(operation)
-        self._grown(thread.size - before)
+        try:
+            if isinstance(operation, Put):
+                thread.put(operation)
+            else:
+                thread.put_writes(operation)
+        finally:
+            self._grown(thread.size - before)
 
     def keep(self, operation: Operation) -> None:
         """Take an operation that was acknowledged. What cannot be held makes the thread cold, and no write fail."""
+        self._hold(operation.thread_id, lambda: self.apply(operation))
+
+    def _hold(self, thread_id: str, take: Callable[[], None]) -> None:
         try:
-            self.apply(operation)
+            take()
         except Exception as error:  # noqa: BLE001  # whatever a serializer raises for what the primary could take
-            self.forget(operation.thread_id)
-            what = f"thread {operation.thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read"
-            self._warn(what)
+            self.forget(thread_id)
+            if thread_id not in self._told:
+                self._told[thread_id] = None
+                if len(self._told) > TOLD_REMEMBERED:
+                    self._told.popitem(last=False)
+                self._warn(f"thread {thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read")
 
     def warm(self, config: RunnableConfig, found: CheckpointTuple | None) -> None:
-        """Take the primary's answer to a read."""
+        """Take the primary's answer to a read. What cannot be held makes the thread cold, and no read fail."""
+        self._hold(thread_of(config), lambda: self._warm(config, found))
+
+    def _warm(self, config: RunnableConfig, found: CheckpointTuple | None) -> None:
         newest = checkpoint_id_of(config) is None
         if found is None:
             if newest:
@@ -129,18 +145,25 @@ class Standby:
             return
         thread = self._touch(thread_of(config))
         before = thread.size
-        thread.warm(found, newest=newest)
-        self._grown(thread.size - before)
+        try:
+            thread.warm(found, newest=newest)
+        finally:
+            self._grown(thread.size - before)
 
     def warm_history(self, config: RunnableConfig, found: Mapping[str, DeltaChannelHistory]) -> None:
-        """Take the primary's answer about delta channels of one named checkpoint."""
+        """Take the primary's answer about delta channels of one named checkpoint; as `warm` does."""
+        self._hold(thread_of(config), lambda: self._warm_history(config, found))
+
+    def _warm_history(self, config: RunnableConfig, found: Mapping[str, DeltaChannelHistory]) -> None:
         checkpoint_id = checkpoint_id_of(config)
         if checkpoint_id is None:
             return
         thread = self._touch(thread_of(config))
         before = thread.size
-        thread.warm_history(namespace_of(config), checkpoint_id, found)
-        self._grown(thread.size - before)
+        try:
+            thread.warm_history(namespace_of(config), checkpoint_id, found)
+        finally:
+            self._grown(thread.size - before)
 
     def note_empty(self, thread_id: str, checkpoint_ns: str) -> None:
         """A namespace (the root namespace: a thread) is known to hold nothing."""
