@@ -27,7 +27,7 @@ from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 BATCH = 128
 BATCH_BYTES = 4 * 1024 * 1024
-"""Operations, and bytes of them, that are committed together; more do not go faster (docs/performance.md)."""
+"""Operations, and bytes of them, that are committed together at most."""
 
 LOOK_EVERY = 0.05
 """Seconds between looks at what waits while all lanes are taken; with a journal, whose time is spared, a look in a
