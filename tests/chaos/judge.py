@@ -100,7 +100,11 @@ def _dump(connection: psycopg.Connection[Row], thread_id: str) -> Dump:
 
 
 def _chain(connection: psycopg.Connection[Any], run: Run, thread_id: str) -> list[dict[str, Any]]:
-    """What the bare saver finds, from the head of a thread back to its root."""
+    """What the bare saver finds, from the head of a thread back to its root.
+
+    Without the checkpoints in which a run with `durability="exit"` stopped on an error, since a read was out of reach
+    after a restart: LangGraph stores one there, and goes on from it.
+    """
     graph = run.case.builder().compile(checkpointer=PostgresSaver(connection))
     chain: list[dict[str, Any]] = []
     config: RunnableConfig | None = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
@@ -109,9 +113,11 @@ def _chain(connection: psycopg.Connection[Any], run: Run, thread_id: str) -> lis
         values = _without_memory(state.values) if run.case.name == "stateful_subgraph" else state.values
         step = {"values": values, "next": state.next, "at": (state.metadata or {}).get("step")}
         step |= {"source": (state.metadata or {}).get("source")}
+        interrupts = [interrupt.value for task in state.tasks for interrupt in task.interrupts]
         if not chain:
-            step["interrupts"] = [interrupt.value for task in state.tasks for interrupt in task.interrupts]
-        chain.append(step)
+            step["interrupts"] = interrupts
+        if not (chain and run.durability == "exit" and state.next and not interrupts):
+            chain.append(step)
         config = state.parent_config
     return chain
 
