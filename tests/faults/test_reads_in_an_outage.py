@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager
@@ -336,3 +336,22 @@ async def test_thread_that_was_taken_for_new_is_not_taken_for_whole_once_the_pri
         await primary.off()
         with pytest.raises(CheckpointUnavailableError):
             await written.stored_ids()
+
+
+async def test_thread_of_which_only_a_subgraph_has_a_checkpoint_is_taken_for_empty_in_an_outage(
+    database_url: str, tmp_path: Path
+) -> None:
+    """A limit, and written down as one: what a process left that died before the root graph stored anything."""
+    root: RunnableConfig = {"configurable": {"thread_id": "half", "checkpoint_ns": ""}}
+    notebook: RunnableConfig = {"configurable": {"thread_id": "half", "checkpoint_ns": "notebook"}}
+    checkpoint = {**empty_checkpoint(), "id": str(uuid6())}
+    async with opened(postgres(database_url)) as earlier:
+        await saver_of(earlier).aput(notebook, checkpoint, {}, {})  # type: ignore[arg-type]  # a TypedDict, merged
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        saver = saver_of(primary.manager)
+        assert await saver.aget_tuple(root) is None
+        await primary.off()
+        assert await saver.aget_tuple(notebook) is None
+        await primary.on()
+        await recovered(primary.manager)
+        assert await saver.aget_tuple(notebook) is not None
