@@ -305,6 +305,11 @@ def checkpoint_id_of(config: RunnableConfig) -> str | None:
     return config["configurable"].get("checkpoint_id") or None
 
 
+def asks_for_thread(config: RunnableConfig) -> bool:
+    """Whether a read is for the newest checkpoint of the root graph: without one, the thread looks empty."""
+    return namespace_of(config) == "" and checkpoint_id_of(config) is None
+
+
 def _config(thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> RunnableConfig:
     configurable = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
     if checkpoint_id is not None:

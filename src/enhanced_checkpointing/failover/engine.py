@@ -35,7 +35,7 @@ from enhanced_checkpointing.failover.routes import (
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.writes import Writes
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import DeleteThread, accept_put, accept_writes, thread_of
+from enhanced_checkpointing.operations import DeleteThread, accept_put, accept_writes, asks_for_thread, thread_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
@@ -113,12 +113,21 @@ class Engine:
     # What LangGraph asks for
 
     async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        blank = True
+
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> CheckpointTuple | None:
+            nonlocal blank
+            found = await saver.aget_tuple(config)
+            if found is None and asks_for_thread(config):
+                blank = not await _holds_anything(saver, thread_of(config))
+            return found
+
         return await self._read(
             "get",
             config,
-            primary=lambda saver: saver.aget_tuple(config),
+            primary=fetch,
             standby=lambda: self._standby.get_tuple(config),
-            keep=lambda found: self._standby.warm(config, found),
+            keep=lambda found: self._standby.warm(config, found, blank=blank),
         )
 
     async def list(
@@ -276,6 +285,12 @@ class Engine:
     async def close(self, seconds: float) -> None:
         """Wait up to `seconds` for writes under way to be settled."""
         await self.writes.gathered.settle(seconds)
+
+
+async def _holds_anything(saver: BaseCheckpointSaver[Any], thread_id: str) -> bool:
+    """Whether a thread without a root checkpoint has any other: what a subgraph stored whose process died before the
+    root graph did, as `durability="exit"` stores its root last."""
+    return bool([found async for found in saver.alist({"configurable": {"thread_id": thread_id}}, limit=1)])
 
 
 async def _nobody_drains(thread_id: str, deadline: Deadline) -> bool:

@@ -133,15 +133,18 @@ class Standby:
                     self._told.popitem(last=False)
                 self._warn(f"thread {thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read")
 
-    def warm(self, config: RunnableConfig, found: CheckpointTuple | None) -> None:
-        """Take the primary's answer to a read. What cannot be held makes the thread cold, and no read fail."""
-        self._hold(thread_of(config), lambda: self._warm(config, found))
+    def warm(self, config: RunnableConfig, found: CheckpointTuple | None, *, blank: bool = True) -> None:
+        """Take the primary's answer to a read. What cannot be held makes the thread cold, and no read fail.
 
-    def _warm(self, config: RunnableConfig, found: CheckpointTuple | None) -> None:
+        `blank`: a thread of which no root checkpoint was found has no other either.
+        """
+        self._hold(thread_of(config), lambda: self._warm(config, found, blank=blank))
+
+    def _warm(self, config: RunnableConfig, found: CheckpointTuple | None, *, blank: bool) -> None:
         newest = checkpoint_id_of(config) is None
         if found is None:
             if newest:
-                self.note_empty(thread_of(config), namespace_of(config))
+                self.note_empty(thread_of(config), namespace_of(config), blank=blank)
             return
         thread = self._touch(thread_of(config))
         before = thread.size
@@ -165,9 +168,9 @@ class Standby:
         finally:
             self._grown(thread.size - before)
 
-    def note_empty(self, thread_id: str, checkpoint_ns: str) -> None:
-        """A namespace (the root namespace: a thread) is known to hold nothing."""
-        self._touch(thread_id).note_empty(checkpoint_ns)
+    def note_empty(self, thread_id: str, checkpoint_ns: str, *, blank: bool = True) -> None:
+        """A namespace is known to hold nothing; the root namespace of a `blank` thread: a thread."""
+        self._touch(thread_id).note_empty(checkpoint_ns, blank=blank)
         self._grown(0)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:

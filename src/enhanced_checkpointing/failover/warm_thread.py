@@ -61,11 +61,11 @@ class WarmThread:
         """Whether every checkpoint of a namespace is here."""
         return self.complete or checkpoint_ns in self._complete_namespaces
 
-    def note_empty(self, checkpoint_ns: str) -> None:
-        """The primary said that a namespace holds nothing; a thread without a root namespace holds nothing at all."""
+    def note_empty(self, checkpoint_ns: str, *, blank: bool = True) -> None:
+        """The primary said that a namespace holds nothing; of the root namespace of a `blank` thread, that all do."""
         if self._saver.storage[self._thread_id].get(checkpoint_ns):
             return
-        if checkpoint_ns == "" and self.is_blank:
+        if checkpoint_ns == "" and blank and self.is_blank:
             self.complete = True
         else:
             self._complete_namespaces.add(checkpoint_ns)
