@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.failover.calls import Call
@@ -76,7 +75,7 @@ class Journaling:
             else:
                 in_turns.append(self._one_after_the_other(runs))
         try:
-            await _both(self._at_once(at_once), in_turns)
+            await both(self._at_once(at_once), in_turns)
         except BaseException as error:  # the loop ends: nobody is left waiting
             for each in waiting:
                 each.call.refuse(error)
@@ -106,7 +105,7 @@ class Journaling:
             else:
                 behind.add(operation.thread_id)
                 queued.append((deadline, each))
-        await _both(self._all_stored(sent), [self._append(*one) for one in queued])
+        await both(self._all_stored(sent), [self._append(*one) for one in queued])
 
     async def _all_stored(self, sent: Sequence[tuple[Deadline, Waiting, Appending]]) -> None:
         """Wait for each until its deadline; the earliest first, so that nobody is late for another."""
@@ -174,7 +173,7 @@ def _runs(waiting: Sequence[Waiting]) -> Iterator[list[Waiting]]:
         yield run
 
 
-async def _both(first: Coroutine[Any, Any, None], others: Sequence[Coroutine[Any, Any, None]]) -> None:
+async def both(first: Awaitable[None], others: Sequence[Awaitable[None]]) -> None:
     """At the same time, begun in this order; without a task where there is only the first."""
     if others:
         await asyncio.gather(first, *others)

@@ -12,7 +12,7 @@ from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.failover.alarms import alarm
 from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.failover.explanations import explained
-from enhanced_checkpointing.failover.journaling import Journaling, Waiting
+from enhanced_checkpointing.failover.journaling import Journaling, Waiting, both
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.routes import Route, Verdict, after_failed_write, route_of
 from enhanced_checkpointing.failover.standby import Standby
@@ -134,7 +134,7 @@ class Writes:
                 call.refuse(error)
             raise
         if beside is not None:
-            return _both(beside, self._journaling.settle(failed))
+            return both(self._journaling.settle(failed), [beside])
         return self._journaling.settle(failed) if failed else None
 
     async def _try_primary(self, calls: Sequence[Call]) -> list[Waiting]:
@@ -219,7 +219,3 @@ class Writes:
         call.scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
         call.refuse(explained(failed, f"{call.operation.name} on thread {call.thread_id!r} failed"))
         return False
-
-
-async def _both(beside: asyncio.Task[None], rest: Coroutine[Any, Any, None]) -> None:
-    await asyncio.gather(beside, rest)
