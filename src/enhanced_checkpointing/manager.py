@@ -1,15 +1,14 @@
 """START HERE: opens everything in one place, in order, and hands out the saver; closes it in reverse.
 
-settings -> config -> backend -> breaker, guard -> journal -> standby -> engine -> saver
-                                     prober, reconciler run beside them, in one task group
+settings -> config -> backend -> journal -> breaker, guard -> standby -> engine -> saver    (upkeep/assembly.py)
+                      prober, reconciler run beside them, in one task group                  (upkeep/supervisor.py)
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
@@ -23,15 +22,8 @@ from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
 from enhanced_checkpointing.errors import CheckpointerError
-from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.loop_thread import Home
-from enhanced_checkpointing.failover.maintenance import Maintenance
-from enhanced_checkpointing.failover.saver import saver_class_for
-from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.opening import open_journal
-from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
-from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
 from enhanced_checkpointing.telemetry.events import Broadcast, Gauges, Notice, Telemetry
@@ -39,12 +31,8 @@ from enhanced_checkpointing.telemetry.log import LoggingSink
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 from enhanced_checkpointing.threads import directory
 from enhanced_checkpointing.upkeep import life, status
-from enhanced_checkpointing.upkeep.canary import Canary
-from enhanced_checkpointing.upkeep.heir import Heir
-from enhanced_checkpointing.upkeep.outages import Counts, Outages
+from enhanced_checkpointing.upkeep.assembly import assemble, background
 from enhanced_checkpointing.upkeep.parts import Parts
-from enhanced_checkpointing.upkeep.prober import Prober
-from enhanced_checkpointing.upkeep.reconciler import Reconciler
 from enhanced_checkpointing.upkeep.supervisor import Supervisor
 
 TURN_SECONDS = 0.01
@@ -220,7 +208,7 @@ class EnhancedCheckpointerManager:
     async def _start(self) -> None:
         supervisor = Supervisor(
             open_all=self._open,
-            background=_background,
+            background=background,
             before_closing=lambda parts: life.last_drain(parts, self.config),
             telemetry=self._telemetry,
         )
@@ -245,116 +233,13 @@ class EnhancedCheckpointerManager:
         stack.push_async_callback(backend.close)
         await backend.open()
 
-        breaker = Breaker(
-            time.monotonic,
-            BreakerSettings(failures_in_row=config.breaker_failures, slow_after=config.deadline / 2),
-            self._breaker_moved,
-        )
-        guard = Guard(
-            backend.name,
-            breaker=breaker,
-            classify=backend.classify,
-            saturated=backend.saturated,
-            telemetry=telemetry,
-            retries=config.retries,
-        )
-        stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
-
         journal = await open_journal(config, serializer, telemetry, home=backend.home())
-        canary = None
         if journal is not None:
             stack.push_async_callback(journal.close)
             stack.callback(life.tell_backlog, journal, telemetry)
-            canary = Canary(journal, telemetry, time.monotonic, config.deadline)
-            stack.push_async_callback(canary.close)
 
-        standby = Standby(
-            serializer,
-            config.standby_max_bytes,
-            pinned=journal.holds if journal is not None else lambda _: False,
-            warn=lambda what: telemetry.emit(Notice("WARNING", what)),
-        )
-        if journal is not None:
-            await life.warm_from(journal, standby)
-        engine = Engine(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            journal=journal,
-            standby=standby,
-            serializer=serializer,
-            telemetry=telemetry,
-        )
-        stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
-        maintenance = Maintenance(
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            standby=standby,
-            engine=engine,
-            telemetry=telemetry,
-            deadline=config.deadline,
-        )
-        bridge = LoopBridge(asyncio.get_running_loop())
-        stack.callback(bridge.close)
-
-        outages = Outages(backend.name, telemetry, self._counts, time.monotonic)
-        reconciler = None
-        besides = [canary.check] if canary is not None else []
-        if journal is not None:
-            reconciler = Reconciler(
-                config=config,
-                backend=backend,
-                guard=guard,
-                breaker=breaker,
-                journal=journal,
-                standby=standby,
-                serializer=serializer,
-                telemetry=telemetry,
-                on_drained=outages.drained,
-                on_quarantined=engine.estranged.add,
-                on_thread_drained=engine.newcomers.drained,
-                live_calls=engine.live_calls,
-            )
-            stack.push_async_callback(reconciler.close)
-            engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
-            heir = Heir(
-                journal,
-                standby,
-                time.monotonic,
-                config.deadline,
-                undrained=reconciler.undrained,
-                wake=reconciler.wake,
-            )
-            stack.push_async_callback(heir.close)
-            besides.append(heir.look)
-        prober = Prober(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            telemetry=telemetry,
-            on_contact=engine.newcomers.contact,
-            besides=besides,
-        )
-        stack.push_async_callback(prober.close)
-        guard.on_doubt = prober.doubt
-
-        self._parts = Parts(
-            loop=asyncio.get_running_loop(),
-            backend=backend,
-            breaker=breaker,
-            guard=guard,
-            journal=journal,
-            canary=canary,
-            standby=standby,
-            engine=engine,
-            bridge=bridge,
-            saver=saver_class_for(backend.saver_type())(engine, maintenance, bridge, serializer),
-            prober=prober,
-            reconciler=reconciler,
-            outages=outages,
+        self._parts = await assemble(
+            stack, config=config, backend=backend, journal=journal, serializer=serializer, telemetry=telemetry
         )
         stack.callback(self._forget_parts)
         telemetry.observe(self._gauges)
@@ -377,9 +262,6 @@ class EnhancedCheckpointerManager:
     def _primary_healthy(self) -> bool:
         return status.primary_healthy(self._parts) if self._parts is not None else not self.config.enabled
 
-    def _counts(self) -> Counts:
-        return status.counts(self._opened)
-
     def _gauges(self) -> Gauges:
         return status.gauges(self._parts) if self._parts is not None else Gauges()
 
@@ -392,28 +274,6 @@ class EnhancedCheckpointerManager:
             yield
         finally:
             self._changing.release()
-
-    def _breaker_moved(self, opened: bool, reason: str) -> None:
-        parts = self._parts
-        if parts is None:
-            return
-        if opened:
-            parts.outages.opened(reason)
-            parts.prober.hurry()
-            return
-        parts.engine.newcomers.recovered()
-        parts.outages.recovered(parts.journal.status().pending if parts.journal is not None else 0)
-        if parts.reconciler is not None:
-            parts.reconciler.wake()
-        else:
-            parts.outages.drained()
-
-
-def _background(parts: Parts) -> dict[str, Callable[[], Awaitable[None]]]:
-    work: dict[str, Callable[[], Awaitable[None]]] = {"prober": parts.prober.run}
-    if parts.reconciler is not None:
-        work["reconciler"] = parts.reconciler.run
-    return work
 
 
 async def initialize_enhanced_checkpointing(

@@ -9,23 +9,12 @@ from typing import Any
 
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.maintenance import Maintenance
-from enhanced_checkpointing.failover.saver import saver_class_for
-from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.operations import Operation
-from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
-from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep import life
-from enhanced_checkpointing.upkeep.canary import Canary
-from enhanced_checkpointing.upkeep.heir import Heir
-from enhanced_checkpointing.upkeep.outages import Counts, Outages
+from enhanced_checkpointing.upkeep.assembly import Nature, assemble, background
 from enhanced_checkpointing.upkeep.parts import Parts
-from enhanced_checkpointing.upkeep.prober import Prober
-from enhanced_checkpointing.upkeep.reconciler import Reconciler
 from tests.simulation.disk import SimulatedDisk, SimulatedWorker
 from tests.simulation.platter import Platter
 from tests.simulation.primary import ComparingBackend, SimulatedBackend
@@ -79,112 +68,36 @@ class Process:
         return True
 
     async def _assemble(self) -> None:
-        """What `EnhancedCheckpointerManager._open` does, in the same order."""
-        config, world, stack, clock = self.config, self.world, self.stack, self.world.clock
-        telemetry, serializer, backend = Trace(world), SharingSerializer(), self.backend
-        backend.serializer = serializer
-        await backend.open()
-        breaker_settings = BreakerSettings(failures_in_row=config.breaker_failures, slow_after=config.deadline / 2)
-        breaker = Breaker(clock, breaker_settings, self._breaker_moved)
-        guard = Guard(
-            backend.name,
-            breaker=breaker,
-            classify=backend.classify,
-            saturated=backend.saturated,
-            telemetry=telemetry,
-            retries=config.retries,
-        )
-        stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
+        """What `EnhancedCheckpointerManager._open` does, on a disk and a primary that are simulated."""
+        world, telemetry, serializer = self.world, Trace(self.world), SharingSerializer()
+        self.backend.serializer = serializer
+        await self.backend.open()
         journal = DurableJournal(
             self.disk,
-            capacity=config.journal_max_bytes,
+            capacity=self.config.journal_max_bytes,
             serializer=serializer,
             telemetry=telemetry,
-            home=backend.home(),
+            home=self.backend.home(),
             run=self.worker,
             wall_clock=world.wall_clock,
             make_random=lambda: f"{world.random.getrandbits(64):016x}",
         )
         await journal.open()
-        stack.push_async_callback(journal.close)
-        canary = Canary(journal, telemetry, clock, config.deadline)
-        stack.push_async_callback(canary.close)
-        standby = Standby(serializer, config.standby_max_bytes, pinned=journal.holds)
-        await life.warm_from(journal, standby)
-        engine = Engine(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
+        self.stack.push_async_callback(journal.close)
+        self._parts = await assemble(
+            self.stack,
+            config=self.config,
+            backend=self.backend,
             journal=journal,
-            standby=standby,
             serializer=serializer,
             telemetry=telemetry,
-            clock=clock,
-            wall_clock=world.wall_clock,
-        )
-        stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
-        maintenance = Maintenance(
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            standby=standby,
-            engine=engine,
-            telemetry=telemetry,
-            deadline=config.deadline,
-            clock=clock,
-        )
-        bridge = LoopBridge(self.loop)
-        stack.callback(bridge.close)
-        outages = Outages(backend.name, telemetry, lambda: Counts(0, 0, 0, 0), clock)
-        reconciler = Reconciler(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            journal=journal,
-            standby=standby,
-            serializer=serializer,
-            telemetry=telemetry,
-            on_drained=outages.drained,
-            on_quarantined=engine.estranged.add,
-            clock=clock,
-        )
-        stack.push_async_callback(reconciler.close)
-        engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
-        heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
-        stack.push_async_callback(heir.close)
-        prober = Prober(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            telemetry=telemetry,
-            on_contact=engine.newcomers.contact,
-            besides=[canary.check, heir.look],
-            clock=clock,
-            jitter=world.random.random,
-        )
-        stack.push_async_callback(prober.close)
-        guard.on_doubt = prober.doubt
-        self._parts = Parts(
-            loop=self.loop,
-            backend=backend,
-            breaker=breaker,
-            guard=guard,
-            journal=journal,
-            canary=canary,
-            standby=standby,
-            engine=engine,
-            bridge=bridge,
-            saver=saver_class_for(backend.saver_type())(engine, maintenance, bridge, serializer),
-            prober=prober,
-            reconciler=reconciler,
-            outages=outages,
+            nature=Nature(world.clock, world.wall_clock, world.random.random),
+            watch=self._breaker_moved,
         )
         await life.first_contact(self._parts, require_primary=False)
-        for name, run in (("prober", prober.run), ("reconciler", reconciler.run)):
-            self.background[name] = asyncio.create_task(run(), name=name)
+        for name, run in background(self._parts).items():
+            self.background[name] = asyncio.ensure_future(run())
+            self.background[name].set_name(name)
             self.background[name].add_done_callback(self._background_ended)
 
     async def close(self, drain_seconds: float) -> bool:
@@ -230,14 +143,6 @@ class Process:
         self.world.note(f"breaker {'opened' if opened else 'closed'}: {reason}")
         if not opened and asyncio.current_task() is not self.background.get("prober"):
             self.world.problem("the breaker was closed by somebody else than the prober")
-        if self._parts is None:
-            return
-        if opened:
-            self._parts.outages.opened(reason)
-            self._parts.prober.hurry()
-        elif self._parts.reconciler is not None:
-            self._parts.outages.recovered(self.journal.status().pending)
-            self._parts.reconciler.wake()
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         if not self.dead and not task.cancelled():

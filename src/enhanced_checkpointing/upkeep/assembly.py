@@ -1,0 +1,185 @@
+"""Puts the parts of a checkpointer together, in order: the same for the manager and for the simulation."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.saver import saver_class_for
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.failover.sync_bridge import LoopBridge
+from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, Clock
+from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.telemetry.events import Notice, Telemetry
+from enhanced_checkpointing.upkeep import life, status
+from enhanced_checkpointing.upkeep.canary import Canary
+from enhanced_checkpointing.upkeep.heir import Heir
+from enhanced_checkpointing.upkeep.outages import Outages
+from enhanced_checkpointing.upkeep.parts import Parts
+from enhanced_checkpointing.upkeep.prober import Prober
+from enhanced_checkpointing.upkeep.reconciler import Reconciler
+
+
+@dataclass(frozen=True, slots=True)
+class Nature:
+    """What the parts take from outside: time that never goes back, the time of day, and chance from 0 to 1."""
+
+    clock: Clock = time.monotonic
+    wall_clock: Clock = time.time
+    chance: Callable[[], float] = random.random
+
+
+async def assemble(
+    stack: AsyncExitStack,
+    *,
+    config: CheckpointerConfig,
+    backend: Backend,
+    journal: Journal | None,
+    serializer: SharingSerializer,
+    telemetry: Telemetry,
+    nature: Nature = Nature(),
+    watch: Callable[[bool, str], None] = lambda opened, reason: None,
+) -> Parts:
+    """Put everything between LangGraph and an open backend and journal; the stack closes it in reverse.
+
+    Nothing has asked the primary yet, and nothing runs in the background. `watch(opened, reason)` is told first when
+    the breaker moves.
+    """
+
+    def breaker_moved(opened: bool, reason: str) -> None:
+        watch(opened, reason)
+        _breaker_moved(parts, opened, reason)
+
+    clock = nature.clock
+    breaker_settings = BreakerSettings(failures_in_row=config.breaker_failures, slow_after=config.deadline / 2)
+    breaker = Breaker(clock, breaker_settings, breaker_moved)
+    guard = Guard(
+        backend.name,
+        breaker=breaker,
+        classify=backend.classify,
+        saturated=backend.saturated,
+        telemetry=telemetry,
+        retries=config.retries,
+    )
+    stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
+
+    standby = Standby(
+        serializer,
+        config.standby_max_bytes,
+        pinned=journal.holds if journal is not None else lambda _: False,
+        warn=lambda what: telemetry.emit(Notice("WARNING", what)),
+    )
+    if journal is not None:
+        await life.warm_from(journal, standby)
+    engine = Engine(
+        config=config,
+        backend=backend,
+        guard=guard,
+        breaker=breaker,
+        journal=journal,
+        standby=standby,
+        serializer=serializer,
+        telemetry=telemetry,
+        clock=clock,
+        wall_clock=nature.wall_clock,
+    )
+    stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
+    maintenance = Maintenance(
+        backend=backend,
+        guard=guard,
+        breaker=breaker,
+        standby=standby,
+        engine=engine,
+        telemetry=telemetry,
+        deadline=config.deadline,
+        clock=clock,
+    )
+    bridge = LoopBridge(asyncio.get_running_loop())
+    stack.callback(bridge.close)
+
+    outages = Outages(backend.name, telemetry, lambda: status.counts(parts), clock)
+    canary, reconciler, besides = None, None, []
+    if journal is not None:
+        canary = Canary(journal, telemetry, clock, config.deadline)
+        stack.push_async_callback(canary.close)
+        reconciler = Reconciler(
+            config=config,
+            backend=backend,
+            guard=guard,
+            breaker=breaker,
+            journal=journal,
+            standby=standby,
+            serializer=serializer,
+            telemetry=telemetry,
+            on_drained=outages.drained,
+            on_quarantined=engine.estranged.add,
+            on_thread_drained=engine.newcomers.drained,
+            live_calls=engine.live_calls,
+            clock=clock,
+        )
+        stack.push_async_callback(reconciler.close)
+        engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+        heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
+        stack.push_async_callback(heir.close)
+        besides = [canary.check, heir.look]
+    prober = Prober(
+        config=config,
+        backend=backend,
+        guard=guard,
+        breaker=breaker,
+        telemetry=telemetry,
+        on_contact=engine.newcomers.contact,
+        besides=besides,
+        clock=clock,
+        jitter=nature.chance,
+    )
+    stack.push_async_callback(prober.close)
+    guard.on_doubt = prober.doubt
+
+    parts = Parts(
+        loop=asyncio.get_running_loop(),
+        backend=backend,
+        breaker=breaker,
+        guard=guard,
+        journal=journal,
+        canary=canary,
+        standby=standby,
+        engine=engine,
+        bridge=bridge,
+        saver=saver_class_for(backend.saver_type())(engine, maintenance, bridge, serializer),
+        prober=prober,
+        reconciler=reconciler,
+        outages=outages,
+    )
+    return parts
+
+
+def background(parts: Parts) -> dict[str, Callable[[], Awaitable[None]]]:
+    """What runs for as long as the parts are open, by name."""
+    work: dict[str, Callable[[], Awaitable[None]]] = {"prober": parts.prober.run}
+    if parts.reconciler is not None:
+        work["reconciler"] = parts.reconciler.run
+    return work
+
+
+def _breaker_moved(parts: Parts, opened: bool, reason: str) -> None:
+    if opened:
+        parts.outages.opened(reason)
+        parts.prober.hurry()
+        return
+    parts.engine.newcomers.recovered()
+    parts.outages.recovered(parts.journal.status().pending if parts.journal is not None else 0)
+    if parts.reconciler is not None:
+        parts.reconciler.wake()
+    else:
+        parts.outages.drained()
