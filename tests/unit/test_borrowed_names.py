@@ -38,7 +38,8 @@ from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
 import enhanced_checkpointing
-from enhanced_checkpointing.backends import postgres_rows, sqlite_rows
+from enhanced_checkpointing.backends import postgres_sql, sqlite_rows
+from enhanced_checkpointing.backends.postgres_sql import PARTS, arrays_sql, values_sql
 from tests.support.author import config_of
 from tests.support.checkpointer import eventually
 
@@ -179,13 +180,14 @@ def inserts(statement: str) -> list[tuple[str, set[str], str, set[str]]]:
 def test_our_statements_store_what_those_of_the_postgres_saver_store() -> None:
     """The same columns of the same tables, under the same keys, and in conflict the same row stays."""
     official = AsyncPostgresSaver
-    assert inserts(postgres_rows.PUT_SQL) == inserts(official.UPSERT_CHECKPOINTS_SQL)
     with_blobs = [*inserts(official.UPSERT_CHECKPOINT_BLOBS_SQL), *inserts(official.UPSERT_CHECKPOINTS_SQL)]
-    assert inserts(postgres_rows.insert_sql(("checkpoints", "blobs"))) == with_blobs
-    assert inserts(postgres_rows.insert_sql(("writes",))) == inserts(official.INSERT_CHECKPOINT_WRITES_SQL)
-    assert inserts(postgres_rows.insert_sql(("special_writes",))) == inserts(official.UPSERT_CHECKPOINT_WRITES_SQL)
-    every = inserts(postgres_rows.insert_sql(tuple(postgres_rows.PARTS)))
-    assert {table for table, *_ in every} == {"checkpoints", "checkpoint_blobs", "checkpoint_writes"}
+    for text_of in (arrays_sql, lambda parts: values_sql(tuple((part, 2) for part in parts))):
+        assert inserts(text_of(("checkpoints",))) == inserts(official.UPSERT_CHECKPOINTS_SQL)
+        assert inserts(text_of(("checkpoints", "blobs"))) == with_blobs
+        assert inserts(text_of(("writes",))) == inserts(official.INSERT_CHECKPOINT_WRITES_SQL)
+        assert inserts(text_of(("special_writes",))) == inserts(official.UPSERT_CHECKPOINT_WRITES_SQL)
+        every = inserts(text_of(tuple(PARTS)))
+        assert {table for table, *_ in every} == {"checkpoints", "checkpoint_blobs", "checkpoint_writes"}
 
 
 def test_postgres_saver_stores_by_those_statements_alone() -> None:
@@ -201,7 +203,7 @@ def test_postgres_saver_deletes_a_thread_from_the_tables_that_we_delete_it_from(
     deletion = re.compile(r"DELETE FROM (\w+) WHERE thread_id = (?:%s|ANY\(\$1::text\[\]\))")
     theirs = deletion.findall(inspect.getsource(AsyncPostgresSaver.adelete_thread))
     assert len(theirs) == 3
-    assert sorted(deletion.findall(postgres_rows.DELETE_SQL)) == sorted(theirs)
+    assert sorted(deletion.findall(postgres_sql.DELETE_SQL)) == sorted(theirs)
 
 
 def test_migrations_of_the_postgres_saver_are_numbered_by_their_place_in_a_table_of_that_name() -> None:

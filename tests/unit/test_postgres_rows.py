@@ -15,13 +15,8 @@ from psycopg.adapt import Transformer
 from psycopg.postgres import types
 from psycopg.pq import Format
 
-from enhanced_checkpointing.backends.postgres_rows import (
-    DELETE_SQL,
-    PARTS,
-    insert_sql,
-    probe_statement,
-    statements,
-)
+from enhanced_checkpointing.backends.postgres_rows import APART, FEW_ROWS, probe_statement, statements
+from enhanced_checkpointing.backends.postgres_sql import DELETE_SQL, PARTS, arrays_sql, carried, values_sql
 from enhanced_checkpointing.backends.postgres_wire import Statement
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.serialization import Serialized
@@ -36,32 +31,50 @@ COLUMNS = {
     ),
 }
 COLUMNS["special_writes"] = COLUMNS["writes"]
-PUT_ALONE = insert_sql(("checkpoints",))
+PUT_ALONE = arrays_sql(("checkpoints",))
 
 
-def values_of(array: bytes, kind: str) -> list[Any]:
+def together(*operations: Operation) -> list[Statement]:
+    """The statements of arrays that many operations become, however few these are."""
+    return statements(operations, apart=0)
+
+
+def values_of(array: bytes | None, kind: str) -> list[Any]:
     """The elements of one of our arrays, as psycopg reads them; it must say of itself that it is of that kind."""
+    assert array is not None
     assert int.from_bytes(array[8:12], "big") == types[kind].oid
     values: list[Any] = Transformer().get_loader(types[kind].array_oid, Format.BINARY).load(array)
     return values
 
 
+def value_of(value: bytes | None, kind: str) -> Any:
+    return None if value is None else Transformer().get_loader(types[kind].oid, Format.BINARY).load(value)
+
+
 def rows_in(statement: Statement) -> dict[str, list[dict[str, Any]]]:
-    """The rows of one statement by its parts, the main part first."""
-    text, arrays = statement
-    parts = next(parts for count in range(1, 5) for parts in permutations(PARTS, count) if insert_sql(parts) == text)
-    columns = iter(arrays)
+    """The rows of one statement by its parts, the main part first, whatever its form."""
+    text, parameters = statement
+    counted = re.findall(r"INSERT INTO \w+ \([^)]*\) VALUES ([^A-Z]*)", text)
+    every = [parts for count in range(1, 5) for parts in permutations(PARTS, count)]
     found: dict[str, list[dict[str, Any]]] = {}
-    for part in parts:
-        rows = zip(*(values_of(next(columns), kind) for kind in PARTS[part][1]), strict=True)
-        found[part] = [dict(zip(COLUMNS[part], row, strict=True)) for row in rows]
-    assert next(columns, None) is None
+    values = iter(parameters)
+    if counted:
+        numbers = [listed.count("(") for listed in (*counted[-1:], *counted[:-1])]  # the main part stands last
+        shapes = (tuple(zip(parts, numbers, strict=True)) for parts in every if len(parts) == len(numbers))
+        for part, number in next(shape for shape in shapes if values_sql(shape) == text):
+            rows = ([value_of(next(values), carried(kind)) for kind in PARTS[part].kinds] for _ in range(number))
+            found[part] = [dict(zip(COLUMNS[part], row, strict=True)) for row in rows]
+    else:
+        for part in next(parts for parts in every if arrays_sql(parts) == text):
+            columns = zip(*(values_of(next(values), carried(kind)) for kind in PARTS[part].kinds), strict=True)
+            found[part] = [dict(zip(COLUMNS[part], row, strict=True)) for row in columns]
+    assert not [*values]
     return found
 
 
 def rows_of(*operations: Operation) -> dict[str, list[dict[str, Any]]]:
     """The rows of operations that are one statement."""
-    (statement,) = statements(operations)
+    (statement,) = together(*operations)
     return rows_in(statement)
 
 
@@ -122,7 +135,7 @@ def test_root_has_no_parent() -> None:
 @pytest.mark.parametrize("value", ["text", 7, 2.5, True, None, "Grüße 🙂"])
 def test_small_values_are_inline_and_have_no_blob(value: object) -> None:
     put = Author().put({"value": value})
-    ((text, _),) = statements([put])
+    ((text, _),) = together(put)
     assert text == PUT_ALONE
     assert body(put)["channel_values"] == {"value": value}
 
@@ -155,7 +168,7 @@ def test_metadata_is_stored_without_the_writes_that_old_versions_kept_there() ->
 def test_operation_is_not_changed_by_being_made_into_a_statement() -> None:
     put = Author().put({"log": _DeltaSnapshot(["a"]), "n": 1})
     before = (dict(put.values), dict(put.skeleton), dict(put.metadata))
-    statements([put, put])
+    together(put, put)
     assert (dict(put.values), dict(put.skeleton), dict(put.metadata)) == before
     assert "channel_values" not in put.skeleton
 
@@ -178,7 +191,7 @@ def test_ordinary_writes_keep_what_is_there_and_are_numbered_in_their_order() ->
     assert of(rows["writes"], *key) == [("thread", "ns", author.head, "task", "~1")] * 2
     assert of(rows["writes"], "idx", "channel") == [(0, "n"), (1, "log")]
     assert of(rows["writes"], "type", "blob") == [(value.tag, value.data) for _, value in writes.writes]
-    ((text, _),) = statements([writes])
+    ((text, _),) = together(writes)
     assert text.split("ON CONFLICT")[1].endswith("DO NOTHING")
 
 
@@ -187,7 +200,7 @@ def test_special_writes_replace_what_is_there_at_places_of_their_own() -> None:
     rows = rows_of(writes)
     assert list(rows) == ["special_writes"]
     assert of(rows["special_writes"], "idx") == [-1, -3]
-    ((text, _),) = statements([writes])
+    ((text, _),) = together(writes)
     assert re.search(r"DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob", text)
 
 
@@ -215,9 +228,10 @@ def test_of_two_writes_of_a_special_channel_one_stays_as_one_statement_after_the
 
 def test_nothing_is_no_statement() -> None:
     author = author_of_one()
-    assert statements([]) == []
-    assert statements([author.writes()]) == []
-    assert statements([author.writes(), author.writes()]) == []
+    for apart in (0, APART):
+        assert statements([], apart=apart) == []
+        assert statements([author.writes()], apart=apart) == []
+        assert statements([author.writes(), author.writes()], apart=apart) == []
 
 
 def test_writes_without_a_value_do_not_split_what_is_beside_them() -> None:
@@ -260,7 +274,7 @@ def test_put_that_comes_twice_is_two_statements() -> None:
     first, between = author.put({"n": 1}), author.writes(("n", [2]))
     second = replace(first, parent_checkpoint_id="another", values={"n": 2})
     other = replace(first, checkpoint_ns="other")
-    made = statements([first, between, other, second, replace(second, values={"n": 3})])
+    made = together(first, between, other, second, replace(second, values={"n": 3}))
     assert len(made) == 3
     assert [rows_of(*piece) for piece in ([first, between, other], [second])] == [rows_in(each) for each in made[:2]]
 
@@ -307,22 +321,78 @@ def test_special_write_beats_the_same_one_among_ordinary_ones_whichever_came_fir
 
 def test_ordinary_writes_alone_are_the_main_part_and_special_ones_go_along() -> None:
     author = author_of_one("a")
-    ((text, _),) = statements([author.writes(("n", 1)), author.writes(("__error__", "x"), task_id="other")])
+    ((text, _),) = together(author.writes(("n", 1)), author.writes(("__error__", "x"), task_id="other"))
     assert text.startswith("WITH special_writes_part AS (")
-    assert text == insert_sql(("writes", "special_writes"))
+    assert text == arrays_sql(("writes", "special_writes"))
+
+
+# Few operations
+
+
+def test_few_operations_are_a_statement_each_with_the_rows_that_they_have_alone() -> None:
+    a, b = Author("a", "ns"), Author("b")
+    operations: list[Operation] = [
+        b.put({"log": ["b"], "n": 1}),
+        a.put({"log": ["a"], "snapshot": _DeltaSnapshot([1]), "text": "inline"}),
+        a.writes(("log", ["x"]), ("__interrupt__", "y"), task_path="~path"),
+        a.writes(("__error__", "z"), task_id="other"),
+        a.put({"n": 2}),
+    ]
+    made = statements(operations)
+    in_order = [operations[place] for place in (1, 2, 3, 4, 0)]
+    assert [rows_in(statement) for statement in made] == [rows_of(operation) for operation in in_order]
+    assert all("VALUES" in text and "unnest" not in text for text, _ in made)
+
+
+def test_few_operations_keep_the_order_of_their_thread_deletions_among_them() -> None:
+    author = Author("a")
+    put, after = author.put({"n": 1}), author.put({"n": 2})
+    first, deletion, last = statements([put, DeleteThread("a"), after])
+    assert deletion == together(DeleteThread("a"))[0]
+    assert [rows_in(first), rows_in(last)] == [rows_of(put), rows_of(after)]
+
+
+def test_writes_without_a_value_are_left_out_among_few() -> None:
+    author = author_of_one("a")
+    put = author.put({"n": 2})
+    assert statements([author.writes(), put, author.writes()]) == statements([put])
+
+
+def test_more_operations_than_few_are_one_statement() -> None:
+    authors = [Author(f"thread-{number}") for number in range(APART + 1)]
+    puts = [author.put({"log": ["a"]}) for author in authors]
+    assert len(statements(puts[:-1])) == APART
+    assert statements(puts) == together(*puts)
+
+
+def test_operation_of_many_rows_is_a_statement_of_arrays_so_that_the_texts_stay_few() -> None:
+    author = author_of_one("a")
+    few = author.writes(*((f"channel-{number}", number) for number in range(FEW_ROWS)))
+    many = author.writes(*((f"channel-{number}", number) for number in range(FEW_ROWS + 1)))
+    assert statements([few]) != together(few)
+    assert [rows_in(each) for each in statements([few])] == [rows_in(each) for each in together(few)]
+    assert statements([many]) == together(many)
+
+
+def test_values_are_numbered_in_the_order_of_the_parts_and_carry_their_types() -> None:
+    text = values_sql((("checkpoints", 1), ("blobs", 2)))
+    found = re.findall(r"\$(\d+)::(\w+)", text)
+    kinds = [*PARTS["checkpoints"].kinds, *PARTS["blobs"].kinds, *PARTS["blobs"].kinds]
+    assert [kind for _, kind in sorted(found, key=lambda each: int(each[0]))] == [*map(carried, kinds)]
+    assert text.index("blobs_part AS (") < text.index("$1::")
 
 
 # Deletions
 
 
 def test_deletion_is_one_statement_for_all_tables() -> None:
-    ((text, arrays),) = statements([DeleteThread("thread")])
+    ((text, arrays),) = together(DeleteThread("thread"))
     assert text == DELETE_SQL
     assert [values_of(array, "text") for array in arrays] == [["thread"]]
 
 
 def test_deletions_of_several_threads_are_one_statement_in_the_order_of_their_ids() -> None:
-    ((text, arrays),) = statements([DeleteThread(name) for name in ("b", "ü", "a")])
+    ((text, arrays),) = together(*(DeleteThread(name) for name in ("b", "ü", "a")))
     assert text == DELETE_SQL
     assert [values_of(array, "text") for array in arrays] == [["a", "b", "ü"]]
 
@@ -331,7 +401,7 @@ def test_deletion_keeps_its_place_among_the_operations_of_its_thread() -> None:
     a, b = Author("a"), Author("b")
     before, other = a.put({"n": 1}), b.put({"n": 1})
     after, late = a.put({"n": 2}), a.writes(("n", 3))
-    first, deletion, rest = statements([before, other, DeleteThread("a"), after, late])
+    first, deletion, rest = together(before, other, DeleteThread("a"), after, late)
     assert of(rows_in(first)["checkpoints"], "checkpoint_id") == [before.checkpoint_id]
     assert (deletion[0], values_of(deletion[1][0], "text")) == (DELETE_SQL, ["a"])
     rows = rows_in(rest)
@@ -341,20 +411,20 @@ def test_deletion_keeps_its_place_among_the_operations_of_its_thread() -> None:
 
 def test_deletion_that_comes_last_is_carried_out_last() -> None:
     put = Author("a").put({"n": 1})
-    assert [text for text, _ in statements([put, DeleteThread("a")])] == [PUT_ALONE, DELETE_SQL]
-    assert [text for text, _ in statements([DeleteThread("a"), put])] == [DELETE_SQL, PUT_ALONE]
+    assert [text for text, _ in together(put, DeleteThread("a"))] == [PUT_ALONE, DELETE_SQL]
+    assert [text for text, _ in together(DeleteThread("a"), put)] == [DELETE_SQL, PUT_ALONE]
 
 
 @pytest.mark.parametrize("parts", [("checkpoints",), ("checkpoints", "blobs"), tuple(PARTS)])
 def test_parameters_are_numbered_in_the_order_of_the_parts_and_carry_their_types(parts: tuple[str, ...]) -> None:
     """The main part is carried out first, and stands last in the text."""
-    found = re.findall(r"\$(\d+)::(\w+)\[\]", insert_sql(parts))
+    found = re.findall(r"\$(\d+)::(\w+)\[\]", arrays_sql(parts))
     assert [kind for _, kind in sorted(found, key=lambda each: int(each[0]))] == [
-        kind for part in parts for kind in PARTS[part][1]
+        carried(kind) for part in parts for kind in PARTS[part].kinds
     ]
     assert sorted(int(number) for number, _ in found) == list(range(1, len(found) + 1))
-    first_of_main = insert_sql(parts).index("$1::")
-    assert all(insert_sql(parts).index(f"{part}_part AS (") < first_of_main for part in parts[1:])
+    first_of_main = arrays_sql(parts).index("$1::")
+    assert all(arrays_sql(parts).index(f"{part}_part AS (") < first_of_main for part in parts[1:])
 
 
 def test_probe_is_the_statement_of_everything_with_an_empty_checkpoint_and_nothing_else() -> None:

@@ -209,6 +209,17 @@ def test_put_alone_carries_every_channel() -> None:
     assert found.checkpoint["channel_values"] == {"profile": ["Ada"], "n": 2}
 
 
+def test_checkpoint_is_stored_as_the_memory_saver_stores_it() -> None:
+    setting = Setting()
+    for put in (
+        setting.author.put({"profile": ["Ada"], "text": "inline", "n": 1}),
+        setting.author.put({"profile": ["Ada"], "log": _DeltaSnapshot(["a"])}, bumped=["n"]),
+    ):
+        setting.write(put)
+    assert setting.warm._saver.storage == setting.primary.storage
+    assert setting.warm._saver.blobs == setting.primary.blobs
+
+
 def test_bytes_of_a_version_are_given_while_they_are_warm() -> None:
     setting = Setting()
     put = setting.author.put({"profile": ["Ada"]}, bumped=["empty"])

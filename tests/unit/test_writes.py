@@ -732,7 +732,6 @@ async def test_memory_is_written_without_a_task() -> None:
         loop.set_task_factory(None)
     assert made == []
     assert setting.recorder.outcomes() == [("a", "primary"), ("b", "primary"), ("a", "primary")]
-    assert setting.standby.knows("a")
 
 
 async def test_memory_is_not_written_before_what_is_under_way_of_the_thread() -> None:

@@ -13,7 +13,7 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.operations import Operation, apply_to_saver
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 T = TypeVar("T")
 
@@ -117,8 +117,12 @@ class Backend:
         return await question(self.saver)
 
     def never_waits(self) -> bool:
-        """Whether no call ever waits for anything, so that it needs no task to bound it."""
+        """Whether no call ever waits for anything, so that it needs no task to bound it, and no warm copy."""
         return False
+
+    def blob(self, thread_id: str, checkpoint_ns: str, channel: str, version: str | int | float) -> Serialized | None:
+        """The bytes of one version of a channel, from a backend that `never_waits`, if it has them."""
+        return None
 
     def saver_type(self) -> type[BaseCheckpointSaver[Any]]:
         """The class of the saver: it tells which maintenance methods there are."""

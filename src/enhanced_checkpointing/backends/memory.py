@@ -8,7 +8,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation, apply_shared
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 
 class MemoryBackend(Backend):
@@ -19,7 +19,7 @@ class MemoryBackend(Backend):
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
-        self.saver = InMemorySaver(serde=serializer)
+        self.saver = self._memory = InMemorySaver(serde=serializer)
 
     def home(self) -> str:
         return MEMORY
@@ -28,4 +28,8 @@ class MemoryBackend(Backend):
         await apply_shared(self.saver, operation)
 
     def never_waits(self) -> bool:
-        return type(self) is MemoryBackend and type(self.saver) is InMemorySaver
+        return type(self) is MemoryBackend and self.saver is self._memory
+
+    def blob(self, thread_id: str, checkpoint_ns: str, channel: str, version: str | int | float) -> Serialized | None:
+        stored = self._memory.blobs.get((thread_id, checkpoint_ns, channel, version))
+        return Serialized(*stored) if stored is not None and stored[0] != "empty" else None

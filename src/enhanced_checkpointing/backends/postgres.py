@@ -50,7 +50,7 @@ MISSING_PRIVILEGES = """
 
 
 class PostgresBackend(Backend):
-    """Writes are one statement, however many: one transaction, one round trip. Reads are the official saver's."""
+    """Writes, however many, are one transaction and one round trip. Reads find the rows of the official saver."""
 
     name = "postgres"
     db_system = "postgresql"

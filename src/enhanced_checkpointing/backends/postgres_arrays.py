@@ -1,4 +1,4 @@
-"""PostgreSQL arrays in their binary form: columns of values that go into a statement as they are, and back."""
+"""PostgreSQL arrays and integers in their binary form, as they go into a statement and come back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def bytea_array(values: Sequence[bytes | None]) -> bytes:
 
 
 def integer_array(values: Sequence[int]) -> bytes:
-    return _array(INTEGER, [_LENGTH.pack(value) for value in values])
+    return _array(INTEGER, [integer(value) for value in values])
+
+
+def integer(value: int) -> bytes:
+    return _LENGTH.pack(value)
 
 
 def _array(element: int, values: Sequence[bytes | None]) -> bytes:

@@ -1,88 +1,81 @@
 """Operations as statements on the tables of the official PostgreSQL saver. Pure: no I/O.
 
-Puts and writes of any number of threads are one statement: one transaction and one round trip by itself. The rows are
-those that `langgraph-checkpoint-postgres` writes, so that either can read the other's data; a test compares the two
-against a real server.
+Few operations are a statement each, many are one: sent together they are one transaction and one round trip either way.
+The rows are those that `langgraph-checkpoint-postgres` writes, so that either can read the other's data; a test
+compares the two against a real server.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import groupby
 from typing import Any, cast
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
-from enhanced_checkpointing.backends.postgres_arrays import bytea_array, integer_array, text_array
+from enhanced_checkpointing.backends.postgres_arrays import bytea_array, integer, integer_array, text_array
+from enhanced_checkpointing.backends.postgres_sql import (
+    BYTEA,
+    DELETE_SQL,
+    INTEGER,
+    PARTS,
+    TEXT,
+    arrays_sql,
+    carried,
+    values_sql,
+)
 from enhanced_checkpointing.backends.postgres_wire import Statement
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized
 
 Row = tuple[Any, ...]
 
-PUT_SQL = """
-INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-SELECT thread_id, checkpoint_ns, checkpoint_id, parent, checkpoint::jsonb, metadata::jsonb
-FROM unnest({arrays})
-    AS row (thread_id, checkpoint_ns, checkpoint_id, parent, checkpoint, metadata)
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
-DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
-"""
-BLOBS_SQL = """
-INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-SELECT * FROM unnest({arrays})
-ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
-"""
-WRITES_SQL = """
-INSERT INTO checkpoint_writes
-    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-SELECT * FROM unnest({arrays})
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-"""
-KEEP_FIRST = "DO NOTHING"
-KEEP_LAST = "DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob"
+APART = 8
+"""So many operations, or fewer, are a statement each: up to there that costs the server less than one of arrays; from
+16 on more (`python -m benchmarks --only statements`)."""
+FEW_ROWS = 16
+"""A statement with more rows is of arrays whatever it is of, so that the texts that are prepared stay few."""
 
-DELETE_SQL = """
-WITH blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY($1::text[])),
-     writes AS (DELETE FROM checkpoint_writes WHERE thread_id = ANY($1::text[]))
-DELETE FROM checkpoints WHERE thread_id = ANY($1::text[])
-"""
-
-TEXT, BYTEA, INTEGER = "text", "bytea", "integer"
 ARRAYS: dict[str, Callable[[Sequence[Any]], bytes]] = {TEXT: text_array, BYTEA: bytea_array, INTEGER: integer_array}
-WRITES_TYPES = (TEXT, TEXT, TEXT, TEXT, TEXT, INTEGER, TEXT, TEXT, BYTEA)
-
-PARTS = {
-    "checkpoints": (PUT_SQL, (TEXT, TEXT, TEXT, TEXT, TEXT, TEXT)),
-    "blobs": (BLOBS_SQL, (TEXT, TEXT, TEXT, TEXT, TEXT, BYTEA)),
-    "writes": (WRITES_SQL + KEEP_FIRST, WRITES_TYPES),
-    "special_writes": (WRITES_SQL + KEEP_LAST, WRITES_TYPES),
-}
-"""The parts of a statement, in the order in which the server carries them out."""
 
 
-def statements(operations: Sequence[Operation]) -> list[Statement]:
-    """What does all of these; those of one thread in their order, of several threads in that of their ids.
+def statements(operations: Sequence[Operation], *, apart: int = APART) -> list[Statement]:
+    """What does all of these, as one transaction; those of one thread in their order, of several in that of their ids.
 
-    That order is the same in every process, so that no two wait for each other's rows.
+    That order is the same in every process, so that two seldom wait for each other's rows.
     """
     by_thread = sorted(operations, key=lambda operation: operation.thread_id)
+    if len(by_thread) <= apart:
+        return [*filter(None, map(_alone, by_thread))]
     made: list[Statement] = []
     for deletes, group in groupby(by_thread, lambda operation: isinstance(operation, DeleteThread)):
         if deletes:
-            threads = text_array([operation.thread_id.encode() for operation in group])
-            made.append((DELETE_SQL, [threads]))
+            made.append(_delete(operation.thread_id for operation in group))
         else:
-            made += filter(None, map(_insert, _without_repeats(cast("Iterable[Put | PutWrites]", group))))
+            for piece in _without_repeats(cast("Iterable[Put | PutWrites]", group)):
+                rows = _rows(piece)
+                made += [in_arrays(rows)] if rows else []
     return made
 
 
 def probe_statement(thread_id: str, checkpoint_id: str) -> Statement:
-    """An empty checkpoint, by the very statement of a put and writes: it fails wherever those would."""
+    """An empty checkpoint, by a statement that has all parts: it fails wherever a put or writes would."""
     row = thread_id.encode(), b"", checkpoint_id.encode(), None, b"{}", b"{}"
-    return _statement({name: [row] if name == "checkpoints" else [] for name in PARTS})
+    return in_arrays({name: [row] if name == "checkpoints" else [] for name in PARTS})
+
+
+def _delete(thread_ids: Iterable[str]) -> Statement:
+    return DELETE_SQL, [text_array([thread_id.encode() for thread_id in thread_ids])]
+
+
+def _alone(operation: Operation) -> Statement | None:
+    if isinstance(operation, DeleteThread):
+        return _delete([operation.thread_id])
+    rows = _rows([operation])
+    if not rows:
+        return None
+    return in_values(rows) if sum(map(len, rows.values())) <= FEW_ROWS else in_arrays(rows)
 
 
 def _without_repeats(operations: Iterable[Put | PutWrites]) -> Iterator[list[Put | PutWrites]]:
@@ -101,26 +94,39 @@ def _without_repeats(operations: Iterable[Put | PutWrites]) -> Iterator[list[Put
     yield piece
 
 
-def _insert(operations: Iterable[Put | PutWrites]) -> Statement | None:
+def _rows(operations: Iterable[Put | PutWrites]) -> dict[str, Sequence[Row]]:
+    """The rows of each part that has any, in the order of `PARTS`."""
     rows: dict[str, dict[Row, Row]] = {name: {} for name in PARTS}
     for operation in operations:
         if isinstance(operation, Put):
             _add_put(rows, operation)
         else:
             _add_writes(rows, operation)
-    present = {name: list(rows[name].values()) for name in PARTS if rows[name]}
-    return _statement(present) if present else None
+    return {name: [*rows[name].values()] for name in PARTS if rows[name]}
 
 
-def _statement(rows: Mapping[str, Sequence[Row]]) -> Statement:
-    """One statement of these parts, which are in the order of `PARTS`."""
-    present = tuple(rows)
-    parameters: list[bytes] = []
-    for name in present:
-        kinds = PARTS[name][1]
-        columns = zip(*rows[name], strict=True) if rows[name] else [()] * len(kinds)
-        parameters += (ARRAYS[kind](column) for kind, column in zip(kinds, columns, strict=True))
-    return insert_sql(present), parameters
+def in_values(rows: Mapping[str, Sequence[Row]]) -> Statement:
+    """One statement with a parameter for each value."""
+    parameters: list[bytes | None] = []
+    for name, some in rows.items():
+        kinds = PARTS[name].kinds
+        for row in some:
+            parameters += row if INTEGER not in kinds else map(_binary, row)
+    return values_sql(tuple((name, len(some)) for name, some in rows.items())), parameters
+
+
+def in_arrays(rows: Mapping[str, Sequence[Row]]) -> Statement:
+    """One statement with a parameter for each column."""
+    parameters: list[bytes | None] = []
+    for name, some in rows.items():
+        kinds = PARTS[name].kinds
+        columns = zip(*some, strict=True) if some else [()] * len(kinds)
+        parameters += (ARRAYS[carried(kind)](column) for kind, column in zip(kinds, columns, strict=True))
+    return arrays_sql(tuple(rows)), parameters
+
+
+def _binary(value: bytes | int | None) -> bytes | None:
+    return integer(value) if isinstance(value, int) else value
 
 
 def _add_put(rows: dict[str, dict[Row, Row]], put: Put) -> None:
@@ -166,16 +172,3 @@ def _add_writes(rows: dict[str, dict[Row, Row]], operation: PutWrites) -> None:
             rows["special_writes"][key] = row if before is None else (*before[:5], *row[5:])
         elif key not in rows["special_writes"]:
             rows["writes"].setdefault(key, row)
-
-
-@cache
-def insert_sql(parts: tuple[str, ...]) -> str:
-    """One statement of these parts: the first is the main one, the others go along."""
-    made: list[str] = []
-    number = 0
-    for sql, types in (PARTS[name] for name in parts):
-        arrays = ", ".join(f"${position}::{kind}[]" for position, kind in enumerate(types, number + 1))
-        made.append(sql.format(arrays=arrays))
-        number += len(types)
-    along = ", ".join(f"{name}_part AS ({sql})" for name, sql in zip(parts[1:], made[1:], strict=True))
-    return f"WITH {along} {made[0]}" if along else made[0]

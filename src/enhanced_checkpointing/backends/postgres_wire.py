@@ -20,7 +20,7 @@ from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import DictRow
 
-Statement = tuple[str, Sequence[bytes]]
+Statement = tuple[str, Sequence[bytes | None]]
 """SQL, in which `$1` and so on stand for parameters, and those in binary form."""
 
 Row = Sequence[bytes | None]

@@ -166,7 +166,7 @@ class Engine:
             metadata,
             versions,
             serializer=self._serializer,
-            known_blob=self._standby.blob,
+            known_blob=self._backend.blob if self._backend.never_waits() else self._standby.blob,
         )
         self._standby.note_own(put)
         await self.writes.settle(put.complete() if put.thread_id in self.estranged else put)
@@ -210,7 +210,7 @@ class Engine:
                 except Exception:  # noqa: BLE001, S110  # it is asked once more, with all that is done about failures
                     pass
                 else:
-                    return self._answered(scope, found, keep)
+                    return self._answered(scope, found, _keep_nothing)  # no need of a warm copy
             watch = self._standby.watch(thread_id)
             failed: CallFailed | None = None
             self._reading += 1

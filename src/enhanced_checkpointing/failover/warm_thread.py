@@ -17,6 +17,9 @@ from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 OVERHEAD = 600
 """Bytes that a warm thread or a checkpoint costs besides its values; measured with `sys.getsizeof` over its parts."""
 
+NO_VALUE = ("empty", b"")
+"""What an `InMemorySaver` keeps of a channel that lost its value."""
+
 MISSING = ""
 """No checkpoint id and no version is empty."""
 
@@ -73,7 +76,7 @@ class WarmThread:
     def blob(self, key: tuple[str, str, str, str | int | float]) -> Serialized | None:
         """The bytes of one version of a channel, if they are here."""
         stored = self._saver.blobs.get(key)
-        return Serialized(*stored) if stored is not None and stored[0] != "empty" else None
+        return Serialized(*stored) if stored is not None and stored[0] != NO_VALUE[0] else None
 
     def put(self, put: Put) -> None:
         """Take a checkpoint written by this process: it is the newest of its namespace from now on."""
@@ -212,18 +215,20 @@ class WarmThread:
         return DeltaChannelHistory(writes=writes, seed=self._serializer.thaw(seed))
 
     def _store(self, put: Put) -> None:
-        """Store a checkpoint with the value of every channel that is not here in that version already."""
-        versions = {
-            channel: version
-            for channel, version in put.skeleton["channel_versions"].items()
-            if (channel in put.values or channel in put.new_versions)
-            and (put.thread_id, put.checkpoint_ns, channel, version) not in self._saver.blobs
-        }
-        self._saver.put(put.config(), put.checkpoint(put.values), put.metadata, versions)
-        stored = self._saver.storage[put.thread_id][put.checkpoint_ns][put.checkpoint_id]
-        keys = ((put.thread_id, put.checkpoint_ns, channel, version) for channel, version in versions.items())
-        self.size += OVERHEAD + len(stored[0][1]) + len(stored[1][1])
-        self.size += sum(len(self._saver.blobs[key][1]) for key in keys)
+        """Store a checkpoint with the value of every channel that is not here in that version already.
+
+        As `InMemorySaver.put` would, which looks through the metadata once more; a test compares the two.
+        """
+        blobs, as_bytes = self._saver.blobs, self._serializer.dumps_typed
+        size = OVERHEAD
+        for channel, version in put.skeleton["channel_versions"].items():
+            key = put.thread_id, put.checkpoint_ns, channel, version
+            if key not in blobs and (channel in put.values or channel in put.new_versions):
+                blobs[key] = as_bytes(put.values[channel]) if channel in put.values else NO_VALUE
+                size += len(blobs[key][1])
+        stored = as_bytes(put.skeleton), as_bytes(put.metadata), put.parent_checkpoint_id
+        self._saver.storage[put.thread_id][put.checkpoint_ns][put.checkpoint_id] = stored
+        self.size += size + len(stored[0][1]) + len(stored[1][1])
 
     def _advance(self, checkpoint_ns: str, checkpoint_id: str) -> None:
         self._heads[checkpoint_ns] = max(checkpoint_id, self._heads.get(checkpoint_ns, ""))

@@ -105,8 +105,7 @@ class Writes:
             return False
         scope.route, scope.outcome = Route.PRIMARY.value, "primary"
         self._newcomers.contact()
-        self._standby.keep(operation)
-        return True
+        return True  # a primary that is asked without waiting for anything has no need of a warm copy
 
     def route(self, thread_id: str) -> Route:
         held = self._journal is not None and self._journal.holds(thread_id)

@@ -222,13 +222,19 @@ class Broadcast:
         self._sinks = tuple(sinks)
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
-        entered = [context for sink in self._sinks if (context := sink.operation(scope)) is not NOTHING]
-        if len(entered) < 2:
-            return entered[0] if entered else NOTHING
-        stack = ExitStack()
-        for context in entered:
+        entered, stack = NOTHING, None
+        for sink in self._sinks:
+            context = sink.operation(scope)
+            if context is NOTHING:
+                continue
+            if entered is NOTHING:
+                entered = context
+                continue
+            if stack is None:
+                stack = ExitStack()
+                stack.enter_context(entered)
             stack.enter_context(context)
-        return stack
+        return entered if stack is None else stack
 
     def emit(self, event: Event) -> None:
         for sink in self._sinks:
