@@ -13,7 +13,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import crowd, embedded, graphs, growth, history, machine, reads, report, sizes, stages, writes
+from benchmarks import (
+    crowd,
+    embedded,
+    graphs,
+    growth,
+    history,
+    machine,
+    reads,
+    report,
+    sizes,
+    stages,
+    statements,
+    writes,
+)
 from benchmarks.delay import DelayProxy
 from benchmarks.laboratory import DELAYED, LOOPBACK, ONE_WAY, Laboratory, Result
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
@@ -21,6 +34,7 @@ from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system
 SUBJECTS: dict[str, Callable[[Laboratory], Awaitable[Result]]] = {
     "writes": writes.measure,
     "stages": stages.measure,
+    "statements": statements.measure,
     "sizes": sizes.measure,
     "reads": reads.measure,
     "graphs": graphs.measure,

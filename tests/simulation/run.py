@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from enhanced_checkpointing.failover import writes
 from enhanced_checkpointing.journal import book
+from enhanced_checkpointing.resilience import group_commit
 from enhanced_checkpointing.upkeep import reconciler
 from tests.simulation.callers import Caller
 from tests.simulation.ledger import Ledger
@@ -159,7 +160,13 @@ class _Play:
 @contextmanager
 def _small_limits(script: Script) -> Iterator[None]:
     """Make the code's own limits small enough for a few operations to reach them."""
-    owners = {"CHUNK": reconciler, "FILE_LIMIT": book, "TIDY_ABOVE": book, "BATCH": writes}
+    owners = {
+        "CHUNK": reconciler,
+        "FILE_LIMIT": book,
+        "TIDY_ABOVE": book,
+        "BATCH": writes,
+        "USED_TO_BE_ALONE": group_commit,
+    }
     before = {name: getattr(owner, name) for name, owner in owners.items()}
     for name, owner in owners.items():
         setattr(owner, name, script.limits[name])

@@ -85,9 +85,10 @@ def make_script(seed: int) -> Script:
     limits = {"CHUNK": random.choice([1, 3, 64]), "FILE_LIMIT": random.choice([3000, 10**6]), "TIDY_ABOVE": 1500}
     limits["BATCH"] = random.choice([2, 128])
     threads = {name: list(author.thread(name, random.randint(3, 12))) for name in names}
-    return Script(
-        threads, sorted(_faults(random, deadline), key=lambda fault: fault.at), settings, random.random() < 0.5, limits
-    )
+    faults = sorted(_faults(random, deadline), key=lambda fault: fault.at)
+    compares_heads = random.random() < 0.5
+    limits["USED_TO_BE_ALONE"] = random.choice([0, 8])
+    return Script(threads, faults, settings, compares_heads, limits)
 
 
 class _Author:

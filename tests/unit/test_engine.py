@@ -86,9 +86,10 @@ async def test_reads_and_writes_that_are_with_the_primary_are_live_calls() -> No
     setting.backend.gate = gate
     reading = asyncio.Event()
 
-    async def slow(question: object) -> None:
+    async def slow(question: object) -> tuple[None, bool]:
         reading.set()
         await gate.wait()
+        return None, False
 
     setting.backend.ask = slow  # type: ignore[method-assign]  # a read that takes a while
     callers = await setting.begin_puts("a", "b", "c")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.resilience.group_commit import GroupCommit
+from enhanced_checkpointing.resilience.group_commit import USED_TO_BE_ALONE, GroupCommit
 
 caller: ContextVar[str] = ContextVar("caller", default="nobody")
 
@@ -205,6 +205,93 @@ async def test_what_is_left_of_a_batch_needs_no_lane_while_its_keys_wait() -> No
     done.set()
     await turns()
     assert post.sent == [["a1"], ["b1"], ["a2"]]
+
+
+# In its caller's own task
+
+
+async def alone_so_far(post: Post, count: int = USED_TO_BE_ALONE) -> None:
+    """So many items, one after the other, each of which has arrived."""
+    for number in range(count):
+        await post.submit(f"z{number}")
+        await post.arrive(f"z{number}")
+
+
+async def test_item_that_is_used_to_be_alone_is_sent_by_its_caller() -> None:
+    post = Post()
+    await alone_so_far(post, USED_TO_BE_ALONE - 1)
+    assert not post.group.may_enter("a")
+    await alone_so_far(post, 1)
+    assert post.group.may_enter("a")
+    lane = post.group.enter("a1")
+    assert "a" in post.group
+    await post.submit("b1", "a2")
+    assert len(post.sent) == USED_TO_BE_ALONE  # the one lane is taken
+    post.group.leave("a1", lane)
+    await turns()
+    assert post.sent[-1] == ["b1", "a2"]
+    assert not post.group.may_enter("c")
+    await post.finish()
+    assert not len(post.group)
+
+
+@pytest.mark.parametrize("company", ["in the same turn", "meanwhile"])
+async def test_nobody_sends_by_himself_where_there_was_company(company: str) -> None:
+    post = Post(lanes=2)
+    await alone_so_far(post)
+    if company == "meanwhile":
+        await post.submit("a1")
+        await post.submit("a2")
+    else:
+        await post.submit("a1", "b1")
+    await post.finish()
+    assert not post.group.may_enter("c")
+
+
+async def test_nobody_sends_by_himself_past_what_is_under_way_of_its_key_or_waits() -> None:
+    post = Post(lanes=2)
+    await alone_so_far(post)
+    assert post.group.may_enter("a")
+    first = post.group.enter("a1")
+    assert not post.group.may_enter("a")  # its key is under way
+    post.group.submit("b1")
+    assert not post.group.may_enter("c")  # another one is about to take the lane
+    await turns()
+    assert not post.group.may_enter("c")  # no lane is free
+    post.group.leave("a1", first)
+    await post.finish()
+
+
+async def test_item_whose_caller_can_do_no_more_is_sent_in_its_lane_before_the_next_of_its_key() -> None:
+    post = Post()
+    await alone_so_far(post)
+    assert post.group.may_enter("a")
+    lane = post.group.enter("a1")
+    await post.submit("a2")
+    post.group.finish("a1", lane)
+    await turns()
+    assert post.sent[-1] == ["a1"]
+    await post.arrive("a1")
+    assert post.sent[-1] == ["a2"]
+    await post.finish()
+    await post.group.settle(1.0)
+    assert not len(post.group)
+
+
+async def test_settle_waits_for_a_caller_that_sends_by_himself() -> None:
+    post = Post()
+    await alone_so_far(post)
+    assert post.group.may_enter("a")
+    lane = post.group.enter("a1")
+    settling = asyncio.create_task(post.group.settle(5.0))
+    await turns()
+    assert not settling.done()
+    post.group.leave("a1", lane)
+    await turns()
+    assert settling.done()
+
+
+# What cannot wait
 
 
 async def test_what_becomes_urgent_while_all_lanes_are_taken_goes_without_one_and_takes_its_key_along() -> None:

@@ -12,7 +12,7 @@ from enhanced_checkpointing.resilience import guard as guards
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, Failure, FailureKind
-from enhanced_checkpointing.resilience.guard import Guard, current_attempt
+from enhanced_checkpointing.resilience.guard import Begun, Guard, current_attempt
 from enhanced_checkpointing.telemetry.events import AttemptAbandoned, RetryScheduled
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.recorder import Recorder
@@ -576,3 +576,100 @@ async def test_settle_with_nothing_left_behind_returns_at_once() -> None:
 
 
 # A backend that never waits
+
+
+# What is begun by one and watched by another
+
+
+def begun(setting: Setting, run: Callable[[], Awaitable[None]], seconds: float = 2.0) -> Begun[None]:
+    return setting.guard.begin("put", run, deadline=Deadline(time.monotonic, seconds), subjects=("thread",))
+
+
+async def nothing() -> None:
+    return None
+
+
+async def test_what_was_begun_is_waited_for() -> None:
+    setting = Setting()
+    await setting.guard.wait(begun(setting, nothing))
+    assert setting.guard.outstanding == 0
+
+
+async def test_nothing_is_begun_while_the_breaker_is_open() -> None:
+    setting = Setting()
+    setting.breaker.trip("down")
+    with pytest.raises(CallFailed) as caught:
+        begun(setting, nothing)
+    assert not caught.value.admitted
+
+
+async def test_failure_of_what_was_begun_counts_once_however_many_watch_it() -> None:
+    setting = Setting(failures_in_row=2, retries=0)
+
+    async def fails() -> None:
+        raise transient()
+
+    one = begun(setting, fails)
+    deadline = Deadline(time.monotonic, 2.0)
+    for _ in range(3):
+        with pytest.raises(CallFailed):
+            await setting.guard.wait(one)
+        with pytest.raises(CallFailed):
+            await setting.guard.call("put", nothing, deadline=deadline, writes=True, begun=one)
+    assert not setting.breaker.is_open
+
+
+async def test_what_was_begun_is_the_first_of_the_attempts_of_a_call() -> None:
+    setting, calls = Setting(retries=1), list[str]()
+
+    async def fails_first() -> None:
+        calls.append("asked")
+        if len(calls) == 1:
+            raise transient()
+
+    one = begun(setting, fails_first)
+    deadline = Deadline(time.monotonic, 2.0)
+    await setting.guard.call("put", fails_first, deadline=deadline, writes=True, begun=one)
+    assert calls == ["asked", "asked"]
+
+
+async def test_what_was_begun_goes_on_without_a_caller_who_is_cancelled() -> None:
+    setting, gate = Setting(), asyncio.Event()
+
+    async def waits() -> None:
+        await gate.wait()
+
+    one = begun(setting, waits)
+    waiting = asyncio.create_task(setting.guard.wait(one))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not one.is_cancelled
+    assert setting.guard.outstanding == 0
+    gate.set()
+    await setting.guard.wait(one)
+
+
+async def test_what_was_begun_is_left_behind_when_it_is_late() -> None:
+    setting = Setting()
+
+    async def hangs() -> None:
+        await asyncio.sleep(30)
+
+    one = begun(setting, hangs, 0.03)
+    with pytest.raises(CallFailed) as caught:
+        await setting.guard.wait(one)
+    assert (caught.value.kind, caught.value.timed_out) == (FailureKind.UNKNOWN, True)
+    assert setting.guard.outstanding == 1
+    await setting.guard.settle(2.0)
+
+
+async def test_what_the_end_of_the_loop_cancels_says_so() -> None:
+    setting = Setting()
+    one = begun(setting, nothing)
+    one.task.cancel()
+    assert one.is_cancelled
+    with pytest.raises(asyncio.CancelledError):
+        await setting.guard.wait(one)
+    assert one.is_cancelled

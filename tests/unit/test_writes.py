@@ -15,6 +15,7 @@ from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointU
 from enhanced_checkpointing.failover import journaling, writes
 from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.operations import DeleteThread, Operation, frozen_size
+from enhanced_checkpointing.resilience import group_commit
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOver, Notice, OperationScope
@@ -710,6 +711,138 @@ async def test_end_of_what_sends_a_batch_ends_its_callers_too() -> None:
     (sending,) = setting.engine.writes.gathered._running
     sending.cancel()
     assert [type(error) for error in await results(callers)] == [asyncio.CancelledError] * 2
+
+
+# Alone, in its caller's own task
+
+
+@pytest.fixture
+def straight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds a lane free takes it himself."""
+    monkeypatch.setattr(group_commit, "USED_TO_BE_ALONE", 0)
+
+
+async def test_caller_who_is_used_to_be_alone_needs_one_task() -> None:
+    setting, made = Setting(), list[str]()
+    for _ in range(group_commit.USED_TO_BE_ALONE):
+        await setting.put()
+    loop = asyncio.get_running_loop()
+
+    def note(loop: asyncio.AbstractEventLoop, coroutine: Any, **parts: Any) -> asyncio.Task[Any]:
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **parts)
+
+    loop.set_task_factory(note)
+    try:
+        await setting.put()
+    finally:
+        loop.set_task_factory(None)
+    assert made == ["Guard._run"]
+    assert {scope.outcome for scope in setting.recorder.scopes} == {"primary"}
+    assert setting.recorder.scopes[-1].route == "primary"
+    found = await setting.engine.get_tuple(config_of("a"))
+    assert found is not None
+    assert setting.standby.base_head(setting.next_put("a")) == found.checkpoint["id"]
+
+
+@pytest.mark.usefixtures("straight")
+@pytest.mark.parametrize("kind", NOT_AT_FAULT)
+async def test_lone_write_that_the_primary_does_not_take_is_journaled(kind: FailureKind) -> None:
+    setting = Setting()
+    await setting.know("a")
+    setting.backend.wrong = Wrong(kind)
+    await setting.put()
+    assert setting.backend.asked == [["a1"]]
+    assert setting.journaled("a") == ["a1"]
+    assert setting.recorder.outcomes()[-1] == ("a", "journaled")
+    assert setting.recorder.scopes[-1].error_type == "Wrong"
+
+
+@pytest.mark.usefixtures("straight")
+async def test_lone_write_at_fault_is_refused_although_the_breaker_opened_meanwhile() -> None:
+    """It has been tried: what came of that is told, and not what is true by now."""
+    setting = Setting()
+    await setting.know("a")
+    gate = setting.backend.gate = asyncio.Event()
+    setting.backend.wrong = Wrong(FailureKind.DATA)
+    (caller,) = await setting.begin_puts("a")
+    await turns()
+    setting.breaker.trip("down")
+    gate.set()
+    (error,) = await results([caller])
+    assert isinstance(error, Wrong)
+    assert setting.pending == 0
+
+
+@pytest.mark.usefixtures("straight")
+async def test_lone_write_is_tried_again_like_any_other() -> None:
+    setting = Setting(retries=2)
+    setting.backend.answers = [Wrong(FailureKind.TRANSIENT), None]
+    await setting.put()
+    assert setting.backend.asked == [["a1"], ["a1"]]
+    assert setting.pending == 0
+
+
+@pytest.mark.usefixtures("straight")
+async def test_lone_write_is_journaled_in_time_when_the_primary_hangs() -> None:
+    setting = Setting()
+    await setting.know("a")
+    setting.backend.gate = asyncio.Event()
+    started_at = time.monotonic()
+    await setting.put()
+    assert time.monotonic() - started_at < 0.4
+    assert setting.journaled("a") == ["a1"]
+
+
+@pytest.mark.usefixtures("straight")
+@pytest.mark.parametrize("taken", [True, False])
+async def test_lone_write_whose_caller_is_cancelled_is_settled_all_the_same(taken: bool) -> None:
+    setting = Setting()
+    await setting.know("a")
+    gate = setting.backend.gate = asyncio.Event()
+    if not taken:
+        setting.backend.wrong = Wrong(FailureKind.OUTAGE)
+    (caller,) = await setting.begin_puts("a")
+    await turns()
+    caller.cancel()
+    assert [type(error) for error in await results([caller])] == [asyncio.CancelledError]
+    assert setting.recorder.outcomes()[-1] == ("a", "cancelled")
+    (behind,) = await setting.begin_puts("a")
+    gate.set()
+    assert await results([behind]) == [None]
+    assert setting.backend.stored == (["a1", "a2"] if taken else [])
+    assert setting.journaled("a") == ([] if taken else ["a1", "a2"])
+
+
+@pytest.mark.usefixtures("straight")
+async def test_lone_write_under_way_when_the_loop_ends_is_no_error_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    setting = Setting()
+    await setting.know("a")
+    setting.backend.gate = asyncio.Event()
+    callers = await setting.begin_puts("a")
+    await turns()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()  # as asyncio.run() does
+    assert [type(error) for error in await results(callers)] == [asyncio.CancelledError]
+    await turns()
+    assert caplog.records == []
+    assert len(asyncio.all_tasks()) == 1
+    assert not len(setting.engine.writes.gathered)
+
+
+@pytest.mark.usefixtures("straight")
+async def test_lone_writes_are_live_calls_and_hold_up_the_end() -> None:
+    setting = Setting()
+    gate = setting.backend.gate = asyncio.Event()
+    (caller,) = await setting.begin_puts("a")
+    await turns()
+    assert setting.engine.live_calls() == 1
+    closing = asyncio.create_task(setting.engine.close(5.0))
+    await turns()
+    assert not closing.done()
+    gate.set()
+    assert await results([caller, closing]) == [None, None]
+    assert setting.engine.live_calls() == 0
 
 
 # Memory, which never waits

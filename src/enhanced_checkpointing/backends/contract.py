@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, ClassVar, TypeVar
 
-from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
 
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.operations import Operation, apply_to_saver
+from enhanced_checkpointing.operations import Operation, apply_to_saver, asks_for_thread, thread_of
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
@@ -113,8 +114,24 @@ class Backend:
         return True
 
     async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:
-        """Call methods of the saver that `question` is given; all reads and all maintenance come this way."""
+        """Call methods of the saver that `question` is given; maintenance, and all reads but `get`, come this way."""
         return await question(self.saver)
+
+    async def get(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, bool]:
+        """The checkpoint that a config asks for; and if that is None, whether its thread has any other after all.
+
+        The latter is looked for only where it was the newest of the root graph: with `durability="exit"` that is stored
+        last, so a process may die when its subgraphs have stored theirs.
+        """
+
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> tuple[CheckpointTuple | None, bool]:
+            found = await saver.aget_tuple(config)
+            if found is not None or not asks_for_thread(config):
+                return found, found is not None
+            whole: RunnableConfig = {"configurable": {"thread_id": thread_of(config)}}
+            return None, bool([other async for other in saver.alist(whole, limit=1)])
+
+        return await self.ask(fetch)
 
     def never_waits(self) -> bool:
         """Whether no call ever waits for anything, so that it needs no task to bound it, and no warm copy."""

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, sql
 from psycopg.errors import InvalidTextRepresentation
@@ -68,7 +70,7 @@ class PostgresBackend(Backend):
                 "loop starts: asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy()); or give the "
                 "manager a loop of its own with enable_async=False. Nothing was opened."
             )
-        self.saver = PooledSaver(self._connections, self.serializer)
+        self.saver = self._pooled = PooledSaver(self._connections, self.serializer)
         await self._connections.open()
 
     async def setup(self) -> None:
@@ -132,6 +134,9 @@ class PostgresBackend(Backend):
                 return False
             raise
         return True
+
+    async def get(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, bool]:
+        return await self._pooled.aget_or_anything(config)
 
     async def _await_lost_sessions(self, thread_ids: Iterable[str]) -> None:
         for thread_id in thread_ids:

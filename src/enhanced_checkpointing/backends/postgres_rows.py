@@ -31,9 +31,9 @@ from enhanced_checkpointing.serialization import Serialized
 
 Row = tuple[Any, ...]
 
-APART = 8
-"""So many operations, or fewer, are a statement each: up to there that costs the server less than one of arrays; from
-16 on more (`python -m benchmarks --only statements`)."""
+APART = 6
+"""So many operations, or fewer, are a statement each: that costs the server less than one of arrays does. With 8 it is
+the same, with more it costs more (`python -m benchmarks --only statements`)."""
 FEW_ROWS = 16
 """A statement with more rows is of arrays whatever it is of, so that the texts that are prepared stay few."""
 

@@ -22,6 +22,7 @@ from psycopg.rows import DictRow, dict_row
 from enhanced_checkpointing.backends.postgres_arrays import rows_of
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres_wire import Row, fetch
+from enhanced_checkpointing.operations import asks_for_thread
 from enhanced_checkpointing.serialization import SharingSerializer
 
 SELECT_SQL = """
@@ -56,6 +57,7 @@ reading gets slower with every step; LIMIT keeps the planner on the primary key,
 
 NEWEST_SQL = f"{SELECT_SQL} WHERE thread_id = $1::text AND checkpoint_ns = $2::text ORDER BY checkpoint_id DESC LIMIT 1"
 NAMED_SQL = f"{SELECT_SQL} WHERE thread_id = $1::text AND checkpoint_ns = $2::text AND checkpoint_id = $3::text"
+ANY_SQL = "SELECT 1 FROM checkpoints WHERE thread_id = $1::text LIMIT 1"
 
 NEWEST_FORMAT = 4
 """The format of checkpoints (`v`) that needs no migration."""
@@ -85,16 +87,22 @@ class PooledSaver(AsyncPostgresSaver):
                     yield cursor
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        found, _ = await self.aget_or_anything(config)
+        return found
+
+    async def aget_or_anything(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, bool]:
+        """What `aget_tuple` gives; and if that is None, whether the thread has any other, as `Backend.get` says."""
         configurable, named = config["configurable"], get_checkpoint_id(config)
         key = [configurable["thread_id"], configurable.get("checkpoint_ns", ""), *([named] if named else [])]
+        parameters = [part.encode() for part in key]
         async with self._connections.borrow() as connection:
-            rows = await fetch(connection, (NAMED_SQL if named else NEWEST_SQL, [part.encode() for part in key]))
-        if not rows:
-            return None
+            rows = await fetch(connection, (NAMED_SQL if named else NEWEST_SQL, parameters))
+            if not rows:
+                return None, asks_for_thread(config) and bool(await fetch(connection, (ANY_SQL, parameters[:1])))
         value = _value(rows[0])
         if value["checkpoint"]["v"] < NEWEST_FORMAT:
-            return await super().aget_tuple(config)  # which migrates what it finds
-        return await self._load_checkpoint_tuple(value)
+            return await super().aget_tuple(config), True  # which migrates what it finds
+        return await self._load_checkpoint_tuple(value), True
 
     async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
         # Here, not in the loop's default executor: its threads may all be synchronous callers that wait for this read.

@@ -38,6 +38,9 @@ KEEP_LAST_SQL = PUT_WRITES_SQL.format(conflict="REPLACE")
 MSGPACK, BYTES = "msgpack", "bytes"
 """The serializer's tags of bytes that may become part of others."""
 
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+"""As `json.dumps` does it, which makes an encoder for each call."""
+
 DELETE_CHECKPOINTS_SQL = "DELETE FROM checkpoints WHERE thread_id = ?"
 DELETE_WRITES_SQL = "DELETE FROM writes WHERE thread_id = ?"
 
@@ -84,7 +87,7 @@ def _put(put: Put, serializer: SharingSerializer) -> Row:
 
 
 def _metadata(put: Put) -> bytes:
-    return json.dumps(put.metadata, ensure_ascii=False).encode("utf-8", "ignore")
+    return _as_json(put.metadata).encode("utf-8", "ignore")
 
 
 def _writes(operation: PutWrites) -> list[Row]:

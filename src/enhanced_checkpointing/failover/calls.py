@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.guard import Begun
 from enhanced_checkpointing.telemetry.events import OperationScope
 
 
@@ -18,6 +19,8 @@ class Call:
     scope: OperationScope
     deadline: Deadline
     ended: asyncio.Future[None]
+    begun: Begun[None] | None = None
+    """What it began at the primary, when it did that by itself."""
 
     @property
     def thread_id(self) -> str:

@@ -35,7 +35,7 @@ from enhanced_checkpointing.failover.routes import (
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.writes import Writes
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import DeleteThread, accept_put, accept_writes, asks_for_thread, thread_of
+from enhanced_checkpointing.operations import DeleteThread, accept_put, accept_writes, thread_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
@@ -113,22 +113,18 @@ class Engine:
     # What LangGraph asks for
 
     async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        blank = True
+        def keep(answer: tuple[CheckpointTuple | None, bool]) -> None:
+            found, holds_others = answer
+            self._standby.warm(config, found, blank=not holds_others)
 
-        async def fetch(saver: BaseCheckpointSaver[Any]) -> CheckpointTuple | None:
-            nonlocal blank
-            found = await saver.aget_tuple(config)
-            if found is None and asks_for_thread(config):
-                blank = not await _holds_anything(saver, thread_of(config))
-            return found
-
-        return await self._read(
+        found, _ = await self._read(
             "get",
             config,
-            primary=fetch,
-            standby=lambda: self._standby.get_tuple(config),
-            keep=lambda found: self._standby.warm(config, found, blank=blank),
+            primary=lambda: self._backend.get(config),
+            standby=lambda: (self._standby.get_tuple(config), False),
+            keep=keep,
         )
+        return found
 
     async def list(
         self,
@@ -143,7 +139,7 @@ class Engine:
         return await self._read(
             "list",
             config,
-            primary=fetch,
+            primary=lambda: self._backend.ask(fetch),
             standby=lambda: self._standby.history(config, filter, before, limit),
             keep=_keep_nothing,
         )
@@ -152,7 +148,9 @@ class Engine:
         return await self._read(
             "get",
             config,
-            primary=lambda saver: saver.aget_delta_channel_history(config=config, channels=channels),
+            primary=lambda: self._backend.ask(
+                lambda saver: saver.aget_delta_channel_history(config=config, channels=channels)
+            ),
             standby=lambda: self._standby.delta_history(config, channels),
             keep=lambda found: self._standby.warm_history(config, found),
         )
@@ -190,7 +188,7 @@ class Engine:
         operation: str,
         config: RunnableConfig,
         *,
-        primary: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
+        primary: Callable[[], Awaitable[T]],
         standby: Callable[[], T],
         keep: Callable[[T], None],
     ) -> T:
@@ -206,7 +204,7 @@ class Engine:
                 return self._ask_standby(scope, thread_id, standby, None)
             if self._backend.never_waits():
                 try:
-                    found = await self._backend.ask(primary)
+                    found = await primary()
                 except Exception:  # noqa: BLE001, S110  # it is asked once more, with all that is done about failures
                     pass
                 else:
@@ -217,7 +215,7 @@ class Engine:
             try:
                 found = await self._guard.call(
                     operation,
-                    lambda: self._backend.ask(primary),
+                    primary,
                     deadline=deadline,
                     subjects=(thread_id,),
                     patient=operation == "list",
@@ -285,12 +283,6 @@ class Engine:
     async def close(self, seconds: float) -> None:
         """Wait up to `seconds` for writes under way to be settled."""
         await self.writes.gathered.settle(seconds)
-
-
-async def _holds_anything(saver: BaseCheckpointSaver[Any], thread_id: str) -> bool:
-    """Whether a thread without a root checkpoint has any other: what a subgraph stored whose process died before the
-    root graph did, as `durability="exit"` stores its root last."""
-    return bool([found async for found in saver.alist({"configurable": {"thread_id": thread_id}}, limit=1)])
 
 
 async def _nobody_drains(thread_id: str, deadline: Deadline) -> bool:

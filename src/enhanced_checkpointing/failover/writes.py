@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from enhanced_checkpointing.backends.contract import Backend
@@ -92,8 +93,8 @@ class Writes:
                 return
             deadline = Deadline(self._clock, self._config.deadline)
             call = Call(operation, scope, deadline, asyncio.get_running_loop().create_future())
-            self.gathered.submit(call)
-            await call.ended
+            if not await self._went_straight(call):
+                await call.ended
 
     async def _settled_at_once(self, operation: Operation, scope: OperationScope) -> bool:
         """Without a task and a deadline: nothing comes in between while nothing is waited for."""
@@ -106,6 +107,39 @@ class Writes:
         scope.route, scope.outcome = Route.PRIMARY.value, "primary"
         self._newcomers.contact()
         return True  # a primary that is asked without waiting for anything has no need of a warm copy
+
+    async def _went_straight(self, call: Call) -> bool:
+        """Try a lone call without a batch, in its caller's task. False: it is with the others, which do all the rest:
+        try again, journal it, go on without a caller who was cancelled."""
+        if not self.gathered.may_enter(call.thread_id) or self.route(call.thread_id) is not Route.PRIMARY:
+            self.gathered.submit(call)
+            return False
+        lane = self.gathered.enter(call)
+        deadline = call.deadline.sparing(self._spared)
+        run = partial(self._backend.apply_batch, [call.operation])
+        call.scope.route = Route.PRIMARY.value
+        self.at_primary += 1
+        try:
+            call.begun = begun = self._guard.begin(
+                call.operation.name, run, deadline=deadline, subjects=(call.thread_id,)
+            )
+            await self._guard.wait(begun)
+        except asyncio.CancelledError:
+            if begun.is_cancelled:
+                self.gathered.leave(call, lane)  # the event loop ends
+            else:
+                self.gathered.finish(call, lane)
+            raise
+        except CallFailed:
+            self.gathered.finish(call, lane)
+            return False
+        finally:
+            self.at_primary -= 1
+            self._forgive(deadline)
+        self._newcomers.contact()
+        self._taken(call)
+        self.gathered.leave(call, lane)
+        return True
 
     def route(self, thread_id: str) -> Route:
         held = self._journal is not None and self._journal.holds(thread_id)
@@ -144,16 +178,22 @@ class Writes:
         to_journal: list[Waiting] = []
         for call in calls:
             if call not in failed:
-                self._standby.keep(call.operation)
-                call.acknowledge("primary")
+                self._taken(call)
             elif self._is_to_be_journaled(call, failed[call]):
                 to_journal.append(Waiting(call, redact(failed[call])))
         return to_journal
+
+    def _taken(self, call: Call) -> None:
+        """The primary has a call."""
+        self._standby.keep(call.operation)
+        call.acknowledge("primary")
 
     def _passed_by(self, batch: Sequence[Call]) -> dict[str, str]:
         """The threads of a batch that must not be tried at the primary, or have a call without time for it; and why."""
         reasons: dict[str, str] = {}
         for call in batch:
+            if call.begun is not None:
+                continue  # it has been tried
             route = self.route(call.thread_id)
             call.scope.route = route.value
             if route is Route.JOURNAL:
@@ -199,15 +239,20 @@ class Writes:
                 deadline=deadline,
                 subjects={call.thread_id for call in calls},
                 writes=True,
+                begun=calls[0].begun if len(calls) == 1 else None,
             )
         except CallFailed as failed:
             return failed
         finally:
             self.at_primary -= len(calls)
-            if deadline.stalled:
-                for call in (*batch, *self.gathered.waiting()):
-                    call.deadline.forgive(deadline)
+            self._forgive(deadline, batch)
         return None
+
+    def _forgive(self, deadline: Deadline, batch: Sequence[Call] = ()) -> None:
+        """Take what the event loop stood still off the time of all who waited meanwhile."""
+        if deadline.stalled:
+            for call in (*batch, *self.gathered.waiting()):
+                call.deadline.forgive(deadline)
 
     def _is_to_be_journaled(self, call: Call, failed: CallFailed) -> bool:
         """Whether a call that failed goes on to the journal; its caller is told if not."""

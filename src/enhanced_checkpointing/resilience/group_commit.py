@@ -1,6 +1,7 @@
 """Group commit: what comes while batches are on their way gathers, and goes out together. Knows nothing of databases.
 
-No item waits for company: a lone one goes straight through, and the more wait, the more go together.
+No item waits for company: a lone one goes straight through, in its caller's own task where it is used to be alone, and
+the more wait, the more go together.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ T = TypeVar("T")
 
 Send = Callable[[Sequence[T]], Awaitable[Awaitable[None] | None]]
 """Sends a batch; returns what is left to do for it that needs no lane. Neither may raise."""
+
+
+Lane = asyncio.Future[None]
+"""Of an item that its caller sends by itself: it ends when that caller comes out of it."""
+
+USED_TO_BE_ALONE = 8
+"""After so many batches of one item, with nothing waiting behind them, the next one is taken for another such."""
 
 
 class GroupCommit(Generic[T]):
@@ -53,7 +61,10 @@ class GroupCommit(Generic[T]):
         self._ready: dict[str, None] = {}
         """The keys that may go out now, in the order in which they came to be so."""
         self._busy: set[str] = set()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Future[None]] = set()
+        """The tasks that send, and the lanes in which callers do it themselves."""
+        self._alone = 0
+        """How many batches in a row were of one item, and nothing came meanwhile."""
         self._away_since: dict[object, float] = {}
         """The lanes that are taken, longest away first."""
         self._look_out: asyncio.TimerHandle | None = None
@@ -77,6 +88,33 @@ class GroupCommit(Generic[T]):
             self._ready[key] = None
             self._start()
 
+    def may_enter(self, key: str) -> bool:
+        """Whether the caller of an item of this key may send it by himself.
+
+        It would not gather company that comes in the same turn of the loop: so only after a row of batches without any.
+        """
+        return self._alone >= USED_TO_BE_ALONE and not self._ready and self._free >= 1 and key not in self
+
+    def enter(self, item: T) -> Lane:
+        """A lane for an item that its caller `may` send by himself, who then leaves it, or has the item finished."""
+        self._busy.add(self._key(item))
+        lane = asyncio.get_running_loop().create_future()
+        self._running.add(lane)
+        self._take_lane(lane)
+        return lane
+
+    def leave(self, item: T, lane: Lane) -> None:
+        """The item that `lane` was entered with is done."""
+        self._come_out(lane)
+        self._give_back(lane)
+        self._release([self._key(item)])
+        self._start()
+
+    def finish(self, item: T, lane: Lane) -> None:
+        """Have an item sent after all, in the lane that was entered with it: its caller can do no more."""
+        self._come_out(lane)
+        self._launch(self._deliver([self._key(item)], [item], lane), copy_context())
+
     async def settle(self, seconds: float) -> None:
         """Wait up to `seconds` for everything to be done."""
         ends_at = asyncio.get_running_loop().time() + seconds
@@ -95,11 +133,18 @@ class GroupCommit(Generic[T]):
             if self._look_out is None:
                 self._look_out = asyncio.get_running_loop().call_later(self._look_every, self._look)
             return
-        self._free -= 1
         _, context = self._waiting[next(iter(self._ready))][0]
         lane = object()
-        self._away_since[lane] = asyncio.get_running_loop().time()
+        self._take_lane(lane)
         self._launch(self._run(lane), context)
+
+    def _take_lane(self, lane: object) -> None:
+        self._free -= 1
+        self._away_since[lane] = asyncio.get_running_loop().time()
+
+    def _come_out(self, lane: Lane) -> None:
+        self._running.discard(lane)
+        lane.set_result(None)
 
     def _launch(self, work: Coroutine[Any, Any, None], context: Context) -> None:
         task = asyncio.create_task(work, name="group commit", context=context)
@@ -108,6 +153,7 @@ class GroupCommit(Generic[T]):
 
     async def _run(self, lane: object) -> None:
         keys, batch = self._take()
+        self._alone = self._alone + 1 if len(batch) == 1 else 0
         self._start()  # there may be more than goes into one batch
         await self._deliver(keys, batch, lane)
 
@@ -149,6 +195,8 @@ class GroupCommit(Generic[T]):
             self._launch(self._deliver(hurried, batch), context)
 
     def _release(self, keys: Sequence[str]) -> None:
+        if self._waiting:
+            self._alone = 0
         for key in keys:
             self._busy.discard(key)
             if key in self._waiting:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
@@ -66,6 +66,27 @@ class Attempt:
         self.wake = wake
 
 
+@dataclass(slots=True)
+class Begun(Generic[T]):
+    """An attempt that is under way in a task of its own; whoever watches it learns how it ends, and may watch again."""
+
+    attempt: Attempt
+    deadline: Deadline
+    ticket: Ticket
+    task: asyncio.Task[T]
+    doubt: asyncio.TimerHandle
+    began_at: float
+    """The clock's time, stalls not counted."""
+    asked_at: float
+    """The clock's time."""
+    failed: CallFailed | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the event loop ends, which cancels what nobody else does."""
+        return self.task.cancelled() or self.task.cancelling() > 0
+
+
 current_attempt: ContextVar[Attempt | None] = ContextVar("current_attempt", default=None)
 
 
@@ -118,27 +139,50 @@ class Guard:
         subjects: Collection[str] = (),
         writes: bool = False,
         patient: bool = False,
+        begun: Begun[T] | None = None,
     ) -> T:
         """Run `run()` within `deadline`, repeating it where that is safe and worth it.
 
-        A `patient` call may rightly be slow, such as a long listing: its slowness does not move the breaker.
+        A `patient` call may rightly be slow, such as a long listing: its slowness does not move the breaker. What was
+        `begun` already is the first attempt.
 
         Raises:
             CallFailed: it did not succeed; its kind says what that means for the data.
         """
-        self._budget.earn()
 
-        def once() -> Awaitable[T]:
-            attempt = Attempt(operation, subjects, writes, deadline.now)
-            return self._attempt(attempt, run, deadline, patient=patient)
+        async def once() -> T:
+            one = self._admitted(Attempt(operation, subjects, writes, deadline.now), run, deadline)
+            return await self._watch(one, patient=patient)
 
         try:
+            if begun is not None:
+                return await self._watch(begun, patient=patient)
+            self._budget.earn()
             return await once()
         except CallFailed as failed:
             if not self._may_repeat(failed, 1):
                 raise
             first_failure = failed
         return await self._repeat(operation, once, deadline, first_failure)
+
+    def begin(
+        self, operation: str, run: Callable[[], Awaitable[T]], *, deadline: Deadline, subjects: Collection[str]
+    ) -> Begun[T]:
+        """Begin a write, for a caller who does no more than `wait` for it, and leaves all else to a later `call`.
+
+        Raises:
+            CallFailed: the breaker is open.
+        """
+        self._budget.earn()
+        return self._admitted(Attempt(operation, subjects, True, deadline.now), run, deadline)
+
+    async def wait(self, begun: Begun[None]) -> None:
+        """Wait for what was begun, once, within its deadline. A caller who is cancelled leaves it to go on.
+
+        Raises:
+            CallFailed: it did not succeed.
+        """
+        await self._watch(begun, patient=False, stays=True)
 
     async def settle(self, seconds: float) -> None:
         """Wait up to `seconds` for the attempts left behind to end, then cancel what is left of them."""
@@ -194,14 +238,12 @@ class Guard:
         # more try on another connection spares the journal a connection that a firewall cut while it was idle.
         return failed.kind is FailureKind.UNKNOWN and attempts_made == 1
 
-    async def _attempt(
-        self, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, *, patient: bool
-    ) -> T:
+    def _admitted(self, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline) -> Begun[T]:
         ticket = self._breaker.admit()
         if ticket is None:
             refused = ConnectionRefusedError(f"the {self._backend} primary is not called while its breaker is open")
             raise CallFailed(Failure(FailureKind.OUTAGE, refused), admitted=False)
-        return await self._watch(ticket, attempt, run, deadline, patient=patient)
+        return self._begin(ticket, attempt, run, deadline)
 
     async def once(
         self, operation: str, run: Callable[[], Awaitable[T]], *, deadline: Deadline, counts: bool = False
@@ -214,42 +256,55 @@ class Guard:
             CallFailed: it did not succeed.
         """
         ticket = (self._breaker.admit() if counts else None) or Ticket(NO_GENERATION)
-        return await self._watch(ticket, Attempt(operation, (), False, deadline.now), run, deadline, patient=False)
+        begun = self._begin(ticket, Attempt(operation, (), False, deadline.now), run, deadline)
+        return await self._watch(begun, patient=False)
 
-    async def _watch(
-        self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, *, patient: bool
-    ) -> T:
-        started_at, begun = deadline.now(), deadline.time()
+    def _begin(self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline) -> Begun[T]:
+        asked_at = deadline.time()
         task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
-        doubt = asyncio.get_running_loop().call_later(deadline.remaining() / 2, self._doubt, attempt, begun)
+        doubt = asyncio.get_running_loop().call_later(deadline.remaining() / 2, self._doubt, attempt, asked_at)
+        return Begun(attempt, deadline, ticket, task, doubt, asked_at - deadline.stalled, asked_at)
+
+    async def _watch(self, begun: Begun[T], *, patient: bool, stays: bool = False) -> T:
+        """The result of what was begun; if its watcher is cancelled it `stays`, or is left behind."""
+        if begun.failed is None:
+            try:
+                return await self._end_of(begun, patient=patient, stays=stays)
+            except CallFailed as failed:
+                begun.failed = failed
+        raise begun.failed
+
+    async def _end_of(self, begun: Begun[T], *, patient: bool, stays: bool) -> T:
+        task, attempt, deadline = begun.task, begun.attempt, begun.deadline
         try:
             in_time = await deadline.wait_for(task, attempt.watched)
         except asyncio.CancelledError:
-            self._leave(task, attempt, cut=attempt.writes)
+            if not stays:
+                begun.doubt.cancel()
+                self._leave(task, attempt, cut=attempt.writes)
             raise
-        finally:
-            doubt.cancel()
+        begun.doubt.cancel()
         if not in_time:
-            kept_us_waiting = deadline.now() - (attempt.held_at or started_at)
-            silent = self._last_answer < begun
+            kept_us_waiting = deadline.now() - (attempt.held_at or begun.began_at)
+            silent = self._last_answer < begun.asked_at
             queued = attempt.held_at is None and (self._saturated() or not silent)
             ours = queued or kept_us_waiting < deadline.seconds / 2
             self._leave(task, attempt, cut=True)
             if not ours and not task.done():
                 self._hanging += 1
                 task.add_done_callback(self._hangs_no_more)
-            waited = deadline.now() - started_at
+            waited = deadline.now() - begun.began_at
             self._telemetry.emit(AttemptAbandoned(attempt.operation, self._backend, waited, len(self._abandoned)))
-            self._late(ticket, attempt, waited, ours=ours, silent=silent, patient=patient)
+            self._late(begun.ticket, attempt, waited, ours=ours, silent=silent, patient=patient)
         if task.cancelled():
             raise asyncio.CancelledError
         error = task.exception()
         if error is None:
             self._last_answer = deadline.time()
-            served_in = 0.0 if patient else deadline.now() - (attempt.held_at or started_at)
-            self._breaker.succeeded(ticket, served_in)
+            served_in = 0.0 if patient else deadline.now() - (attempt.held_at or begun.began_at)
+            self._breaker.succeeded(begun.ticket, served_in)
             return task.result()
-        failed = self._failed(ticket, error)
+        failed = self._failed(begun.ticket, error)
         if failed.failure.answered:
             self._last_answer = deadline.time()
         raise failed from error
