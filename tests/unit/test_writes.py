@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -812,6 +813,25 @@ async def test_lone_write_whose_caller_is_cancelled_is_settled_all_the_same(take
     assert await results([behind]) == [None]
     assert setting.backend.stored == (["a1", "a2"] if taken else [])
     assert setting.journaled("a") == ([] if taken else ["a1", "a2"])
+
+
+@pytest.mark.usefixtures("straight")
+async def test_refusal_of_a_lone_write_whose_caller_is_cancelled_is_an_error_of_nobody() -> None:
+    setting, unforeseen = Setting(capacity=10), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unforeseen.append(context))
+    await setting.know("a")
+    gate = setting.backend.gate = asyncio.Event()
+    setting.backend.wrong = Wrong(FailureKind.OUTAGE)
+    (caller,) = await setting.begin_puts("a")
+    await turns()
+    caller.cancel()
+    assert [type(error) for error in await results([caller])] == [asyncio.CancelledError]
+    gate.set()
+    await setting.engine.close(5.0)
+    del caller
+    gc.collect()
+    assert unforeseen == []
+    assert setting.pending == 0
 
 
 @pytest.mark.usefixtures("straight")

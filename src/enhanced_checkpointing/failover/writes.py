@@ -125,6 +125,7 @@ class Writes:
             )
             await self._guard.wait(begun)
         except asyncio.CancelledError:
+            call.ended.cancel()  # nobody waits to be told
             if begun.is_cancelled:
                 self.gathered.leave(call, lane)  # the event loop ends
             else:
