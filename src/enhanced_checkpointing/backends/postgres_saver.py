@@ -22,7 +22,6 @@ from psycopg.rows import DictRow, dict_row
 from enhanced_checkpointing.backends.postgres_arrays import rows_of
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres_wire import Row, fetch
-from enhanced_checkpointing.operations import asks_for_thread
 from enhanced_checkpointing.serialization import SharingSerializer
 
 SELECT_SQL = """
@@ -57,7 +56,16 @@ reading gets slower with every step; LIMIT keeps the planner on the primary key,
 
 NEWEST_SQL = f"{SELECT_SQL} WHERE thread_id = $1::text AND checkpoint_ns = $2::text ORDER BY checkpoint_id DESC LIMIT 1"
 NAMED_SQL = f"{SELECT_SQL} WHERE thread_id = $1::text AND checkpoint_ns = $2::text AND checkpoint_id = $3::text"
-ANY_SQL = "SELECT 1 FROM checkpoints WHERE thread_id = $1::text LIMIT 1"
+NEWEST_OR_ANYTHING_SQL = f"""
+SELECT
+    found.*,
+    CASE WHEN checkpoint_id IS NULL THEN EXISTS (SELECT FROM checkpoints WHERE thread_id = $1::text) END AS has_others
+FROM (VALUES (true)) AS always LEFT JOIN ({NEWEST_SQL}) AS found ON true
+"""
+"""The newest checkpoint; or, for want of one, whether there is one in any other namespace of the thread."""
+
+TRUE = b"\x01"
+"""In binary form."""
 
 NEWEST_FORMAT = 4
 """The format of checkpoints (`v`) that needs no migration."""
@@ -94,11 +102,11 @@ class PooledSaver(AsyncPostgresSaver):
         """What `aget_tuple` gives; and if that is None, whether the thread has any other, as `Backend.get` says."""
         configurable, named = config["configurable"], get_checkpoint_id(config)
         key = [configurable["thread_id"], configurable.get("checkpoint_ns", ""), *([named] if named else [])]
-        parameters = [part.encode() for part in key]
+        text = NAMED_SQL if named else NEWEST_OR_ANYTHING_SQL
         async with self._connections.borrow() as connection:
-            rows = await fetch(connection, (NAMED_SQL if named else NEWEST_SQL, parameters))
-            if not rows:
-                return None, asks_for_thread(config) and bool(await fetch(connection, (ANY_SQL, parameters[:1])))
+            rows = await fetch(connection, (text, [part.encode() for part in key]))
+        if not rows or rows[0][0] is None:
+            return None, bool(rows) and rows[0][-1] == TRUE
         value = _value(rows[0])
         if value["checkpoint"]["v"] < NEWEST_FORMAT:
             return await super().aget_tuple(config), True  # which migrates what it finds
@@ -111,7 +119,7 @@ class PooledSaver(AsyncPostgresSaver):
 
 def _value(row: Row) -> DictRow:
     """A row of `SELECT_SQL`, as psycopg would give it."""
-    thread_id, checkpoint, checkpoint_ns, checkpoint_id, parent_id, metadata, blobs, writes = row
+    thread_id, checkpoint, checkpoint_ns, checkpoint_id, parent_id, metadata, blobs, writes = row[:8]
     return {
         "thread_id": _text(thread_id),
         "checkpoint": _json(checkpoint),

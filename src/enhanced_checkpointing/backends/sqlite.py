@@ -77,7 +77,7 @@ class SqliteBackend(Backend):
 
     name = "sqlite"
     db_system = "sqlite"
-    lanes: ClassVar[int] = 2  # SQLite has one writer: the second batch is ready when the first is done
+    lanes: ClassVar[int] = 1  # SQLite has one writer at a time
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)

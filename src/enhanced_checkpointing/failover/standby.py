@@ -120,25 +120,28 @@ class Standby:
 
     def keep(self, operation: Operation) -> None:
         """Take an operation that was acknowledged. What cannot be held makes the thread cold, and no write fail."""
-        self._hold(operation.thread_id, lambda: self.apply(operation))
-
-    def _hold(self, thread_id: str, take: Callable[[], None]) -> None:
         try:
-            take()
+            self.apply(operation)
         except Exception as error:  # noqa: BLE001  # whatever a serializer raises for what the primary could take
-            self.forget(thread_id)
-            if thread_id not in self._told:
-                self._told[thread_id] = None
-                if len(self._told) > TOLD_REMEMBERED:
-                    self._told.popitem(last=False)
-                self._warn(f"thread {thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read")
+            self._cannot_hold(operation.thread_id, error)
+
+    def _cannot_hold(self, thread_id: str, error: Exception) -> None:
+        self.forget(thread_id)
+        if thread_id not in self._told:
+            self._told[thread_id] = None
+            if len(self._told) > TOLD_REMEMBERED:
+                self._told.popitem(last=False)
+            self._warn(f"thread {thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read")
 
     def warm(self, config: RunnableConfig, found: CheckpointTuple | None, *, blank: bool = True) -> None:
         """Take the primary's answer to a read. What cannot be held makes the thread cold, and no read fail.
 
         `blank`: a thread of which no root checkpoint was found has no other either.
         """
-        self._hold(thread_of(config), lambda: self._warm(config, found, blank=blank))
+        try:
+            self._warm(config, found, blank=blank)
+        except Exception as error:  # noqa: BLE001  # likewise
+            self._cannot_hold(thread_of(config), error)
 
     def _warm(self, config: RunnableConfig, found: CheckpointTuple | None, *, blank: bool) -> None:
         newest = checkpoint_id_of(config) is None
@@ -155,7 +158,10 @@ class Standby:
 
     def warm_history(self, config: RunnableConfig, found: Mapping[str, DeltaChannelHistory]) -> None:
         """Take the primary's answer about delta channels of one named checkpoint; as `warm` does."""
-        self._hold(thread_of(config), lambda: self._warm_history(config, found))
+        try:
+            self._warm_history(config, found)
+        except Exception as error:  # noqa: BLE001  # likewise
+            self._cannot_hold(thread_of(config), error)
 
     def _warm_history(self, config: RunnableConfig, found: Mapping[str, DeltaChannelHistory]) -> None:
         checkpoint_id = checkpoint_id_of(config)

@@ -41,9 +41,9 @@ class LoopBridge:
         Raises:
             CheckpointerError: the manager is closed, its loop has ended, or this is a forked child.
         """
-        self._check()
-        if asyncio.get_running_loop() is self._loop:
+        if not self._closed and _running_loop() is self._loop:  # which it is in no forked child: asyncio sees to that
             return await call()
+        self._check()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), self._loop))
 
     def wait(self, call: Call[T]) -> T:

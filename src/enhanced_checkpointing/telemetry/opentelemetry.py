@@ -47,6 +47,9 @@ _instruments_of: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictiona
 _instruments_lock = threading.Lock()
 
 
+_Providers = tuple[TracerProvider | None, MeterProvider | None]
+
+
 class _Signals:
     """The tracer and the instruments of one pair of providers; a missing one is a no-op."""
 
@@ -146,6 +149,8 @@ class OpenTelemetrySink:
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
         """Return the span of one live call, current while it is entered."""
+        if not self._signals.active and self._providers() == self._signals.providers:
+            return NOTHING  # nobody listens: the common case, in which nothing can fail
         with self._shield:
             signals = self._current_signals()
             if signals.active:
@@ -176,18 +181,19 @@ class OpenTelemetrySink:
                 outage.set_attribute("checkpoint.outcome", "unfinished")
                 outage.end()
 
-    def _current_signals(self) -> _Signals:
+    def _providers(self) -> _Providers:
         tracer_provider, meter_provider = self._own_providers
         # The public getters look into the environment each time, which costs more than all the rest of an idle call.
-        tracer_provider = tracer_provider or trace._TRACER_PROVIDER
-        meter_provider = meter_provider or metrics_internal._METER_PROVIDER
-        signals = self._signals
-        if signals.providers[0] is tracer_provider and signals.providers[1] is meter_provider:
+        return tracer_provider or trace._TRACER_PROVIDER, meter_provider or metrics_internal._METER_PROVIDER
+
+    def _current_signals(self) -> _Signals:
+        providers, signals = self._providers(), self._signals
+        if signals.providers == providers:
             return signals
         with self._lock:
             gauges = self._gauges
             self._forget_gauges()
-            self._signals = signals = _Signals(tracer_provider, meter_provider, self._shield)
+            self._signals = signals = _Signals(*providers, self._shield)
             self._gauges = gauges
             if gauges is not None:
                 signals.observe(gauges)
