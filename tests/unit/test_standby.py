@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from langgraph.checkpoint.base import DeltaChannelHistory
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.standby import Standby
@@ -224,6 +225,14 @@ def test_answer_that_cannot_be_held_makes_its_thread_cold_and_is_told_of_once(
     assert len(warnings) == 4, "of the last two it is remembered"
     setting.standby.forget("other")
     assert setting.standby.size == 0
+
+
+def test_history_that_cannot_be_held_makes_its_thread_cold() -> None:
+    setting = Setting()
+    setting.write("a", "other")
+    found = {"log": DeltaChannelHistory(writes=[], seed=2**70)}
+    setting.standby.warm_history(config_of("a", checkpoint_id="some"), found)
+    assert setting.warm() == ["other"]
 
 
 def test_single_thread_that_is_too_large_leaves_too() -> None:
