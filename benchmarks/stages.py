@@ -20,11 +20,11 @@ from enhanced_checkpointing.resilience.guard import Guard
 
 CALLS = 2_000
 QUICK_CALLS = 20
-WARM_UP = 10
+WARM_UP = 20
 
 WATCHED: dict[str, tuple[object, str]] = {
     "accept": (engine, "accept_put"),
-    "guard": (Guard, "call"),
+    "guard": (Guard, "wait"),  # what a caller who is used to be alone does
     "backend": (postgres.PostgresBackend, "apply_batch"),
     "rows": (postgres, "statements"),
     "server": (postgres, "execute"),
@@ -37,7 +37,7 @@ def stages(call: float, inside: Mapping[str, float]) -> dict[str, float]:
     """The parts of one call that do not overlap, in the order in which they come, from the times of what is watched."""
     return {
         "the values become bytes, once": inside["accept"],
-        "gathering with others; the way in and out": call - inside["accept"] - inside["guard"] - inside["warm"],
+        "the way in and out, alone: telemetry, order, room": call - inside["accept"] - inside["guard"] - inside["warm"],
         "guard: deadline, breaker, a task of its own": inside["guard"] - inside["backend"],
         "rows and statement": inside["rows"],
         "a connection from the pool, and back": inside["backend"] - inside["rows"] - inside["server"],

@@ -29,6 +29,7 @@ from enhanced_checkpointing.backends.postgres import PostgresBackend
 from enhanced_checkpointing.backends.sqlite import SqliteBackend
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.manager import EnhancedCheckpointerManager
+from enhanced_checkpointing.operations import operations_of, thread_of
 
 __all__ = ["FakeClock", "FlakySaver", "make_flaky"]
 
@@ -246,5 +247,19 @@ def make_flaky(manager: EnhancedCheckpointerManager) -> FlakySaver:
             "backends of your own. Nothing was changed."
         )
     if not isinstance(backend.saver, FlakySaver):
+        if backend.never_waits():
+            _warm_up(manager)
         backend.saver = FlakySaver(backend.saver)
     return backend.saver
+
+
+def _warm_up(manager: EnhancedCheckpointerManager) -> None:
+    """Let the warm copy be as if it had been kept all the time, which it is not of memory, as that cannot fail."""
+    parts = manager._opened
+    oldest_first = sorted(parts.backend.saver.list(None), key=lambda found: str(found.checkpoint["id"]))
+    for thread_id in {thread_of(found.config) for found in oldest_first}:
+        parts.standby.forget(thread_id)
+        parts.standby.note_empty(thread_id, "")
+    for found in oldest_first:
+        for operation in operations_of(found, parts.backend.serializer):
+            parts.standby.keep(operation)

@@ -479,3 +479,13 @@ def test_closed_sink_holds_nothing_of_its_manager(collector: Collector) -> None:
     del manager
     gc.collect()
     assert not [found for found in gc.get_objects() if type(found) is manager_type]
+
+
+def test_opentelemetry_that_has_changed_inside_fails_no_call(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = OpenTelemetrySink()
+    monkeypatch.delattr(trace, "_TRACER_PROVIDER")
+    with sink.operation(OperationScope("put", "memory", "thread")):
+        pass
+    assert "telemetry failed and was skipped" in caplog.text

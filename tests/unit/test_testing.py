@@ -47,6 +47,19 @@ async def test_an_application_tests_its_own_outage() -> None:
     await manager.cleanup()
 
 
+async def test_what_was_written_before_the_primary_was_made_flaky_is_known_in_the_outage_too() -> None:
+    async with EnhancedCheckpointerManager(create_memory_checkpointer(**FAST, on_unknown_thread="raise")) as manager:
+        graph = counting_chain().compile(checkpointer=manager.get_checkpointer())
+        config = manager.create_thread_config("one", new=True)
+        before = await graph.ainvoke({"question": "why"}, config)
+        history = [state async for state in graph.aget_state_history(config)]
+        primary = make_flaky(manager)
+        primary.fail_with(DOWN)
+        assert (await graph.aget_state(config)).values == before
+        assert [state async for state in graph.aget_state_history(config)] == history
+        primary.heal()
+
+
 async def test_primary_that_hangs_does_not_stop_the_graph_either() -> None:
     async with EnhancedCheckpointerManager(create_memory_checkpointer(**FAST)) as manager:
         primary = make_flaky(manager)

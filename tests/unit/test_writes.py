@@ -834,6 +834,57 @@ async def test_refusal_of_a_lone_write_whose_caller_is_cancelled_is_an_error_of_
     assert setting.pending == 0
 
 
+class Shrugging(Primary):
+    """Cancels its own work for a moment, as a driver's time limit does, and goes on."""
+
+    async def apply_batch(self, operations: Sequence[Operation]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await asyncio.sleep(30 if self.gate is not None else 0)
+        except asyncio.CancelledError:
+            task.uncancel()
+        await super().apply_batch(operations)
+
+
+@pytest.mark.usefixtures("straight")
+async def test_lone_write_that_is_cancelled_for_a_moment_together_with_its_caller_is_not_overtaken() -> None:
+    setting = Setting(backend=Shrugging)
+    await setting.know("a")
+    gate = setting.backend.gate = asyncio.Event()
+    (caller,) = await setting.begin_puts("a")
+    await turns()
+    (attempt,) = (task for task in asyncio.all_tasks() if task.get_name() == "checkpoint attempt: put")
+    caller.cancel()
+    attempt.cancel()
+    assert [type(error) for error in await results([caller])] == [asyncio.CancelledError]
+    setting.backend.gate, held = None, setting.backend.gate
+    (deletion,) = await setting.begin(DeleteThread("a"))
+    await turns()
+    assert held is gate
+    gate.set()
+    assert await results([deletion]) == [None]
+    assert setting.backend.stored == ["a1", "a!"]
+
+
+@pytest.mark.usefixtures("straight")
+async def test_error_of_a_lone_write_that_nobody_foresaw_keeps_nothing_back() -> None:
+    setting = Setting()
+    setting.backend.wrong = Wrong(FailureKind.OUTAGE)
+    classify, setting.engine.writes._guard._classify = setting.engine.writes._guard._classify, _does_not_know
+    with pytest.raises(ZeroDivisionError):
+        await setting.put()
+    assert not len(setting.engine.writes.gathered)
+    setting.engine.writes._guard._classify = classify
+    setting.backend.wrong = None
+    await setting.put()
+    assert setting.backend.stored == ["a2"]
+
+
+def _does_not_know(error: BaseException) -> Any:
+    raise ZeroDivisionError
+
+
 @pytest.mark.usefixtures("straight")
 async def test_lone_write_under_way_when_the_loop_ends_is_no_error_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     setting = Setting()

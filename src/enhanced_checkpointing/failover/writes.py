@@ -22,7 +22,7 @@ from enhanced_checkpointing.operations import Operation, payload_size
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
-from enhanced_checkpointing.resilience.group_commit import GroupCommit
+from enhanced_checkpointing.resilience.group_commit import GroupCommit, Lane
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
@@ -120,27 +120,33 @@ class Writes:
         call.scope.route = Route.PRIMARY.value
         self.at_primary += 1
         try:
-            call.begun = begun = self._guard.begin(
-                call.operation.name, run, deadline=deadline, subjects=(call.thread_id,)
-            )
-            await self._guard.wait(begun)
+            call.begun = self._guard.begin(call.operation.name, run, deadline=deadline, subjects=(call.thread_id,))
+            await self._guard.wait(call.begun)
+            self._newcomers.contact()
+            self._taken(call)
         except asyncio.CancelledError:
             call.ended.cancel()  # nobody waits to be told
-            if begun.is_cancelled:
-                self.gathered.leave(call, lane)  # the event loop ends
-            else:
-                self.gathered.finish(call, lane)
+            asyncio.get_running_loop().call_soon(self._go_on_without_caller, call, lane)
             raise
         except CallFailed:
             self.gathered.finish(call, lane)
             return False
+        except BaseException:
+            self.gathered.leave(call, lane)
+            raise
         finally:
             self.at_primary -= 1
             self._forgive(deadline)
-        self._newcomers.contact()
-        self._taken(call)
         self.gathered.leave(call, lane)
         return True
+
+    def _go_on_without_caller(self, call: Call, lane: Lane) -> None:
+        """A turn later, as it may be both: that the loop ends, which cancels everything, or that a driver has cancelled
+        its own work for a moment, by a time limit of its own. Only then is there somebody to watch."""
+        if call.begun is None or call.begun.is_cancelled:
+            self.gathered.leave(call, lane)
+        else:
+            self.gathered.finish(call, lane)
 
     def route(self, thread_id: str) -> Route:
         held = self._journal is not None and self._journal.holds(thread_id)
@@ -232,6 +238,9 @@ class Writes:
     async def _commit_piece(self, calls: Sequence[Call], batch: Sequence[Call]) -> CallFailed | None:
         # Of all of them: a piece must not take the time of those that come after it.
         deadline = min((call.deadline for call in batch), key=Deadline.remaining).sparing(self._spared)
+        begun = calls[0].begun if len(calls) == 1 else None
+        if begun is not None:
+            deadline = begun.deadline
         self.at_primary += len(calls)
         try:
             await self._guard.call(
@@ -240,7 +249,7 @@ class Writes:
                 deadline=deadline,
                 subjects={call.thread_id for call in calls},
                 writes=True,
-                begun=calls[0].begun if len(calls) == 1 else None,
+                begun=begun,
             )
         except CallFailed as failed:
             return failed

@@ -83,7 +83,7 @@ class Begun(Generic[T]):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the event loop ends, which cancels what nobody else does."""
+        """Whether somebody cancels it: the event loop as it ends, or for a moment it itself."""
         return self.task.cancelled() or self.task.cancelling() > 0
 
 

@@ -149,8 +149,11 @@ class OpenTelemetrySink:
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
         """Return the span of one live call, current while it is entered."""
-        if not self._signals.active and self._providers() == self._signals.providers:
-            return NOTHING  # nobody listens: the common case, in which nothing can fail
+        try:
+            if not self._signals.active and self._providers() == self._signals.providers:
+                return NOTHING  # nobody listens: the common case, spared the shield
+        except Exception:  # noqa: BLE001, S110  # the shield reports it
+            pass
         with self._shield:
             signals = self._current_signals()
             if signals.active:
