@@ -105,7 +105,8 @@ def main() -> None:
 
         images = curves.draw(result.figures, arguments.write.parent / "images")
         links = [image.relative_to(arguments.write.parent).as_posix() for image in images]
-        command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+        subjects = [word for name in arguments.only or () for word in ("--only", name)]
+        command = shlex.join(["python", "-m", "benchmarks", *subjects, *["--quick"] * arguments.quick, "--write"])
         report.write(arguments.write, command, described, result.tables, links)
         console.print(f"written: {arguments.write} and {len(images)} images")
 
