@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from enhanced_checkpointing.backends import postgres
+from enhanced_checkpointing.backends.postgres_rows import statements
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import (
@@ -82,3 +85,10 @@ def private_postgres(cluster_template: ClusterTemplate) -> Iterator[LocalPostgre
 def no_leaks() -> LeakWatch:
     """A test that asks for it fails when it leaves tasks, threads or descriptors behind; it may set `grace_seconds`."""
     return LeakWatch()
+
+
+@pytest.fixture(params=["values", "arrays"])
+def form_of_statements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few operations as they go to PostgreSQL, and in the form that many have."""
+    if request.param == "arrays":
+        monkeypatch.setattr(postgres, "statements", partial(statements, apart=0))

@@ -82,6 +82,7 @@ async def test_of_two_who_write_upon_the_same_head_at_once_one_is_told_that_it_m
 
 
 @pytest.mark.parametrize("heads", [{}, {"": frozenset({None})}])
+@pytest.mark.usefixtures("form_of_statements")
 async def test_step_of_which_one_statement_fails_leaves_nothing_and_the_connection_goes_on(
     heads: Heads, database_url: str
 ) -> None:
@@ -124,6 +125,7 @@ async def test_large_step_is_sent_while_the_server_answers(database_url: str) ->
     assert len(dump_postgres(database_url)["checkpoints"]) == 4
 
 
+@pytest.mark.usefixtures("form_of_statements")
 async def test_two_statements_of_one_text_in_a_step_are_prepared_once(database_url: str) -> None:
     """In the order of their ids: a put, a deletion, a put."""
     async with backend_of(database_url, pool_max_size=1) as backend:
@@ -134,6 +136,7 @@ async def test_two_statements_of_one_text_in_a_step_are_prepared_once(database_u
     assert [row["thread_id"] for row in dump_postgres(database_url)["checkpoints"]] == ["a", "a", "c", "c"]
 
 
+@pytest.mark.usefixtures("form_of_statements")
 async def test_put_that_is_refused_is_refused_although_another_one_with_its_id_follows(database_url: str) -> None:
     async with backend_of(database_url) as backend:
         author = Author("thread", "")

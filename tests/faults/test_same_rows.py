@@ -28,6 +28,7 @@ async def bare(url: str) -> AsyncIterator[BaseCheckpointSaver[str]]:
 
 @CASES
 @pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.usefixtures("form_of_statements")
 async def test_healthy_run_leaves_the_rows_of_the_bare_saver(
     case: GraphCase, durability: Durability, database_url: str, twin_database_url: str
 ) -> None:
@@ -66,6 +67,7 @@ async def test_checkpoint_of_an_older_format_is_migrated_as_the_bare_saver_does(
             assert await saver_of(manager).aget_tuple(each.config) == await saver.aget_tuple(each.config)
 
 
+@pytest.mark.usefixtures("form_of_statements")
 async def test_repeated_writes_leave_the_rows_of_the_bare_saver(database_url: str, twin_database_url: str) -> None:
     async with opened(postgres(database_url)) as manager, bare(twin_database_url) as saver:
         for target in (saver_of(manager), saver):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,23 @@ async def occupied(setting: Setting, thread_id: str = "x") -> tuple[asyncio.Task
 async def results(callers: Sequence[asyncio.Task[None]]) -> list[BaseException | None]:
     async with asyncio.timeout(5):
         return await asyncio.gather(*callers, return_exceptions=True)
+
+
+@contextmanager
+def tasks_made() -> Iterator[list[str]]:
+    """What the tasks run that are made meanwhile."""
+    made: list[str] = []
+    loop = asyncio.get_running_loop()
+
+    def note(loop: asyncio.AbstractEventLoop, coroutine: Any, **parts: Any) -> asyncio.Task[Any]:
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **parts)
+
+    loop.set_task_factory(note)
+    try:
+        yield made
+    finally:
+        loop.set_task_factory(None)
 
 
 # Together
@@ -724,20 +742,11 @@ def straight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_caller_who_is_used_to_be_alone_needs_one_task() -> None:
-    setting, made = Setting(), list[str]()
+    setting = Setting()
     for _ in range(group_commit.USED_TO_BE_ALONE):
         await setting.put()
-    loop = asyncio.get_running_loop()
-
-    def note(loop: asyncio.AbstractEventLoop, coroutine: Any, **parts: Any) -> asyncio.Task[Any]:
-        made.append(coroutine.__qualname__)
-        return asyncio.Task(coroutine, loop=loop, **parts)
-
-    loop.set_task_factory(note)
-    try:
+    with tasks_made() as made:
         await setting.put()
-    finally:
-        loop.set_task_factory(None)
     assert made == ["Guard._run"]
     assert {scope.outcome for scope in setting.recorder.scopes} == {"primary"}
     assert setting.recorder.scopes[-1].route == "primary"
@@ -920,20 +929,11 @@ async def test_lone_writes_are_live_calls_and_hold_up_the_end() -> None:
 
 
 async def test_memory_is_written_without_a_task() -> None:
-    setting, made = Setting(backend=MemoryBackend), list[str]()
-    loop = asyncio.get_running_loop()
-
-    def note(loop: asyncio.AbstractEventLoop, coroutine: Any, **parts: Any) -> asyncio.Task[Any]:
-        made.append(coroutine.__qualname__)
-        return asyncio.Task(coroutine, loop=loop, **parts)
-
-    loop.set_task_factory(note)
-    try:
+    setting = Setting(backend=MemoryBackend)
+    with tasks_made() as made:
         await setting.put()
         await setting.engine.writes.settle(DeleteThread("b"))
         await setting.engine.get_tuple(config_of("a"))
-    finally:
-        loop.set_task_factory(None)
     assert made == []
     assert setting.recorder.outcomes() == [("a", "primary"), ("b", "primary"), ("a", "primary")]
 

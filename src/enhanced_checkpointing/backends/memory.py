@@ -10,6 +10,18 @@ from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation, apply_shared
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
+NO_VALUE = ("empty", b"")
+"""What an `InMemorySaver` keeps of a channel that lost its value."""
+
+BlobKey = tuple[str, str, str, str | int | float]
+"""Thread, namespace, channel, version."""
+
+
+def blob_of(saver: InMemorySaver, key: BlobKey) -> Serialized | None:
+    """The bytes of one version of a channel, if a saver holds them."""
+    stored = saver.blobs.get(key)
+    return Serialized(*stored) if stored is not None and stored[0] != NO_VALUE[0] else None
+
 
 class MemoryBackend(Backend):
     """LangGraph's `InMemorySaver`; everything is gone when the process ends."""
@@ -31,5 +43,4 @@ class MemoryBackend(Backend):
         return type(self) is MemoryBackend and self.saver is self._memory
 
     def blob(self, thread_id: str, checkpoint_ns: str, channel: str, version: str | int | float) -> Serialized | None:
-        stored = self._memory.blobs.get((thread_id, checkpoint_ns, channel, version))
-        return Serialized(*stored) if stored is not None and stored[0] != "empty" else None
+        return blob_of(self._memory, (thread_id, checkpoint_ns, channel, version))

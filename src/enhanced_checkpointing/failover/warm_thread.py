@@ -10,15 +10,13 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory, PendingWrite
 from langgraph.checkpoint.memory import InMemorySaver
 
+from enhanced_checkpointing.backends.memory import NO_VALUE, BlobKey, blob_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 OVERHEAD = 600
 """Bytes that a warm thread or a checkpoint costs besides its values; measured with `sys.getsizeof` over its parts."""
-
-NO_VALUE = ("empty", b"")
-"""What an `InMemorySaver` keeps of a channel that lost its value."""
 
 MISSING = ""
 """No checkpoint id and no version is empty."""
@@ -73,10 +71,9 @@ class WarmThread:
         else:
             self._complete_namespaces.add(checkpoint_ns)
 
-    def blob(self, key: tuple[str, str, str, str | int | float]) -> Serialized | None:
+    def blob(self, key: BlobKey) -> Serialized | None:
         """The bytes of one version of a channel, if they are here."""
-        stored = self._saver.blobs.get(key)
-        return Serialized(*stored) if stored is not None and stored[0] != NO_VALUE[0] else None
+        return blob_of(self._saver, key)
 
     def put(self, put: Put) -> None:
         """Take a checkpoint written by this process: it is the newest of its namespace from now on."""
