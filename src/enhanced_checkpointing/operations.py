@@ -171,11 +171,15 @@ def accept_put(
     versions = checkpoint["channel_versions"]
     values: dict[str, Any] = {}
     for channel, value in live.items():
+        if isinstance(value, INLINE_TYPES):
+            values[channel] = value
+            continue
         known = None
-        if channel not in new_versions and channel in versions and not isinstance(value, INLINE_TYPES):
+        if channel not in new_versions and channel in versions:
             known = known_blob(thread_id, checkpoint_ns, channel, versions[channel])
         values[channel] = serializer.freeze(value) if known is None else known
-    skeleton = {key: part for key, part in checkpoint.items() if key != "channel_values"}
+    skeleton: dict[str, Any] = {**checkpoint}
+    del skeleton["channel_values"]
     skeleton["channel_versions"] = dict(versions)
     skeleton["versions_seen"] = {node: dict(seen) for node, seen in checkpoint["versions_seen"].items()}
     return Put(

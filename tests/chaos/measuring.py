@@ -6,9 +6,9 @@ import asyncio
 import copy
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, ChannelVersions, Checkpoint
@@ -31,6 +31,7 @@ from enhanced_checkpointing.telemetry.events import (
 from tests.chaos.plan import Ledger
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 TICK = 0.02
 """Seconds between two looks at the event loop; it stood still when a look comes as much too late."""
@@ -57,9 +58,9 @@ class TimedBridge(LoopBridge):
         self._worst = deadline / 4
         self._deadline = deadline
 
-    async def bring(self, call: Call[T]) -> T:
+    async def bring(self, call: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **named: P.kwargs) -> T:
         with self._timed():
-            return await self._bridge.bring(call)
+            return await self._bridge.bring(call, *args, **named)
 
     def wait(self, call: Call[T]) -> T:
         with self._timed():

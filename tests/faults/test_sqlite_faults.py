@@ -23,6 +23,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
 )
 from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.resilience import group_commit
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from tests.support.checkpointer import opened, recovered, saver_of, sqlite
 from tests.support.disks import bound_by_modes, fill, folder_without_root, make_room, set_modes, small_disk
@@ -117,6 +118,14 @@ class OtherProcess:
         self._process.communicate("\n")
 
 
+@pytest.fixture(params=["gathered", "straight"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes go with others, as they may at first, or each by itself, as those of a caller who is used to be alone."""
+    if request.param == "straight":
+        monkeypatch.setattr(group_commit, "USED_TO_BE_ALONE", 0)
+
+
+@pytest.mark.usefixtures("each_way")
 async def test_file_locked_by_another_process_for_longer_than_the_deadline_loses_nothing(
     tmp_path: Path, no_leaks: LeakWatch
 ) -> None:
@@ -140,6 +149,7 @@ async def test_start_on_a_locked_file_is_degraded_and_sets_it_up_later(tmp_path:
     await assert_equals_twin(path, tmp_path / "twin.sqlite")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_short_lock_is_waited_for_and_is_no_outage(tmp_path: Path, no_leaks: LeakWatch) -> None:
     path = tmp_path / "primary.sqlite"
     async with opened(sqlite(path, deadline=5.0)) as manager:
@@ -153,6 +163,7 @@ async def test_short_lock_is_waited_for_and_is_no_outage(tmp_path: Path, no_leak
         assert manager._opened.engine.journaling.journaled == 0
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_file_that_becomes_read_only_is_an_outage_and_loses_nothing(tmp_path: Path, no_leaks: LeakWatch) -> None:
     await run_alone(tmp_path / "first.sqlite")  # whatever is imported late is imported now, with all rights
     with folder_without_root() as folder:
@@ -170,6 +181,7 @@ async def run_alone(path: Path) -> None:
         await run_case(CASE, saver_of(manager), "thread")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_full_disk_is_an_outage_and_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, no_leaks: LeakWatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Awaitable
@@ -17,9 +19,13 @@ from enhanced_checkpointing import (
     CheckpointerConfigurationError,
     EnhancedCheckpointerManager,
 )
+from enhanced_checkpointing.backends import sqlite as sqlite_backend
 from enhanced_checkpointing.backends.sqlite import SqliteBackend
+from enhanced_checkpointing.operations import apply_to_saver
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.serialization import SharingSerializer
+from tests.support.author import Author
 from tests.support.checkpointer import eventually, opened, recovered, saver_of, sqlite
 from tests.support.disks import bound_by_modes, folder_without_root, set_modes
 from tests.support.dump import dump_sqlite
@@ -142,3 +148,42 @@ async def test_refused_call_is_rolled_back_before_the_next_one_commits(tmp_path:
         await write(manager, "second", "taken")
         assert manager.health_status["overall_status"] == "healthy"
     assert {row["task_id"] for row in dump_sqlite(path)["checkpoint_writes"]} == {"taken"}
+
+
+def rows_without_the_log(path: Path) -> int:
+    """How many checkpoints the database file has by itself; 0 where it was copied in the middle of a change."""
+    alone = path.with_suffix(".copy")
+    shutil.copyfile(path, alone)
+    with contextlib.closing(sqlite3.connect(alone)) as connection, contextlib.suppress(sqlite3.DatabaseError):
+        return int(connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
+    return 0
+
+
+@pytest.mark.parametrize("callers", [1, 8])
+async def test_log_is_folded_into_the_file_beside_the_writes(
+    callers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: LeakWatch
+) -> None:
+    monkeypatch.setattr(sqlite_backend, "FOLD_EVERY", 40)
+    path = tmp_path / "primary.sqlite"
+    async with opened(sqlite(path)) as manager:
+        saver = saver_of(manager)
+        assert rows_without_the_log(path) == 0
+
+        async def put(author: Author) -> None:
+            for _ in range(200 // callers):
+                await apply_to_saver(saver, author.put({"messages": 1000 * "x"}), SharingSerializer())
+
+        await asyncio.gather(*(put(Author(f"thread {number}")) for number in range(callers)))
+        await eventually(lambda: rows_without_the_log(path) >= 150)
+        assert path.with_name("primary.sqlite-wal").stat().st_size > 0, "closing would have folded it in too"
+
+
+async def test_log_that_cannot_be_folded_in_is_no_failure_of_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: LeakWatch
+) -> None:
+    monkeypatch.setattr(sqlite_backend, "FOLD_EVERY", 5)
+    monkeypatch.setattr(sqlite_backend, "FOLD_SQL", "PRAGMA wal_checkpoint(PASSIVE) and more")
+    async with opened(sqlite(tmp_path / "primary.sqlite")) as manager:
+        await run_case(CASE, saver_of(manager), "thread")
+        assert manager.health_status["overall_status"] == "healthy"
+        assert manager._opened.engine.journaling.journaled == 0

@@ -11,8 +11,8 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from enhanced_checkpointing.backends.contract import Backend, Heads, classify_by_type
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
-from enhanced_checkpointing.resilience.guard import current_attempt
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.simulation.server import Request, Server, ServerSays, run_now
 from tests.simulation.world import World
@@ -33,6 +33,7 @@ class SimulatedBackend(Backend):
         self._server = server
         self._watch = watch
         self.saver = server.saver
+        self._working: list[asyncio.Task[None]] = []
 
     async def setup(self) -> None:
         await self._send(lambda: None, writes=True)
@@ -102,10 +103,30 @@ class SimulatedBackend(Backend):
 
 
 class ComparingBackend(SimulatedBackend):
-    """One that, like PostgreSQL's, compares heads and commits operations of many threads in one step."""
+    """One that, like PostgreSQL's, compares heads and commits operations of many threads in one step; half of them
+    take a lone operation without a task, like SQLite's."""
 
     compares_heads = True
     lanes = 2
+
+    def lone(self, operation: Operation, attempt: Attempt) -> Answer | None:
+        if self._world.seed % 2:
+            return None
+        answer = Answer(attempt)
+
+        async def work() -> None:  # in place of a thread: nobody who waits for the answer knows of it
+            current_attempt.set(attempt)
+            try:
+                await self._apply([operation], {})
+            except Exception as error:  # noqa: BLE001  # it is the answer
+                if not answer.done():
+                    answer.set_exception(error)
+            else:
+                if not answer.done():
+                    answer.set_result(None)
+
+        attempt.launch = lambda: self._working.append(asyncio.get_running_loop().create_task(work()))
+        return answer
 
     async def apply_batch(self, operations: Sequence[Operation]) -> None:
         await self._apply(operations, {})

@@ -27,6 +27,7 @@ class World:
     """Has the clock, in seconds, and what happens later. What it does is decided by its seed alone."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.random = Random(seed)
         self.now = BEGINNING
         self.wall_offset = 1_700_000_000.0

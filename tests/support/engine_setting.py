@@ -16,6 +16,7 @@ from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import BaseHead, JournalEntry
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
+from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
@@ -42,6 +43,9 @@ class Wrong(Exception):
         self.fix = fix
 
 
+THREAD = "a thread of the backend"
+
+
 class Primary(MemoryBackend):
     """Memory that raises what it is told to, can be kept waiting, and takes a batch as a whole or not at all."""
 
@@ -58,6 +62,7 @@ class Primary(MemoryBackend):
         self.answers: list[Wrong | None] = []
         """What it says to the next batches, one after another."""
         self.gate: asyncio.Event | None = None
+        self.threads: list[asyncio.Task[None]] = []
 
     async def apply_batch(self, operations: Sequence[Operation]) -> None:
         labels = [label(operation) for operation in operations]
@@ -83,6 +88,28 @@ class Primary(MemoryBackend):
         if isinstance(error, Wrong):
             return Failure(error.kind, error, answered=True, fix=error.fix)
         return classify_by_type(error)
+
+
+def answers_by_a_thread(backend: Primary, operation: Operation, attempt: Attempt) -> Answer:
+    """A `Backend.lone`: an attempt without a task. What a thread would do is done by a task that nobody knows of."""
+    answer = Answer(attempt)
+
+    async def work() -> None:
+        try:
+            await backend.apply_batch([operation])
+        except Exception as error:  # noqa: BLE001  # it is the answer
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(None)
+
+    def launch() -> None:
+        attempt.hold(lambda: answer.set_exception(ConnectionResetError("cut")))
+        backend.threads.append(asyncio.get_running_loop().create_task(work(), name=THREAD))
+
+    attempt.launch = launch
+    return answer
 
 
 class SlowJournal(MemoryJournal):

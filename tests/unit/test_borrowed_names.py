@@ -114,8 +114,8 @@ def test_no_private_name_of_a_dependency_is_used_that_this_file_does_not_watch()
         "opentelemetry.trace._TRACER_PROVIDER",
     }
     assert borrowed_in_source() == watched
-    telemetry, memory, sqlite = {"_METER_PROVIDER", "_TRACER_PROVIDER"}, {"_ordered_writes"}, {"_conn", "_execute"}
-    assert private_attributes_that_are_not_ours() == telemetry | memory | sqlite
+    telemetry, memory = {"_METER_PROVIDER", "_TRACER_PROVIDER"}, {"_ordered_writes"}
+    assert private_attributes_that_are_not_ours() == telemetry | memory | {"_conn", "_execute", "_tx"}
 
 
 # LangGraph's PostgreSQL saver
@@ -311,6 +311,15 @@ async def test_sqlite_connection_runs_a_function_on_its_own_thread_after_what_wa
         assert {thread for _, thread in order}.isdisjoint({threading.get_ident()})
         with pytest.raises(ZeroDivisionError):
             await run(lambda: 1 / 0)
+
+        answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
+        for answer in answers[:2]:
+            connection._tx.put_nowait((answer, lambda: work("d")))
+        connection._tx.put_nowait((answers[2], lambda: 1 / 0))
+        assert await asyncio.gather(*answers[:2]) == ["d", "d"]
+        with pytest.raises(ZeroDivisionError):
+            await answers[2]
+        assert {thread for _, thread in order}.isdisjoint({threading.get_ident()})
 
 
 def test_serializer_takes_bytes_of_its_own_as_a_part_of_others() -> None:

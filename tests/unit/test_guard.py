@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from enhanced_checkpointing.resilience import guard as guards
+from enhanced_checkpointing.resilience.attempts import Answer, Attempt, Begun, current_attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, Failure, FailureKind
-from enhanced_checkpointing.resilience.guard import Begun, Guard, current_attempt
+from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.telemetry.events import AttemptAbandoned, RetryScheduled
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.recorder import Recorder
@@ -673,3 +674,112 @@ async def test_what_the_end_of_the_loop_cancels_says_so() -> None:
     with pytest.raises(asyncio.CancelledError):
         await setting.guard.wait(one)
     assert one.is_cancelled
+
+
+# What needs no task
+
+
+class Thread:
+    """In place of a thread of the backend: makes an attempt when it is told to."""
+
+    def __init__(self) -> None:
+        self.launched = 0
+        self.severed = 0
+
+    def lone(self, attempt: Attempt) -> Answer:
+        self.answer = Answer(attempt)
+
+        def launch() -> None:
+            self.launched += 1
+            attempt.hold(self.sever)
+
+        attempt.launch = launch
+        return self.answer
+
+    def sever(self) -> None:
+        self.severed += 1
+        self.answer.set_exception(ConnectionResetError("cut"))
+
+
+def begun_by(setting: Setting, thread: Thread, seconds: float = 2.0) -> Begun[None]:
+    deadline = Deadline(time.monotonic, seconds)
+    return setting.guard.begin("put", nothing, deadline=deadline, subjects=("thread",), lone=thread.lone)
+
+
+async def test_attempt_without_a_task_is_launched_when_it_is_waited_for_and_only_once() -> None:
+    setting, thread = Setting(), Thread()
+    before = asyncio.all_tasks()
+    one = begun_by(setting, thread)
+    assert (asyncio.all_tasks(), thread.launched) == (before, 0)
+    for _ in range(2):
+        waiting = asyncio.create_task(setting.guard.wait(one))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert (thread.launched, one.is_cancelled, one.has_task) == (1, False, False)
+    thread.answer.set_result(None)
+    await setting.guard.wait(one)
+
+
+async def test_answer_of_a_thread_wakes_its_caller_in_the_next_turn_of_the_loop() -> None:
+    setting, thread = Setting(), Thread()
+    waiting = asyncio.create_task(setting.guard.wait(begun_by(setting, thread)))
+    await asyncio.sleep(0)
+    thread.answer.set_result(None)
+    await asyncio.sleep(0)
+    assert waiting.done()
+
+
+async def test_error_that_a_thread_answers_counts_as_any_other() -> None:
+    setting, thread = Setting(failures_in_row=1, retries=0), Thread()
+    waiting = asyncio.create_task(setting.guard.wait(begun_by(setting, thread)))
+    await asyncio.sleep(0)
+    thread.answer.set_exception(Fault(FailureKind.OUTAGE))
+    with pytest.raises(CallFailed) as caught:
+        await waiting
+    assert caught.value.kind is FailureKind.OUTAGE
+    assert setting.breaker.is_open
+
+
+async def test_thread_that_does_not_answer_in_time_is_cut() -> None:
+    setting, thread = Setting(), Thread()
+    with pytest.raises(CallFailed) as caught:
+        await setting.guard.wait(begun_by(setting, thread, 0.03))
+    assert (caught.value.kind, caught.value.timed_out) == (FailureKind.UNKNOWN, True)
+    assert thread.severed == 1
+    await asyncio.sleep(0)
+    assert setting.guard.outstanding == 0
+
+
+async def test_thread_is_not_bothered_when_there_is_no_time_for_it() -> None:
+    setting, thread = Setting(), Thread()
+    with pytest.raises(CallFailed):
+        await setting.guard.wait(begun_by(setting, thread, 0.0))
+    assert (thread.launched, thread.severed) == (0, 0)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_what_was_begun_is_over_when_it_has_ended_or_its_time_has(answers: bool) -> None:
+    setting, thread, told = Setting(), Thread(), list[str]()
+    one = begun_by(setting, thread, 0.05)
+    one.when_over(lambda: told.append("over"))
+    await asyncio.sleep(0.01)
+    assert told == []
+    if answers:
+        thread.answer.set_result(None)
+        await asyncio.sleep(0.01)
+        assert told == ["over"]
+    await asyncio.sleep(0.08)
+    assert told == ["over"]
+
+
+async def test_half_of_the_time_without_a_word_raises_a_doubt_once() -> None:
+    setting, thread, doubts = Setting(), Thread(), list[float]()
+    setting.guard.on_doubt = lambda: doubts.append(time.monotonic())
+    began_at = time.monotonic()
+    waiting = asyncio.create_task(setting.guard.wait(begun_by(setting, thread, 0.2)))
+    await asyncio.sleep(0.15)
+    thread.answer.set_result(None)
+    await waiting
+    assert [0.09 < moment - began_at < 0.14 for moment in doubts] == [True]

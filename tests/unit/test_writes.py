@@ -23,7 +23,7 @@ from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOver, Notice, OperationScope
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import config_of
-from tests.support.engine_setting import Primary, Setting, Wrong, turns
+from tests.support.engine_setting import THREAD, Primary, Setting, Wrong, answers_by_a_thread, turns
 
 NOT_AT_FAULT = [kind for kind in FailureKind if kind not in (FailureKind.DATA, FailureKind.CORRUPTION)]
 
@@ -713,7 +713,8 @@ async def test_write_under_way_when_the_loop_ends_is_no_error_of_its_own(
     setting.journal.gates = {"a": asyncio.Event(), "b": asyncio.Event()}
     callers = await setting.begin_puts("a", "b")
     await turns()
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+    threads = {task for task in asyncio.all_tasks() if task.get_name() == THREAD}
+    for task in asyncio.all_tasks() - threads - {asyncio.current_task()}:
         task.cancel()  # as asyncio.run() does
     assert [type(error) for error in await results(callers)] == [asyncio.CancelledError] * 2
     await turns()
@@ -736,9 +737,16 @@ async def test_end_of_what_sends_a_batch_ends_its_callers_too() -> None:
 
 
 @pytest.fixture
-def straight(monkeypatch: pytest.MonkeyPatch) -> None:
+def straight_by_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever finds a lane free takes it himself."""
     monkeypatch.setattr(group_commit, "USED_TO_BE_ALONE", 0)
+
+
+@pytest.fixture(params=["by a task", "by a thread of the backend"])
+def straight(straight_by_a_task: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise, and the backend may do without a task for it."""
+    if request.param != "by a task":
+        monkeypatch.setattr(Primary, "lone", answers_by_a_thread)
 
 
 async def test_caller_who_is_used_to_be_alone_needs_one_task() -> None:
@@ -753,6 +761,17 @@ async def test_caller_who_is_used_to_be_alone_needs_one_task() -> None:
     found = await setting.engine.get_tuple(config_of("a"))
     assert found is not None
     assert setting.standby.base_head(setting.next_put("a")) == found.checkpoint["id"]
+
+
+async def test_backend_that_needs_no_task_for_a_lone_write_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Primary, "lone", answers_by_a_thread)
+    setting = Setting()
+    for _ in range(group_commit.USED_TO_BE_ALONE):
+        await setting.put()
+    with tasks_made() as made:
+        await setting.put()
+    assert made == ["answers_by_a_thread.<locals>.work"]
+    assert setting.backend.stored[-1] == f"a{group_commit.USED_TO_BE_ALONE + 1}"
 
 
 @pytest.mark.usefixtures("straight")
@@ -856,7 +875,7 @@ class Shrugging(Primary):
         await super().apply_batch(operations)
 
 
-@pytest.mark.usefixtures("straight")
+@pytest.mark.usefixtures("straight_by_a_task")
 async def test_lone_write_that_is_cancelled_for_a_moment_together_with_its_caller_is_not_overtaken() -> None:
     setting = Setting(backend=Shrugging)
     await setting.know("a")
@@ -901,13 +920,16 @@ async def test_lone_write_under_way_when_the_loop_ends_is_no_error_of_its_own(ca
     setting.backend.gate = asyncio.Event()
     callers = await setting.begin_puts("a")
     await turns()
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+    threads = {task for task in asyncio.all_tasks() if task.get_name() == THREAD}
+    for task in asyncio.all_tasks() - threads - {asyncio.current_task()}:
         task.cancel()  # as asyncio.run() does
     assert [type(error) for error in await results(callers)] == [asyncio.CancelledError]
     await turns()
     assert caplog.records == []
-    assert len(asyncio.all_tasks()) == 1
-    assert not len(setting.engine.writes.gathered)
+    assert asyncio.all_tasks() - threads == {asyncio.current_task()}
+    assert len(setting.engine.writes.gathered) == len(threads)
+    for thread in threads:
+        thread.cancel()
 
 
 @pytest.mark.usefixtures("straight")

@@ -13,6 +13,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empt
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.operations import Operation, apply_to_saver, asks_for_thread, thread_of
+from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
@@ -101,6 +102,11 @@ class Backend:
         """
         for operation in operations:
             await self.apply(operation)
+
+    def lone(self, operation: Operation, attempt: Attempt) -> Answer | None:
+        """Prepare to commit one operation as `apply_batch` would, by a thread of the backend's own and without a task;
+        None: not now, or not by this backend. What is wrong with the operation is for `apply_batch` to say."""
+        return None
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
         """Commit operations of one thread in their order, as one step where that is possible.

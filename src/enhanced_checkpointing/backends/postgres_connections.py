@@ -25,7 +25,7 @@ from enhanced_checkpointing.backends.postgres_failures import STALE_PLAN, says_t
 from enhanced_checkpointing.backends.postgres_fence import LostSessions
 from enhanced_checkpointing.backends.postgres_hosts import with_addresses
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.resilience.guard import Attempt, current_attempt
+from enhanced_checkpointing.resilience.attempts import Attempt, current_attempt
 from enhanced_checkpointing.telemetry.log import PoolNoiseFilter
 
 Connection = AsyncConnection[DictRow]

@@ -109,30 +109,31 @@ def _writes(operation: PutWrites) -> list[Row]:
 
 def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
     """The whole checkpoint, which is one blob here, made of the bytes that there are already where that is possible."""
-    if _can_be_joined(put, serializer):
-        joined = {channel: _part(value) for channel, value in put.values.items()}
-        return serializer.dumps_typed(_with_values(put, joined))
-    live = put.live_values
-    if live is None:
-        live = {channel: serializer.thaw(value) for channel, value in put.values.items()}
-    return serializer.dumps_typed(_with_values(put, live))
+    values: Mapping[str, Any] | None = _joined(put, serializer)
+    if values is None:
+        values = put.live_values
+    if values is None:
+        values = {channel: serializer.thaw(value) for channel, value in put.values.items()}
+    return serializer.dumps_typed(_with_values(put, values))
 
 
-def _can_be_joined(put: Put, serializer: SharingSerializer) -> bool:
-    """Whether a value looks within the checkpoint as it does alone, which is known of one serializer only, and whether
-    nothing makes that one fall back to pickle, which knows no fragments."""
+def _joined(put: Put, serializer: SharingSerializer) -> dict[str, Any] | None:
+    """The values as parts of a whole; None unless a value looks within the checkpoint as it does alone, which is known
+    of one serializer only, and nothing makes that one fall back to pickle, which knows no fragments."""
     inner = serializer.inner
-    if type(inner) is not JsonPlusSerializer:
-        return False
-    return not inner.pickle_fallback and all(
-        type(value) is not Serialized or value.tag in (MSGPACK, BYTES) for value in put.values.values()
-    )
-
-
-def _part(value: Any) -> Any:
-    if type(value) is not Serialized:
-        return value
-    return Fragment(value.data) if value.tag == MSGPACK else value.data
+    if type(inner) is not JsonPlusSerializer or inner.pickle_fallback:
+        return None
+    values: dict[str, Any] = {}
+    for channel, value in put.values.items():
+        if type(value) is not Serialized:
+            values[channel] = value
+        elif value.tag == MSGPACK:
+            values[channel] = Fragment(value.data)
+        elif value.tag == BYTES:
+            values[channel] = value.data
+        else:
+            return None
+    return values
 
 
 def _with_values(put: Put, values: Mapping[str, Any]) -> dict[str, Any]:

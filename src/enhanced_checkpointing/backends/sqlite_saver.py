@@ -44,6 +44,16 @@ class OneHopSaver(AsyncSqliteSaver):
         """Commit the statements as one transaction: all of them, or after an error none."""
         await self._alone(lambda connection: _commit(connection, statements))
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody is in the middle of a transaction of several hops, and the tables are known to be there."""
+        return self.is_setup and not self.lock.locked()
+
+    def commit_at_once(self, statements: Sequence[Statement], answer: asyncio.Future[None]) -> None:
+        """Commit the statements as `commit` does, while the saver `is_free`: whoever comes next, comes after them."""
+        connection = self.conn._conn
+        self.conn._tx.put_nowait((answer, lambda: _commit(connection, statements)))
+
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         thread_id = str(config["configurable"]["thread_id"])
         checkpoint_ns = config["configurable"].get("checkpoint_ns", "")
@@ -91,9 +101,22 @@ class _RollingBackLock(asyncio.Lock):
 
 
 def _commit(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
+    if len(statements) == 1 and len(statements[0][1]) == 1:
+        _commit_one(connection, statements[0][0], statements[0][1][0])
+        return
     with connection:  # by itself, since whoever waits for it may be cancelled
         for text, rows in statements:
             connection.executemany(text, rows)
+
+
+def _commit_one(connection: sqlite3.Connection, text: str, row: Row) -> None:
+    """One row is a transaction by itself, which spares the statements that begin and end one."""
+    level = connection.isolation_level
+    connection.isolation_level = None
+    try:
+        connection.execute(text, row)
+    finally:
+        connection.isolation_level = level
 
 
 def _read(

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 
 from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.resilience.attempts import Begun
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.guard import Begun
 from enhanced_checkpointing.telemetry.events import OperationScope
 
 

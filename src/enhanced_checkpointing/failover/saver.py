@@ -42,7 +42,7 @@ class FailoverSaver(SyncMethods):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         asked = with_text_id(config)
-        return await self._bridge.bring(lambda: self._engine.get_tuple(asked))
+        return await self._bridge.bring(self._engine.get_tuple, asked)
 
     async def alist(
         self,
@@ -56,9 +56,9 @@ class FailoverSaver(SyncMethods):
         complete or an error, never a part that looks like the whole."""
         if config is not None and "thread_id" in config.get("configurable", {}):
             one = with_text_id(config)
-            answer = await self._bridge.bring(lambda: self._engine.list(one, filter, before, limit))
+            answer = await self._bridge.bring(self._engine.list, one, filter, before, limit)
         else:
-            answer = await self._bridge.bring(lambda: self._maintenance.list(filter, before, limit))
+            answer = await self._bridge.bring(self._maintenance.list, filter, before, limit)
         for found in answer:
             yield found
 
@@ -69,15 +69,15 @@ class FailoverSaver(SyncMethods):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        return await self._bridge.bring(lambda: self._engine.put(config, checkpoint, metadata, new_versions))
+        return await self._bridge.bring(self._engine.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._bridge.bring(lambda: self._engine.put_writes(config, writes, task_id, task_path))
+        await self._bridge.bring(self._engine.put_writes, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._bridge.bring(lambda: self._engine.delete_thread(str(thread_id)))
+        await self._bridge.bring(self._engine.delete_thread, str(thread_id))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -85,7 +85,7 @@ class FailoverSaver(SyncMethods):
         if not channels:
             return {}
         asked = with_text_id(config)
-        return await self._bridge.bring(lambda: self._engine.delta_history(asked, channels))
+        return await self._bridge.bring(self._engine.delta_history, asked, channels)
 
     def get_next_version(self, current: str | int | float | None, channel: None = None) -> str:
         """The version scheme that memory, SQLite and PostgreSQL share; a thread with integer versions goes on in it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -20,6 +20,7 @@ from langgraph.checkpoint.base import (
 from enhanced_checkpointing.errors import CheckpointerError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Call = Callable[[], Coroutine[Any, Any, T]]
 
 
@@ -35,16 +36,16 @@ class LoopBridge:
         """Refuse all further calls."""
         self._closed = True
 
-    async def bring(self, call: Call[T]) -> T:
-        """Await `call()` on the manager's loop, from whichever loop is running.
+    def bring(self, call: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **named: P.kwargs) -> Awaitable[T]:
+        """Call on the manager's loop, from whichever loop is running; to be awaited at once.
 
         Raises:
             CheckpointerError: the manager is closed, its loop has ended, or this is a forked child.
         """
         if not self._closed and _running_loop() is self._loop:  # which it is in no forked child: asyncio sees to that
-            return await call()
+            return call(*args, **named)
         self._check()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), self._loop))
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(*args, **named), self._loop))
 
     def wait(self, call: Call[T]) -> T:
         """Run `call()` on the manager's loop and wait for it, from any other thread.

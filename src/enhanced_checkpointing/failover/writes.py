@@ -65,6 +65,7 @@ class Writes:
         self._journaling = journaling
         self._telemetry = telemetry
         self._clock = clock
+        self._spared = FOR_THE_JOURNAL * config.deadline if journaling.possible else 0.0
         self.gathered: GroupCommit[Call] = GroupCommit(
             self._send,
             key=lambda call: call.thread_id,
@@ -120,7 +121,13 @@ class Writes:
         call.scope.route = Route.PRIMARY.value
         self.at_primary += 1
         try:
-            call.begun = self._guard.begin(call.operation.name, run, deadline=deadline, subjects=(call.thread_id,))
+            call.begun = self._guard.begin(
+                call.operation.name,
+                run,
+                deadline=deadline,
+                subjects=(call.thread_id,),
+                lone=partial(self._backend.lone, call.operation),
+            )
             await self._guard.wait(call.begun)
             self._newcomers.contact()
             self._taken(call)
@@ -143,18 +150,17 @@ class Writes:
     def _go_on_without_caller(self, call: Call, lane: Lane) -> None:
         """A turn later, as it may be both: that the loop ends, which cancels everything, or that a driver has cancelled
         its own work for a moment, by a time limit of its own. Only then is there somebody to watch."""
-        if call.begun is None or call.begun.is_cancelled:
+        begun = call.begun
+        if begun is None or begun.is_cancelled:
             self.gathered.leave(call, lane)
-        else:
+        elif begun.has_task:
             self.gathered.finish(call, lane)
+        else:  # nobody cancels what has no task; so nothing is begun here that the end of the loop would meet
+            begun.when_over(lambda: self.gathered.finish(call, lane))
 
     def route(self, thread_id: str) -> Route:
         held = self._journal is not None and self._journal.holds(thread_id)
         return route_of(breaker_open=self._breaker.is_open, journal_holds=held)
-
-    @property
-    def _spared(self) -> float:
-        return FOR_THE_JOURNAL * self._config.deadline if self._journaling.possible else 0.0
 
     # At the primary
 
@@ -237,7 +243,7 @@ class Writes:
 
     async def _commit_piece(self, calls: Sequence[Call], batch: Sequence[Call]) -> CallFailed | None:
         # Of all of them: a piece must not take the time of those that come after it.
-        deadline = min((call.deadline for call in batch), key=Deadline.remaining).sparing(self._spared)
+        deadline = Deadline.first([call.deadline for call in batch]).sparing(self._spared)
         begun = calls[0].begun if len(calls) == 1 else None
         if begun is not None:
             deadline = begun.deadline

@@ -51,6 +51,7 @@ class Breaker:
         self._settings = settings
         self._on_transition = on_transition
         self._generation = 0
+        self._ticket = Ticket(0)
         self._open = False
         self._failures_in_row = 0
         self._seconds: deque[_Second] = deque()
@@ -71,7 +72,7 @@ class Breaker:
 
     def admit(self) -> Ticket | None:
         """Return a ticket for one call, or None while open."""
-        return None if self._open else Ticket(self._generation)
+        return None if self._open else self._ticket
 
     def succeeded(self, ticket: Ticket, seconds: float) -> None:
         """Report a success that took `seconds`; a slow one counts as a failure."""
@@ -103,6 +104,7 @@ class Breaker:
     def _transition(self, *, opened: bool, reason: str) -> None:
         self._open = opened
         self._generation += 1
+        self._ticket = Ticket(self._generation)
         self._failures_in_row = 0
         self._seconds.clear()
         self._changed_at = self._clock()

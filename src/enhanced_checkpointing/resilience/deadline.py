@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from enhanced_checkpointing.resilience.breaker import Clock
@@ -14,6 +15,9 @@ LOOK_EVERY = 0.25
 STALL = 0.05
 """A wake-up that comes this many seconds late means that the event loop stood still, not that the server is slow."""
 
+
+MOMENT = 0.001
+"""Seconds that are not worth a wait of their own; a clock may not even tell them."""
 
 Wake = Callable[[], None]
 
@@ -34,6 +38,11 @@ class Deadline:
         """When it began, or the last standstill that was excused ended."""
         self._ends_at = self._excused_until + seconds
         self.stalled = 0.0
+
+    @staticmethod
+    def first(deadlines: Sequence[Deadline]) -> Deadline:
+        """The one that is over first."""
+        return min(deadlines, key=attrgetter("_ends_at"))
 
     def sparing(self, seconds: float) -> Deadline:
         """An earlier deadline, which leaves `seconds` of this one for what comes after."""
@@ -73,16 +82,26 @@ class Deadline:
             self.excuse(seconds)
             self._excused_until = other._excused_until
 
-    async def wait_for(self, future: asyncio.Future[Any], on_wait: Callable[[Wake], None] = lambda _: None) -> bool:
+    async def wait_for(
+        self,
+        future: asyncio.Future[Any],
+        on_wait: Callable[[Wake], None] = lambda _: None,
+        early: float = 0.0,
+        on_early: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Wait until `future` is done or the deadline is over; tell whether it is done. It is not cancelled.
 
         `on_wait` is given a function that ends the wait: a task that calls it as the last thing it does spares its
-        waiter a turn of the event loop.
+        waiter a turn of the event loop. `on_early` is called once if only `early` seconds are left, and a while.
         """
         while not future.done():
-            pause = min(self.remaining(), LOOK_EVERY)
-            if pause <= 0:
+            left = self.remaining()
+            if left <= 0:
                 return False
+            if early and left - early < MOMENT:
+                early = 0.0
+                on_early()
+            pause = min(left - early, LOOK_EVERY)
             started_at = self._clock()
             await _wait(future, pause, on_wait)
             late = self._clock() - started_at - pause
@@ -100,10 +119,10 @@ async def _wait(future: asyncio.Future[Any], seconds: float, on_wait: Callable[[
         if not waiter.done():
             waiter.set_result(None)
 
-    on_wait(wake)
     timer = loop.call_later(seconds, wake)
     future.add_done_callback(wake)
     try:
+        on_wait(wake)
         await waiter
     finally:
         timer.cancel()

@@ -83,7 +83,10 @@ class GroupCommit(Generic[T]):
     def submit(self, item: T) -> None:
         """Send an item as soon as a lane is free and what came before it of its key is done."""
         key = self._key(item)
-        self._waiting.setdefault(key, deque()).append((item, copy_context()))
+        queue = self._waiting.get(key)
+        if queue is None:
+            queue = self._waiting[key] = deque()
+        queue.append((item, copy_context()))
         if key not in self._busy:
             self._ready[key] = None
             self._start()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Generic, NoReturn, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.resilience.attempts import Attempt, Begun, Lone, current_attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import (
@@ -35,59 +35,6 @@ NO_GENERATION = -1
 
 SEVER_GRACE = 1.0
 """Seconds that a cut or cancelled attempt has to end by itself before it is pushed once more."""
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One try of one call. The backend tells it what to cut when the attempt is left behind.
-
-    `subjects` are the threads the call is about; `writes` whether a late commit would change data.
-    """
-
-    operation: str
-    subjects: Collection[str]
-    writes: bool
-    clock: Callable[[], float]
-    sever: Callable[[], None] | None = None
-    wake: Callable[[], None] | None = None
-    """Ends the wait of whoever watches this attempt."""
-    held_at: float | None = None
-    """When the attempt first got hold of a connection: what it waited before was our own queue."""
-
-    def hold(self, sever: Callable[[], None]) -> None:
-        self.sever = sever
-        if self.held_at is None:
-            self.held_at = self.clock()
-
-    def let_go(self) -> None:
-        self.sever = None
-
-    def watched(self, wake: Callable[[], None]) -> None:
-        self.wake = wake
-
-
-@dataclass(slots=True)
-class Begun(Generic[T]):
-    """An attempt that is under way in a task of its own; whoever watches it learns how it ends, and may watch again."""
-
-    attempt: Attempt
-    deadline: Deadline
-    ticket: Ticket
-    task: asyncio.Task[T]
-    doubt: asyncio.TimerHandle
-    began_at: float
-    """The clock's time, stalls not counted."""
-    asked_at: float
-    """The clock's time."""
-    failed: CallFailed | None = None
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether somebody cancels it: the event loop as it ends, or for a moment it itself."""
-        return self.task.cancelled() or self.task.cancelling() > 0
-
-
-current_attempt: ContextVar[Attempt | None] = ContextVar("current_attempt", default=None)
 
 
 class Guard:
@@ -115,7 +62,7 @@ class Guard:
         self._telemetry = telemetry
         self._retries = retries
         self._abandoned_limit = abandoned_limit
-        self._abandoned: set[asyncio.Task[object]] = set()
+        self._abandoned: set[asyncio.Future[Any]] = set()
         self._hanging = 0
         """How many of them hang on the backend; the others waited in our own queues."""
         self._budget = RetryBudget()
@@ -166,15 +113,23 @@ class Guard:
         return await self._repeat(operation, once, deadline, first_failure)
 
     def begin(
-        self, operation: str, run: Callable[[], Awaitable[T]], *, deadline: Deadline, subjects: Collection[str]
-    ) -> Begun[T]:
+        self,
+        operation: str,
+        run: Callable[[], Awaitable[None]],
+        *,
+        deadline: Deadline,
+        subjects: Collection[str],
+        lone: Lone | None = None,
+    ) -> Begun[None]:
         """Begin a write, for a caller who does no more than `wait` for it, and leaves all else to a later `call`.
+
+        `lone` spares it a task, where it can.
 
         Raises:
             CallFailed: the breaker is open.
         """
         self._budget.earn()
-        return self._admitted(Attempt(operation, subjects, True, deadline.now), run, deadline)
+        return self._admitted(Attempt(operation, subjects, True, deadline.now), run, deadline, lone)
 
     async def wait(self, begun: Begun[None]) -> None:
         """Wait for what was begun, once, within its deadline. A caller who is cancelled leaves it to go on.
@@ -182,7 +137,13 @@ class Guard:
         Raises:
             CallFailed: it did not succeed.
         """
-        await self._watch(begun, patient=False, stays=True)
+        if begun.failed is not None:
+            raise begun.failed
+        try:
+            await self._end_of(begun, patient=False, stays=True)
+        except CallFailed as failed:
+            begun.failed = failed
+            raise
 
     async def settle(self, seconds: float) -> None:
         """Wait up to `seconds` for the attempts left behind to end, then cancel what is left of them."""
@@ -238,12 +199,14 @@ class Guard:
         # more try on another connection spares the journal a connection that a firewall cut while it was idle.
         return failed.kind is FailureKind.UNKNOWN and attempts_made == 1
 
-    def _admitted(self, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline) -> Begun[T]:
+    def _admitted(
+        self, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, lone: Lone | None = None
+    ) -> Begun[T]:
         ticket = self._breaker.admit()
         if ticket is None:
             refused = ConnectionRefusedError(f"the {self._backend} primary is not called while its breaker is open")
             raise CallFailed(Failure(FailureKind.OUTAGE, refused), admitted=False)
-        return self._begin(ticket, attempt, run, deadline)
+        return self._begin(ticket, attempt, run, deadline, lone)
 
     async def once(
         self, operation: str, run: Callable[[], Awaitable[T]], *, deadline: Deadline, counts: bool = False
@@ -259,31 +222,38 @@ class Guard:
         begun = self._begin(ticket, Attempt(operation, (), False, deadline.now), run, deadline)
         return await self._watch(begun, patient=False)
 
-    def _begin(self, ticket: Ticket, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline) -> Begun[T]:
+    def _begin(
+        self,
+        ticket: Ticket,
+        attempt: Attempt,
+        run: Callable[[], Awaitable[T]],
+        deadline: Deadline,
+        lone: Lone | None = None,
+    ) -> Begun[T]:
         asked_at = deadline.time()
-        task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
-        doubt = asyncio.get_running_loop().call_later(deadline.remaining() / 2, self._doubt, attempt, asked_at)
-        return Begun(attempt, deadline, ticket, task, doubt, asked_at - deadline.stalled, asked_at)
+        task: asyncio.Future[Any] | None = lone(attempt) if lone is not None else None
+        if task is None:
+            task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
+        return Begun(attempt, deadline, ticket, task, deadline.remaining() / 2, asked_at - deadline.stalled, asked_at)
 
-    async def _watch(self, begun: Begun[T], *, patient: bool, stays: bool = False) -> T:
-        """The result of what was begun; if its watcher is cancelled it `stays`, or is left behind."""
+    async def _watch(self, begun: Begun[T], *, patient: bool) -> T:
+        """The result of what was begun."""
         if begun.failed is None:
             try:
-                return await self._end_of(begun, patient=patient, stays=stays)
+                return await self._end_of(begun, patient=patient, stays=False)
             except CallFailed as failed:
                 begun.failed = failed
         raise begun.failed
 
     async def _end_of(self, begun: Begun[T], *, patient: bool, stays: bool) -> T:
+        """The result of what was begun; if its watcher is cancelled it `stays`, or is left behind."""
         task, attempt, deadline = begun.task, begun.attempt, begun.deadline
         try:
-            in_time = await deadline.wait_for(task, attempt.watched)
+            in_time = await deadline.wait_for(task, attempt.watched, begun.half, partial(self._doubt, begun))
         except asyncio.CancelledError:
             if not stays:
-                begun.doubt.cancel()
                 self._leave(task, attempt, cut=attempt.writes)
             raise
-        begun.doubt.cancel()
         if not in_time:
             kept_us_waiting = deadline.now() - (attempt.held_at or begun.began_at)
             silent = self._last_answer < begun.asked_at
@@ -309,9 +279,9 @@ class Guard:
             self._last_answer = deadline.time()
         raise failed from error
 
-    def _doubt(self, attempt: Attempt, begun: float) -> None:
+    def _doubt(self, begun: Begun[Any]) -> None:
         """Half the time is over. Only calls about threads doubt: a probe is what doubts are settled by."""
-        if attempt.subjects and self._last_answer < begun and not self._breaker.is_open:
+        if begun.attempt.subjects and self._last_answer < begun.asked_at and not self._breaker.is_open:
             self.on_doubt()
 
     def _failed(self, ticket: Ticket, error: BaseException) -> CallFailed:
@@ -326,8 +296,7 @@ class Guard:
         try:
             return await run()
         finally:
-            if attempt.wake is not None:
-                attempt.wake()
+            attempt.over()
 
     def _late(
         self, ticket: Ticket, attempt: Attempt, waited: float, *, ours: bool, silent: bool, patient: bool
@@ -345,7 +314,7 @@ class Guard:
             self._breaker.trip(f"{self._hanging} calls hang")
         raise CallFailed(Failure(FailureKind.UNKNOWN, late), timed_out=True)
 
-    def _leave(self, task: asyncio.Task[T], attempt: Attempt, *, cut: bool) -> None:
+    def _leave(self, task: asyncio.Future[T], attempt: Attempt, *, cut: bool) -> None:
         """Leave an attempt behind. Cutting its connection ends it at once; cancelling would wait for the server."""
         if task.done():
             return
@@ -365,10 +334,10 @@ class Guard:
         handle = asyncio.get_running_loop().call_later(SEVER_GRACE, push)
         task.add_done_callback(lambda _: handle.cancel())
 
-    def _hangs_no_more(self, _: asyncio.Task[T]) -> None:
+    def _hangs_no_more(self, _: asyncio.Future[T]) -> None:
         self._hanging -= 1
 
-    def _ended(self, task: asyncio.Task[T]) -> None:
+    def _ended(self, task: asyncio.Future[T]) -> None:
         self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()  # seen: the caller was told of the lateness, how the attempt ended matters to nobody
