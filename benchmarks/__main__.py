@@ -19,6 +19,7 @@ from benchmarks import (
     graphs,
     growth,
     history,
+    listing,
     machine,
     reads,
     report,
@@ -42,6 +43,7 @@ SUBJECTS: dict[str, Callable[[Laboratory], Awaitable[Result]]] = {
     "history": history.measure,
     "crowd": crowd.measure,
     "growth": growth.measure,
+    "listing": listing.measure,
 }
 DOCUMENT = Path("docs/benchmarks.md")
 Machine = list[tuple[str, str]]

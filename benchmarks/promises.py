@@ -67,4 +67,14 @@ PROMISES = (
         2.0,
     ),
     Promise("Newest of 10,000 checkpoints among 100,000 threads, p50", "growth/milliseconds", "at most", 100, "ms"),
+    *(
+        Promise(
+            f"{name}: newest 50 threads of the {user} user among 1,000,000 checkpoints, by among 10,000",
+            f"listing/{name.lower()}/{user}/ratio",
+            "at most",
+            2.0,
+        )
+        for name in ("PostgreSQL", "SQLite")
+        for user in ("growing", "steady")
+    ),
 )

@@ -1,9 +1,11 @@
 """A chat service. Run it: `pip install fastapi uvicorn`, then `uvicorn examples.fastapi_app:app`.
 
-It needs no database: the development profile keeps checkpoints in memory. With CHECKPOINT_ENVIRONMENT=production and
-DATABASE_URL set it keeps them in PostgreSQL, and goes on answering while that is down.
+Its status page, probes and metrics are under /checkpointing/. It needs no database: the development profile keeps
+checkpoints in memory. With CHECKPOINT_ENVIRONMENT=production and DATABASE_URL set it keeps them in PostgreSQL, and goes
+on answering while that is down.
 """
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +16,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
 from enhanced_checkpointing import CheckpointUnavailableError, initialize_enhanced_checkpointing
+from enhanced_checkpointing.serving import checkpointing_app
+from enhanced_checkpointing.telemetry.configure import configure_telemetry
 
 
 def reply(state: MessagesState) -> dict[str, Any]:
@@ -31,6 +35,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         app.state.manager = manager
         app.state.graph = builder.compile(checkpointer=manager.get_checkpointer())
+        app.mount("/checkpointing", checkpointing_app(manager))
         yield
     finally:
         await manager.cleanup()
@@ -59,8 +64,16 @@ async def not_known_now(request: Request, error: CheckpointUnavailableError) -> 
     return JSONResponse({"detail": "This conversation cannot be read now. Try again."}, 503, {"Retry-After": "5"})
 
 
-@app.get("/readyz")
-async def ready(request: Request) -> JSONResponse:
-    """Without I/O. Degraded is ready: agents run, and somebody should look."""
-    health = request.app.state.manager.health_status
-    return JSONResponse(health, 503 if health["overall_status"] == "unhealthy" else 200)
+@asynccontextmanager
+async def observed(app: FastAPI) -> AsyncIterator[None]:
+    """Sends spans and metrics to a Collector, the last ones when all else is closed."""
+    stop_telemetry = configure_telemetry()
+    try:
+        async with lifespan(app):
+            yield
+    finally:
+        stop_telemetry()
+
+
+if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+    app.router.lifespan_context = observed

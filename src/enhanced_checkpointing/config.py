@@ -120,6 +120,9 @@ OnUnknownThread = Annotated[Literal["raise", "start_fresh"], BeforeValidator(_lo
 OnDivergence = Annotated[Literal["newest_wins", "quarantine"], BeforeValidator(_lower_case)]
 Journal = Annotated[Literal["durable", "memory", "off"], BeforeValidator(_lower_case)]
 JournalAdopt = Annotated[Literal["own", "all"], BeforeValidator(_lower_case)]
+Retention = Annotated[Literal["off", "on"], BeforeValidator(_lower_case)]
+Days = Annotated[float, _range(0, 36_500, "days")]
+RetentionKeep = Annotated[Annotated[int, _range(1, 1_000_000)] | None, BeforeValidator(_off_is_none)]
 PrepareThreshold = Annotated[Annotated[int, _range(0, 1_000_000)] | None, BeforeValidator(_off_is_none)]
 
 
@@ -188,6 +191,20 @@ class SettingFields(BaseModel):
     """Threads that are drained at a time after an outage."""
     shutdown_grace: Annotated[float, _range(0, 3600, "s")] = 10.0
     """Time that a stop may spend on draining what is left."""
+    retention: Retention = "off"
+    """Old threads are deleted in the background: off or on. One of all processes does it."""
+    retention_active_days: Days = 7.0
+    """How long a thread is kept after it was last used."""
+    retention_completed_days: Days = 30.0
+    """The same for one that was marked as completed."""
+    retention_failed_days: Days = 3.0
+    """The same for one that was marked as failed."""
+    retention_keep: RetentionKeep = None
+    """Newest checkpoints of each namespace that stay of a thread that is kept; off: all."""
+    retention_interval: Annotated[float, _range(1, 31 * 86_400, "s")] = 3600.0
+    """Time between two looks at all threads."""
+    retention_refresh_on_read: bool = False
+    """Whether reading a thread counts as using it."""
 
     @field_validator("on_unknown_thread", mode="before")
     @classmethod
@@ -238,6 +255,13 @@ class _SharedFields(TypedDict, total=False):
     postgres_prepare_threshold: int | Literal["off"] | None
     drain_concurrency: int
     shutdown_grace: float
+    retention: Literal["off", "on"]
+    retention_active_days: float
+    retention_completed_days: float
+    retention_failed_days: float
+    retention_keep: int | Literal["off"] | None
+    retention_interval: float
+    retention_refresh_on_read: bool
     enable_async: bool
     thread_safe: bool
     serde: SerializerProtocol | None

@@ -29,7 +29,8 @@ from enhanced_checkpointing.settings import CheckpointerSettings
 from enhanced_checkpointing.telemetry.events import Broadcast, Gauges, Notice, Telemetry
 from enhanced_checkpointing.telemetry.log import LoggingSink
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
-from enhanced_checkpointing.threads import directory
+from enhanced_checkpointing.threads.directory import ThreadDirectory
+from enhanced_checkpointing.threads.methods import ThreadMethods
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.assembly import assemble, background
 from enhanced_checkpointing.upkeep.parts import Parts
@@ -39,7 +40,7 @@ TURN_SECONDS = 0.01
 """Pause between two looks whether another start or stop of the same manager has ended."""
 
 
-class EnhancedCheckpointerManager:
+class EnhancedCheckpointerManager(ThreadMethods):
     """Owns a checkpointer and everything behind it.
 
     Use `await initialize()` and `await cleanup()`, from any tasks, or `async with`. In a program without an event loop
@@ -48,7 +49,7 @@ class EnhancedCheckpointerManager:
 
     def __init__(self, config: CheckpointerConfig | None = None, *, logger_service: object | None = None) -> None:
         self.config = config if config is not None else CheckpointerSettings().to_config()
-        self._telemetry: Telemetry = Broadcast([LoggingSink(logger_service), OpenTelemetrySink()])
+        self._telemetry = Broadcast([LoggingSink(logger_service), OpenTelemetrySink()])
         self._companions = Companions()
         self._parts: Parts | None = None
         self._supervisor: Supervisor[Parts] | None = None
@@ -150,23 +151,6 @@ class EnhancedCheckpointerManager:
         user = {"user_id": user_id} if user_id is not None else {}
         return {"configurable": {**configurable, **user, "thread_id": thread_id}}
 
-    async def list_threads(
-        self, *, user_id: str | None = None, limit: int = 50, **metadata: Any
-    ) -> list[dict[str, Any]]:
-        """The threads with this metadata, newest first: id and, of the newest checkpoint, id, time and metadata.
-
-        It reads all checkpoints that match, so it is for tools, not for every request.
-
-        Raises:
-            CheckpointUnavailableError: in an outage, since only the primary knows all threads.
-        """
-        user = {"user_id": user_id} if user_id is not None else {}
-        return await directory.list_threads(self._opened.saver, {**metadata, **user}, limit)
-
-    async def delete_thread(self, thread_id: str) -> bool:
-        """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
-        return await directory.delete_thread(self._opened.saver, thread_id)
-
     async def wait_drained(self, timeout: float) -> bool:
         """Wait until the journal is empty; False if `timeout` seconds were over before, or a thread is frozen."""
         parts = self._opened
@@ -185,6 +169,10 @@ class EnhancedCheckpointerManager:
             )
         return taken
 
+    def listen(self, sink: Telemetry) -> None:
+        """Send every call and event from now on to one more sink: an object as `telemetry/events.py` describes it."""
+        self._telemetry.add(sink)
+
     # Health
 
     async def health_check(self) -> dict[str, Any]:
@@ -199,9 +187,17 @@ class EnhancedCheckpointerManager:
     @property
     def health_status(self) -> dict[str, Any]:
         """The report as known now, without I/O: for readiness probes."""
-        if self._parts is None:
+        parts = self._parts  # once: it may be closed meanwhile, in the thread of its own loop
+        if parts is None:
             return health.report_closed(self._companions.reports, enabled=self.config.enabled)
-        return status.report(self._parts, self.config, self._companions.reports)
+        return status.report(parts, self.config, self._companions.reports)
+
+    @property
+    def dead_letters(self) -> list[dict[str, Any]]:
+        """What the primary refused for good and the journal keeps, without I/O: of each operation its `thread_id`,
+        `operation`, `journaled_at` (wall-clock seconds) and the primary's `error`, without secrets."""
+        parts = self._parts
+        return status.dead_letters(parts) if parts is not None else []
 
     # Opening and closing, in order
 
@@ -259,11 +255,16 @@ class EnhancedCheckpointerManager:
         return self._parts
 
     @property
+    def _threads(self) -> ThreadDirectory:
+        return self._opened.threads
+
+    @property
     def _primary_healthy(self) -> bool:
         return status.primary_healthy(self._parts) if self._parts is not None else not self.config.enabled
 
     def _gauges(self) -> Gauges:
-        return status.gauges(self._parts) if self._parts is not None else Gauges()
+        parts = self._parts
+        return status.gauges(parts) if parts is not None else Gauges()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:

@@ -27,6 +27,7 @@ __all__ = [
     "get_development_checkpointer_config",
     "get_production_checkpointer_config",
     "get_testing_checkpointer_config",
+    "unknown_variables",
 ]
 
 logger = logging.getLogger(__name__)
@@ -111,10 +112,16 @@ def _warn_that_production_is_on_sqlite() -> None:
     )
 
 
-def _warn_of_unknown_variables(names: Iterable[str]) -> None:
+def unknown_variables(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The names that look like settings and are none, each with the setting that comes closest."""
     known = {variable_of(name) for name in SettingFields.model_fields}
-    for name in sorted(names):
-        variable = name.upper()
-        if variable.startswith("CHECKPOINT_") and variable not in known:
-            closest = get_close_matches(variable, known, n=1, cutoff=0.0)[0]
-            logger.warning("%s is not a setting and has no effect; the closest one is %s.", name, closest)
+    return [
+        (name, get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0])
+        for name in sorted(names)
+        if name.upper().startswith("CHECKPOINT_") and name.upper() not in known
+    ]
+
+
+def _warn_of_unknown_variables(names: Iterable[str]) -> None:
+    for name, closest in unknown_variables(names):
+        logger.warning("%s is not a setting and has no effect; the closest one is %s.", name, closest)

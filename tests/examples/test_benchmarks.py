@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.promises import Promise
 from benchmarks.stages import stages
 from tests.support.postgres import postgres_binaries
@@ -28,6 +30,19 @@ def test_quick_benchmark_of_writes_prints_its_tables_and_writes_its_figures(tmp_
         assert figures[f"writes/loopback/16/{name}"] > 0
         assert figures[f"writes/2 ms/16/{name}"] > 0
     assert figures["writes/connections"] >= 1
+
+
+@pytest.mark.thorough
+def test_quick_benchmark_of_listings_compares_two_sizes_and_shows_the_plans(tmp_path: Path) -> None:
+    postgres_binaries()
+    command = [sys.executable, "-m", "benchmarks.listing", "--quick", "--json", str(tmp_path / "figures.json")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert ran.returncode == 0, ran.stderr
+    assert "SEARCH checkpoints USING INDEX" in ran.stdout
+    assert "Index Scan Backward using" in ran.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    for name in ("postgresql/growing", "postgresql/steady", "sqlite/growing", "sqlite/steady"):
+        assert figures[f"listing/{name}/ratio"] > 0
 
 
 def test_promise_is_missed_by_a_figure_beyond_its_threshold_and_by_one_that_is_no_number() -> None:

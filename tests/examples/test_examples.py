@@ -59,12 +59,13 @@ def test_ten_lines_go_on_with_the_conversation_on_postgres(tmp_path: Path, on_po
 @asynccontextmanager
 async def running_service() -> AsyncIterator[httpx.AsyncClient]:
     """The service from its start-up to its shutdown, and a client of it."""
-    transport = httpx.ASGITransport(app)
+    transport, routes = httpx.ASGITransport(app), list(app.router.routes)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
         yield client
+    app.router.routes[:] = routes  # a process starts once, these tests start the service again and again
 
 
 async def say(client: httpx.AsyncClient, text: str) -> str:
@@ -77,8 +78,10 @@ async def test_service_remembers_within_a_run_without_a_database(no_leaks: LeakW
     async with running_service() as client:
         assert await say(client, "good morning") == "You said 1 things, the first was: good morning"
         assert await say(client, "and again") == "You said 2 things, the first was: good morning"
-        ready = await client.get("/readyz")
+        ready = await client.get("/checkpointing/readyz")
         assert (ready.status_code, ready.json()["overall_status"]) == (200, "healthy")
+        metrics = (await client.get("/checkpointing/metrics")).text
+        assert 'checkpointer_operations_total{operation="put",backend="memory",outcome="primary"}' in metrics
     assert app.state.manager.health_status["overall_status"] == "unhealthy", "shutdown closed the checkpointer"
 
 
@@ -98,8 +101,9 @@ async def test_service_answers_and_stays_ready_while_postgres_is_dead_and_keeps_
         await say(client, "good morning")
         await asyncio.to_thread(private_postgres.kill)
         assert await say(client, "still there") == "You said 2 things, the first was: good morning"
-        ready = await client.get("/readyz")
+        ready = await client.get("/checkpointing/readyz")
         assert (ready.status_code, ready.json()["overall_status"]) == (200, "degraded")
+        assert "<h1>Outage</h1>" in (await client.get("/checkpointing/")).text
         await asyncio.to_thread(private_postgres.start)
         manager: EnhancedCheckpointerManager = app.state.manager
         assert await manager.wait_drained(30)

@@ -13,21 +13,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 
-from enhanced_checkpointing import EnhancedCheckpointerManager
-from tests.support.checkpointer import postgres, saver_of
+from tests.support.application_faults import Faults
 from tests.support.fault_proxy import ThreadedFaultProxy
-from tests.support.graphs import GRAPHS
 from tests.support.otlp import METRIC_UNITS, SPAN_NAMES, Endpoint, attributes, environment_of, points, serving
 from tests.support.postgres import PostgresServer, fresh_database
 
 APPLICATION = """
 import asyncio, sys
+from datetime import UTC, datetime, timedelta
 from opentelemetry import metrics, trace
 from enhanced_checkpointing import EnhancedCheckpointerManager
 from enhanced_checkpointing.telemetry.configure import configure_telemetry
+from enhanced_checkpointing.threads.retention import RetentionPolicy
 from tests.support.checkpointer import eventually, postgres, saver_of
 from tests.support.graphs import GRAPHS
 
@@ -62,33 +61,13 @@ async def run():
         await eventually(lambda: manager.health_status["primary_healthy"])
         await manager.wait_drained(10.0)
         await turn("after")
+        manager._parts.sweeper.now = lambda: datetime.now(UTC) + timedelta(days=1)
+        assert (await manager.run_retention(RetentionPolicy(keep=1))).pruned
         metrics.get_meter_provider().force_flush()
     shutdown()
 
 asyncio.run(run())
 """
-
-
-class Faults:
-    """What the application may ask for."""
-
-    def __init__(self, url: str, proxy: ThreadedFaultProxy) -> None:
-        self._url = url
-        self.cut, self.heal = proxy.refuse, proxy.forward
-
-    def terminate(self) -> None:
-        with psycopg.connect(self._url, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND application_name = 'enhanced-checkpointing'"
-            )
-
-    def diverge(self) -> None:
-        with EnhancedCheckpointerManager(postgres(self._url, journal="memory")) as other:
-            graph = GRAPHS["counting_chain"].builder().compile(checkpointer=saver_of(other))
-            graph.invoke({"question": "who"}, {"configurable": {"thread_id": "shared"}})
-        with psycopg.connect(self._url, autocommit=True) as connection:  # what the database alone knows to refuse
-            connection.execute("ALTER TABLE checkpoints ADD CHECK (thread_id <> 'refused')")
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +86,7 @@ def received(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathF
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            with process:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                for fault in process.stdout:
-                    getattr(faults, fault.strip())()
-                    print(file=process.stdin, flush=True)
-            assert process.returncode == 0
+            faults.serve(process)
         yield endpoint
 
 
@@ -128,7 +101,7 @@ def total(metric: Any, **labels: str) -> float:
 
 def test_every_span_arrives_with_its_attributes(received: Endpoint) -> None:
     spans = [span for span in received.all_spans() if span.name.startswith("checkpoint.")]
-    assert {span.name for span in spans} == SPAN_NAMES
+    assert {span.name for span in spans} == SPAN_NAMES | {"checkpoint.retention"}
     for span in spans:
         found = attributes(span)
         assert found["checkpoint.backend"] == "postgres"

@@ -12,10 +12,12 @@ import pytest
 from enhanced_checkpointing import EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.postgres import PostgresBackend
 from tests.support.checkpointer import opened, postgres, recovered, saver_of
+from tests.support.checkpoints import Thread
 from tests.support.dump import assert_equal_dumps, dump_postgres
 from tests.support.graphs import GRAPHS, run_case
 from tests.support.leaks import LeakWatch
 from tests.support.pgbouncer import PgBouncer
+from tests.support.retention import let_pass
 
 CASE = GRAPHS["counting_chain"]
 THREADS = 20
@@ -156,3 +158,16 @@ async def test_fence_spares_the_stranger_whose_process_id_the_pooler_made_up(
         else:  # so it would have been
             with pytest.raises(psycopg.OperationalError):
                 stranger.execute("SELECT 1")
+
+
+async def test_one_of_two_retires_old_threads_through_the_pooler(pooler: PgBouncer) -> None:
+    fields: dict[str, Any] = {"postgres_schema": "agents", "journal": "off", "deadline": 5.0}
+    async with opened(postgres(pooler.url, **fields)) as one, opened(postgres(pooler.url, **fields)) as other:
+        for number in range(20):
+            await Thread(saver_of(one), f"thread-{number}").put()
+        for manager in (one, other):
+            let_pass(manager, 100)
+        found = await asyncio.gather(one.run_retention(), other.run_retention())
+        assert sorted(sweep.deleted for sweep in found) == [0, 20], [sweep.stopped for sweep in found]
+        assert sorted(sweep.sole for sweep in found) == [False, True]
+        assert (await other.run_retention()).sole

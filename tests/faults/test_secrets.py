@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import logging
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import psycopg
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -27,7 +29,9 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.serving import checkpointing_app
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
+from enhanced_checkpointing.telemetry.recent import Message, Recent
 from tests.support.checkpointer import eventually, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case
@@ -85,9 +89,29 @@ class Outlets:
     meters: MeterProvider
     spans: InMemorySpanExporter
     metrics: InMemoryMetricReader
+    _client: httpx.AsyncClient | None = None
 
-    def collect(self, manager: EnhancedCheckpointerManager) -> None:
+    @asynccontextmanager
+    async def served(self, manager: EnhancedCheckpointerManager) -> AsyncIterator[httpx.AsyncClient]:
+        """Serve what is told of a manager; all of it is taken with each `collect`, and once more at the end."""
+        transport = httpx.ASGITransport(checkpointing_app(manager))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            self._client = client
+            yield client
+            await self.collect_served()
+            self._client = None
+
+    async def collect_served(self) -> None:
+        if self._client is not None:
+            for path in ("/", "/status.json", "/livez", "/readyz", "/health", "/health?fresh=1", "/metrics"):
+                response = await self._client.get(path)
+                kind = response.headers["Content-Type"]
+                told = strings_in(response.json()) if kind == "application/json" else [response.text]
+                self.sweep.add("served", *told, *map(html.unescape, told), *response.headers.values())
+
+    async def collect(self, manager: EnhancedCheckpointerManager) -> None:
         """Take what is shown of an open manager and of all its parts."""
+        await self.collect_served()
         parts = manager._opened
         shown = [manager, manager.config, manager.get_checkpointer(), parts]
         shown += [getattr(parts, name) for name in parts.__slots__]
@@ -99,6 +123,15 @@ class Outlets:
 
     def collect_spans(self) -> None:
         self.sweep.add("spans", *(span.to_json() for span in self.spans.get_finished_spans()))
+
+
+def strings_in(value: Any) -> list[str]:
+    """Every string in a JSON value, as it was before it was written."""
+    if isinstance(value, dict):
+        return [text for key, item in value.items() for text in (key, *strings_in(item))]
+    if isinstance(value, list):
+        return [text for item in value for text in strings_in(item)]
+    return [str(value)]
 
 
 class Recording(logging.Handler):
@@ -154,7 +187,8 @@ async def go_through_an_outage(server: LocalPostgres, out: Outlets) -> None:
     host = f"127.0.0.1:{server.port}"
     await fail_to_start(sweep, postgres(f"postgresql://postgres:{KEY_PASSWORD}@{host}/postgres"))
     await fail_to_start(sweep, config_of(server).with_overrides(connection_string=f"{server.url('missing')}"))
-    async with EnhancedCheckpointerManager(config_of(server)) as manager:
+    manager = EnhancedCheckpointerManager(config_of(server))
+    async with out.served(manager), manager:
         saver = saver_of(manager)
         await run_case(case, saver, "known")
         server.kill()
@@ -166,7 +200,7 @@ async def go_through_an_outage(server: LocalPostgres, out: Outlets) -> None:
             await manager.list_threads()
         sweep.add_error(unlisted.value)
         await manager.health_check()
-        out.collect(manager)
+        await out.collect(manager)
         await fail_to_start(sweep, config_of(server, require_primary=True))
         await asyncio.to_thread(server.start)
         await recovered(manager)
@@ -176,7 +210,7 @@ async def go_through_an_outage(server: LocalPostgres, out: Outlets) -> None:
             await saver.aget_tuple({"configurable": {"thread_id": "unknown"}})
         sweep.add_error(refused.value)
         await manager.health_check()
-        out.collect(manager)
+        await out.collect(manager)
         change_password(server, back=True)
         await recovered(manager)
     out.collect_spans()
@@ -205,7 +239,7 @@ async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkey
     with outlets(sweep, monkeypatch) as out:
         await go_through_an_outage(guarded_postgres, out)
     places = {place for place, text in sweep.found if len(text) > 2}
-    assert places == {"settings", "config", "log", "error", "traceback", "repr", "health", "spans", "metrics"}
+    assert places == {"settings", "config", "log", "error", "traceback", "repr", "health", "served", "spans", "metrics"}
     assert any("refuses for a reason that waiting does not mend" in text for place, text in sweep.found)
     sweep.assert_clean()
 
@@ -225,7 +259,8 @@ async def test_details_of_a_server_s_error_let_nothing_out_that_was_stored(
     """PostgreSQL quotes the data in the details of its errors: of a refused value, and of a row that breaks a rule."""
     sweep, server = Sweep({SECRET_OF_A_USER}), private_postgres
     with outlets(sweep, monkeypatch) as out:
-        async with EnhancedCheckpointerManager(postgres(server.url())) as manager:
+        manager = EnhancedCheckpointerManager(postgres(server.url()))
+        async with out.served(manager) as client, manager:
             threads = {name: Thread(saver_of(manager), name) for name in ("live", "checked", "lettered")}
             for thread in threads.values():
                 await thread.put(note=SECRET_OF_A_USER)
@@ -241,11 +276,12 @@ async def test_details_of_a_server_s_error_let_nothing_out_that_was_stored(
             await asyncio.to_thread(server.start)
             await eventually(lambda: bool(manager.health_status["journal"]["frozen_threads"]))
             await manager.health_check()
-            out.collect(manager)
+            await out.collect(manager)
             journal = manager._opened.journal
             assert journal is not None
             (letter,) = journal.dead_letters()
             sweep.add("dead letter", letter.error)
+            assert "violates check constraint" in (await client.get("/")).text
             assert "violates check constraint" in letter.error
             assert "23514" in letter.error
         out.collect_spans()
@@ -283,11 +319,26 @@ def in_metric(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> N
     out.meters.get_meter("enhanced_checkpointing").create_counter("calls").add(1, {"url": url})
 
 
+def in_served_message(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    (recent,) = [sink for sink in manager._telemetry._sinks if isinstance(sink, Recent)]
+    recent._messages.append(Message(0.0, "ERROR", f"cannot connect to {url}"))
+
+
 def in_repr(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
     object.__setattr__(manager.config, "database_path", url)
 
 
-PLANTS = (in_log, in_log_arguments, in_logged_exception, in_cause, in_health, in_span, in_metric, in_repr)
+PLANTS = (
+    in_log,
+    in_log_arguments,
+    in_logged_exception,
+    in_cause,
+    in_health,
+    in_span,
+    in_metric,
+    in_served_message,
+    in_repr,
+)
 
 
 @pytest.mark.parametrize("plant", PLANTS)
@@ -298,11 +349,12 @@ async def test_planted_leak_is_found(
 ) -> None:
     sweep = Sweep(secrets_of(guarded_postgres))
     with outlets(sweep, monkeypatch) as out:
-        async with EnhancedCheckpointerManager(config_of(guarded_postgres)) as manager:
+        manager = EnhancedCheckpointerManager(config_of(guarded_postgres))
+        async with out.served(manager), manager:
             await run_case(GRAPHS["counting_chain"], saver_of(manager), "thread")
-            out.collect(manager)
+            await out.collect(manager)
             sweep.assert_clean()
             plant(guarded_postgres.url(), manager, out)
-            out.collect(manager)
+            await out.collect(manager)
     with pytest.raises(AssertionError, match="a secret came out"):
         sweep.assert_clean()

@@ -31,6 +31,7 @@ from enhanced_checkpointing.config import SettingFields, variable_of
 from enhanced_checkpointing.testing import FlakySaver, make_flaky
 from tests.support.checkpointer import FAST, eventually, opened, postgres, recovered, saver_of, sqlite
 from tests.support.checkpoints import Thread
+from tests.support.retention import let_pass, sweeper_of
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests/faults/test_settings_do_something.py"
@@ -63,6 +64,13 @@ SHOWN_BY = {
     "drain_concurrency": f"{HERE}::test_drain_concurrency_is_how_many_threads_are_drained_at_a_time",
     "shutdown_grace": "tests/faults/test_start_and_stop.py"
     "::test_stop_with_a_backlog_is_bounded_and_the_next_start_drains_it",
+    "retention": f"{HERE}::test_retention_on_deletes_old_threads_by_itself",
+    "retention_active_days": f"{HERE}::test_retention_days_are_how_long_threads_are_kept",
+    "retention_completed_days": f"{HERE}::test_retention_days_are_how_long_threads_are_kept",
+    "retention_failed_days": f"{HERE}::test_retention_days_are_how_long_threads_are_kept",
+    "retention_keep": f"{HERE}::test_retention_keep_is_how_many_checkpoints_stay",
+    "retention_interval": f"{HERE}::test_retention_on_deletes_old_threads_by_itself",
+    "retention_refresh_on_read": f"{HERE}::test_retention_refresh_on_read_keeps_what_is_read",
 }
 """For each setting the test that shows it; where that is elsewhere, it fails with the default."""
 
@@ -363,3 +371,67 @@ async def test_drain_concurrency_is_how_many_threads_are_drained_at_a_time() -> 
 
     assert await drained_at_a_time() == 4
     assert await drained_at_a_time(drain_concurrency=2) == 2
+
+
+async def test_retention_on_deletes_old_threads_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    async def is_deleted_soon(**fields: Any) -> bool:
+        async with opened(create_memory_checkpointer(**fields)) as manager:
+            await Thread(saver_of(manager), "thread").put()
+            let_pass(manager, 8)
+            await asyncio.sleep(1.5)
+            return not await manager.list_threads()
+
+    caplog.set_level(logging.INFO)
+    assert not await is_deleted_soon(retention_interval=1.0)
+    assert not await is_deleted_soon(retention="on", retention_interval=10_000.0)
+    assert caplog.records == []
+    assert await is_deleted_soon(retention="on", retention_interval=1.0)
+    assert "1 deleted" in caplog.text
+
+
+async def test_retention_days_are_how_long_threads_are_kept() -> None:
+    async def left_after(days: float, **fields: Any) -> set[str]:
+        async with opened(create_memory_checkpointer(**fields)) as manager:
+            for name in ("active", "completed", "failed"):
+                await Thread(saver_of(manager), name).put()
+            await manager.mark_completed("completed")
+            await manager.mark_failed("failed")
+            let_pass(manager, days)
+            await manager.run_retention()
+            return {found["thread_id"] for found in await manager.list_threads()}
+
+    assert await left_after(5) == {"active", "completed"}
+    assert await left_after(5, retention_active_days=4) == {"completed"}
+    assert await left_after(5, retention_completed_days=4) == {"active"}
+    assert await left_after(5, retention_failed_days=6) == {"active", "completed", "failed"}
+
+
+async def test_retention_keep_is_how_many_checkpoints_stay() -> None:
+    async def checkpoints_left(**fields: Any) -> int:
+        async with opened(create_memory_checkpointer(**fields)) as manager:
+            thread = Thread(saver_of(manager), "thread")
+            for _ in range(5):
+                await thread.put()
+            let_pass(manager, 1)
+            await manager.run_retention()
+            return len(await thread.stored_ids())
+
+    assert await checkpoints_left() == 5
+    assert await checkpoints_left(retention_keep=2) == 2
+
+
+async def test_retention_refresh_on_read_keeps_what_is_read() -> None:
+    async def left_after_a_read(**fields: Any) -> int:
+        async with opened(create_memory_checkpointer(retention="on", retention_interval=10_000.0, **fields)) as manager:
+            thread = Thread(saver_of(manager), "thread")
+            await thread.put()
+            reads = sweeper_of(manager)._engine.reads
+            assert reads is not None
+            reads._wall_clock = lambda: time.time() + 5 * 86_400
+            await thread.timed_get()
+            let_pass(manager, 8)
+            await manager.run_retention()
+            return len(await manager.list_threads())
+
+    assert await left_after_a_read() == 0
+    assert await left_after_a_read(retention_refresh_on_read=True) == 1

@@ -102,7 +102,8 @@ def private_attributes_that_are_not_ours() -> set[str]:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
+    """Named tuples have public methods with an underscore, to keep clear of the names of their fields."""
+    return name.startswith("_") and not (name.startswith("__") and name.endswith("__")) and name != "_replace"
 
 
 def test_no_private_name_of_a_dependency_is_used_that_this_file_does_not_watch() -> None:

@@ -43,6 +43,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "postgres_prepare_threshold": (0, 1_000_000),
     "drain_concurrency": (1, 1000),
     "shutdown_grace": (0, 3600),
+    "retention_active_days": (0, 36_500),
+    "retention_completed_days": (0, 36_500),
+    "retention_failed_days": (0, 36_500),
+    "retention_interval": (1, 31 * 86_400),
 }
 # The other end of a pair that must be in order, set so that only the range of the first is tried.
 PARTNERS: dict[str, dict[str, float]] = {
@@ -97,6 +101,13 @@ def test_defaults_are_those_of_the_design() -> None:
         "postgres_prepare_threshold": 0,
         "drain_concurrency": 4,
         "shutdown_grace": 10.0,
+        "retention": "off",
+        "retention_active_days": 7.0,
+        "retention_completed_days": 30.0,
+        "retention_failed_days": 3.0,
+        "retention_keep": None,
+        "retention_interval": 3600.0,
+        "retention_refresh_on_read": False,
         "checkpointer_type": CheckpointerType.MEMORY,
         "connection_string": None,
         "database_path": "checkpoints.sqlite",
@@ -160,7 +171,7 @@ def test_config_cannot_be_changed() -> None:
 def test_every_number_has_a_tested_range() -> None:
     defaults = CheckpointerConfig().model_dump()
     numbers = {name for name, value in defaults.items() if isinstance(value, int | float) and value is not True}
-    assert numbers - {"require_primary"} == set(RANGES)
+    assert numbers - {"require_primary", "retention_refresh_on_read"} == set(RANGES)
 
 
 @pytest.mark.parametrize("name", RANGES)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -262,3 +266,36 @@ async def test_append_that_is_cancelled_in_its_turn_or_before_it_leaves_it_to_th
     await asyncio.wait_for(patient, 1.0)
     assert log[-1] == "patient"
     assert len(asyncio.all_tasks()) == 1
+
+
+@contextmanager
+def threads_that_take_turns_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_status_is_read_from_another_thread_while_records_come_and_go() -> None:
+    index, ended = Index(1_000_000), threading.Event()
+    for number in range(50):
+        adopted(index, f"kept-{number}")
+
+    def come_and_go() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            index.remove([adopted(index, f"passing-{number % 7}")])
+
+    writer = threading.Thread(target=come_and_go)
+    with threads_that_take_turns_often():
+        writer.start()
+        try:
+            for _ in range(3000):
+                assert index.status().oldest_at == 1.0
+                assert index.dead_letters() == []
+        finally:
+            ended.set()
+            writer.join()

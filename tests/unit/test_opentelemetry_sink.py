@@ -36,6 +36,7 @@ from enhanced_checkpointing.telemetry.events import (
     RetryScheduled,
     SystemState,
     ThreadDrained,
+    ThreadRetired,
 )
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 
@@ -328,6 +329,12 @@ def test_operation_metrics_carry_operation_backend_and_outcome_and_no_thread(col
             {"backend": "postgres"},
         ),
         (DIVERGED, "checkpointer.reconcile.divergences", 1, {"backend": "postgres"}),
+        (
+            ThreadRetired("postgres", "t", "pruned"),
+            "checkpointer.retention.threads",
+            1,
+            {"backend": "postgres", "outcome": "pruned"},
+        ),
         (DEAD_LETTER, "checkpointer.reconcile.dead_letters", 1, {"operation": "put", "backend": "postgres"}),
     ],
 )
@@ -351,6 +358,11 @@ GAUGES = Gauges(
     journal_oldest_age=1.5,
     journal_size=4096,
     journal_writable=True,
+    journal_utilization=0.25,
+    journal_dead_letters=5,
+    journal_frozen_threads=2,
+    journal_damages=1,
+    breaker_openings=7,
     standby_size=2048,
     pool={"size": 2, "available": 1, "waiting": 0, "min": 1, "max": 10},
 )
@@ -360,6 +372,11 @@ GAUGE_VALUES = {
     "checkpointer.journal.oldest_age": 1.5,
     "checkpointer.journal.size": 4096,
     "checkpointer.journal.writable": 1,
+    "checkpointer.journal.utilization": 0.25,
+    "checkpointer.journal.dead_letters": 5,
+    "checkpointer.journal.frozen_threads": 2,
+    "checkpointer.journal.damages": 1,
+    "checkpointer.breaker.openings": 7,
     "checkpointer.standby.size": 2048,
     "checkpointer.pool.size": 2,
     "checkpointer.pool.available": 1,
@@ -395,12 +412,13 @@ def test_closed_sink_reports_no_gauges_and_the_next_manager_does(collector: Coll
 def test_two_managers_of_one_process_add_up(collector: Collector) -> None:
     other = OpenTelemetrySink(collector.tracer_provider, collector.meter_provider)
     collector.sink.observe(lambda: GAUGES)
-    other.observe(lambda: Gauges(journal_pending=4, journal_oldest_age=9.0))
+    other.observe(lambda: Gauges(journal_pending=4, journal_oldest_age=9.0, journal_utilization=0.75))
     both = values(collector)
     other.close()
     assert both["checkpointer.state"] == 2
     assert both["checkpointer.journal.pending"] == 7
     assert both["checkpointer.journal.oldest_age"] == 9.0
+    assert both["checkpointer.journal.utilization"] == 0.75, "the fullest is the first to refuse"
     assert both["checkpointer.journal.writable"] == 0, "one that takes no writes is not hidden by another"
 
 

@@ -43,6 +43,7 @@ def test_opening_again_while_draining_goes_on_with_the_same_outage() -> None:
     setting.clock.advance(10)
     setting.outages.recovered(pending=7)
     assert len(setting.recorder.of(OutageStarted)) == 1
+    assert setting.outages.openings == 2
     assert setting.recorder.of(PrimaryRecovered) == [
         PrimaryRecovered("test", 10.0, 4),
         PrimaryRecovered("test", 20.0, 7),

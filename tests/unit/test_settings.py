@@ -53,6 +53,13 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "postgres_prepare_threshold": ("CHECKPOINT_POSTGRES_PREPARE_THRESHOLD", "off", None),
     "drain_concurrency": ("CHECKPOINT_DRAIN_CONCURRENCY", "8", 8),
     "shutdown_grace": ("CHECKPOINT_SHUTDOWN_GRACE", "0", 0.0),
+    "retention": ("CHECKPOINT_RETENTION", "ON", "on"),
+    "retention_active_days": ("CHECKPOINT_RETENTION_ACTIVE_DAYS", "0.5", 0.5),
+    "retention_completed_days": ("CHECKPOINT_RETENTION_COMPLETED_DAYS", "90", 90.0),
+    "retention_failed_days": ("CHECKPOINT_RETENTION_FAILED_DAYS", "1", 1.0),
+    "retention_keep": ("CHECKPOINT_RETENTION_KEEP", "20", 20),
+    "retention_interval": ("CHECKPOINT_RETENTION_INTERVAL", "600", 600.0),
+    "retention_refresh_on_read": ("CHECKPOINT_RETENTION_REFRESH_ON_READ", "true", True),
     "connection_string": ("DATABASE_URL", URL, SecretStr(URL)),
     "database_path": ("SQLITE_PATH", "/data/agents.sqlite", "/data/agents.sqlite"),
 }

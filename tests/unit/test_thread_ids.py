@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.checkpoint.base.id import uuid6
 
-from enhanced_checkpointing.failover.thread_ids import created_at
+from enhanced_checkpointing.identifiers import created_at
 
 VARIANT = 0b10 << 62
 

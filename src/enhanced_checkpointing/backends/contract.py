@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple, empty_checkpoint
 
+from enhanced_checkpointing.backends.directory import HeadGatherer, HeadQuery, ThreadHead, page_of
+from enhanced_checkpointing.backends.reading import Chunks, in_chunks
+from enhanced_checkpointing.backends.stored_values import settled
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.operations import Operation, apply_to_saver, asks_for_thread, thread_of
+from enhanced_checkpointing.operations import (
+    DeleteThread,
+    Operation,
+    Put,
+    apply_to_saver,
+    asks_for_thread,
+    checkpoint_id_of,
+    namespace_of,
+    operations_of,
+    thread_of,
+)
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
@@ -23,6 +39,12 @@ _CREDENTIAL = re.compile(r"\b(?:user|username|uid|password|passwd|pwd)\s*=\s*(?:
 
 Heads = Mapping[str, Collection[str | None]]
 """For namespaces of a thread: which checkpoints may be the newest one there; None: there may be none."""
+
+Judge = Callable[[str, CheckpointTuple | None], bool]
+"""Says of a thread, by its newest root checkpoint, whether it is to go. It does no I/O, and may be called anywhere."""
+
+INDEX_DEADLINES = 4
+"""How many deadlines the setup spends on the index of a user's threads, for want of which nothing fails."""
 
 PROBE_THREAD = "enhanced-checkpointing-probe"
 """The thread id under which the default probe writes and deletes."""
@@ -46,6 +68,9 @@ class Backend:
     lanes: ClassVar[int] = 0
     """How many batches of writes may be on their way at once. With 0 nothing is gathered: each write goes by itself, as
     many at a time as there are threads."""
+
+    reads_everything: ClassVar[bool] = False
+    """Whether `read_thread` tells the paths of tasks too, and the writes whose checkpoint is not there."""
 
     saver: BaseCheckpointSaver[Any]
 
@@ -151,6 +176,138 @@ class Backend:
         """The class of the saver: it tells which maintenance methods there are."""
         return type(self.saver)
 
+    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        """The first `limit` ids, behind `after`, of the threads that have a checkpoint, in the database's own order.
+
+        The default reads every checkpoint.
+        """
+
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> set[str]:
+            return {thread_of(found.config) async for found in saver.alist(None)}
+
+        known = await self.ask(fetch)
+        return sorted(thread_id for thread_id in known if after is None or thread_id > after)[:limit]
+
+    async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
+        """The threads that are asked for, newest first.
+
+        The default reads every checkpoint.
+        """
+        return page_of(await self._heads_of([None]), query)
+
+    async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
+        """The heads of these threads, in their order, without those that have no checkpoint.
+
+        The default reads every checkpoint of theirs.
+        """
+        wanted: list[RunnableConfig | None] = [
+            {"configurable": {"thread_id": thread_id}} for thread_id in dict.fromkeys(thread_ids)
+        ]
+        return await self._heads_of(wanted)
+
+    async def _heads_of(self, configs: Sequence[RunnableConfig | None]) -> list[ThreadHead]:
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> list[ThreadHead]:
+            gatherer = HeadGatherer(self.serializer)
+            for config in configs:
+                async for found in saver.alist(config):
+                    gatherer.add(found)
+            return gatherer.heads()
+
+        return await self.ask(fetch)
+
+    async def has_thread_index(self) -> bool:
+        """Whether the database finds the newest threads of a user without looking at those of others."""
+        return True
+
+    async def make_thread_index(self, seconds: float | None = None) -> bool:
+        """Make that index, in at most so many seconds; False if it is not there then, of which `notes` say why."""
+        return True
+
+    def read_thread(self, thread_id: str) -> Chunks:
+        """The operations that, applied in their order, make a thread again in any database: values with the bytes that
+        they are stored as, oldest first in each namespace, a few at a time so that memory stays flat.
+
+        The default makes live values of them, and reads each checkpoint by itself. It sees neither the paths of tasks,
+        though their order, nor writes whose checkpoint is not there.
+        """
+        return in_chunks(self._read_live(thread_id))
+
+    async def _read_live(self, thread_id: str) -> AsyncGenerator[Sequence[Operation], None]:
+        whole: RunnableConfig = {"configurable": {"thread_id": thread_id}}
+
+        async def list_all(saver: BaseCheckpointSaver[Any]) -> Sequence[RunnableConfig]:
+            return [found.config async for found in saver.alist(whole)]
+
+        def place(config: RunnableConfig) -> tuple[str, str]:
+            return namespace_of(config), str(checkpoint_id_of(config))
+
+        for config in sorted(await self.ask(list_all), key=place):
+            found, _ = await self.get(config)
+            if found is not None:
+                put, *writes = operations_of(found, self.serializer)
+                assert isinstance(put, Put)
+                values = {channel: settled(value, self.serializer) for channel, value in put.values.items()}
+                yield [replace(put, values=values), *writes]
+
+    async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        """Put these keys into the metadata of the newest root checkpoint, as it is then, and change nothing else of it;
+        False if there is none. Values are plain JSON.
+
+        The default puts that checkpoint again, which is no one step: who deletes the thread meanwhile must do so again.
+        """
+
+        async def put_again(saver: BaseCheckpointSaver[Any]) -> bool:
+            found = await saver.aget_tuple(_newest_of(thread_id))
+            if found is None:
+                return False
+            put, *_ = operations_of(found, self.serializer)
+            assert isinstance(put, Put)
+            metadata = cast("CheckpointMetadata", {**put.metadata, **changes})
+            await self.apply(replace(put, metadata=metadata, new_versions={}))
+            return True
+
+        return await self.ask(put_again)
+
+    async def delete_if(self, thread_ids: Sequence[str], judge: Judge) -> Sequence[str]:
+        """Delete those threads of which `judge` says so; returns which went.
+
+        In ours it is one step: nothing is deleted that was not there when `judge` was asked. The default asks and then
+        deletes.
+        """
+
+        async def fetch(saver: BaseCheckpointSaver[Any], thread_id: str) -> CheckpointTuple | None:
+            return await saver.aget_tuple(_newest_of(thread_id))
+
+        gone: list[str] = []
+        for thread_id in thread_ids:
+            if judge(thread_id, await self.ask(partial(fetch, thread_id=thread_id))):
+                await self.apply(DeleteThread(thread_id))
+                gone.append(thread_id)
+        return gone
+
+    async def prune_thread(self, thread_id: str, keep: int) -> int:
+        """Keep the newest checkpoints of each namespace of a thread, and what these need; returns how many went.
+
+        Raises:
+            NotImplementedError: the saver cannot.
+        """
+
+        async def prune(saver: BaseCheckpointSaver[Any]) -> int:
+            own: Callable[..., Awaitable[int]] | None = getattr(saver, "aprune_thread", None)
+            if own is None:
+                raise NotImplementedError(f"a {type(saver).__name__} cannot keep a number of checkpoints of a thread")
+            return await own(thread_id, keep=keep)
+
+        return await self.ask(prune)
+
+    @asynccontextmanager
+    async def sole(self, name: str) -> AsyncIterator[bool]:
+        """For as long as it is open: whether this is the only one, of all processes, that does what the name says.
+
+        The default knows of no other process.
+        """
+        yield True
+
     async def renew(self) -> None:
         """Drop what an outage left stale; called after a probe passed, before live calls come back."""
 
@@ -172,6 +329,10 @@ class Backend:
 
     async def close(self) -> None:
         """Give everything back; bounded, and safe to call twice or without `open`."""
+
+
+def _newest_of(thread_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
 
 
 def _without_credentials(connection_string: str) -> str:

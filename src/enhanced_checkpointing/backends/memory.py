@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from langgraph.checkpoint.memory import InMemorySaver
 
+from enhanced_checkpointing.backends import memory_reading
 from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead, page_of
+from enhanced_checkpointing.backends.memory_saver import MaintainedMemorySaver
+from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation, apply_shared
@@ -28,16 +35,43 @@ class MemoryBackend(Backend):
 
     name = "memory"
     db_system = "memory"
+    reads_everything = True
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
-        self.saver = self._memory = InMemorySaver(serde=serializer)
+        self.saver = self._memory = MaintainedMemorySaver(serde=serializer)
 
     def home(self) -> str:
         return MEMORY
 
     async def apply(self, operation: Operation) -> None:
         await apply_shared(self.saver, operation)
+
+    def read_thread(self, thread_id: str) -> Chunks:
+        return memory_reading.read_thread(self._memory, self.blob, self.serializer, thread_id)
+
+    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        if not self._is_bare():
+            return await super().thread_ids(after, limit)
+        return [one for one in self._memory.thread_ids() if after is None or one > after][: max(0, limit)]
+
+    async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
+        return page_of(self._memory.heads(), query) if self._is_bare() else await super().heads(query)
+
+    async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
+        if not self._is_bare():
+            return await super().describe(thread_ids)
+        heads = {head.thread_id: head for head in self._memory.heads()}
+        return [heads[thread_id] for thread_id in dict.fromkeys(thread_ids) if thread_id in heads]
+
+    async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        if not self._is_bare():
+            return await super().annotate(thread_id, changes)
+        return self._memory.annotate(thread_id, changes)
+
+    def _is_bare(self) -> bool:
+        """Whether nobody has put another saver, such as one that fails at will, in front of ours."""
+        return self.saver is self._memory
 
     def never_waits(self) -> bool:
         return type(self) is MemoryBackend and self.saver is self._memory

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -15,15 +16,20 @@ from psycopg import AsyncConnection, sql
 from psycopg.errors import InvalidTextRepresentation
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends import postgres_refusals
-from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads
+from enhanced_checkpointing.backends import postgres_reading, postgres_refusals, postgres_retention
+from enhanced_checkpointing.backends.contract import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
+from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
+from enhanced_checkpointing.backends.listing import describe, find_heads
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres_directory import PostgresThreads
 from enhanced_checkpointing.backends.postgres_failures import LostSessionError, classify_postgres
 from enhanced_checkpointing.backends.postgres_heads import says_moved, upon_heads
 from enhanced_checkpointing.backends.postgres_home import home_of
+from enhanced_checkpointing.backends.postgres_index import ThreadIndex, is_valid
+from enhanced_checkpointing.backends.postgres_maintenance import MaintainedPooledSaver
 from enhanced_checkpointing.backends.postgres_rows import probe_statement, statements
-from enhanced_checkpointing.backends.postgres_saver import PooledSaver
 from enhanced_checkpointing.backends.postgres_wire import execute
+from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.operations import Operation
@@ -58,10 +64,13 @@ class PostgresBackend(Backend):
     db_system = "postgresql"
     compares_heads = True
     lanes = 2
+    reads_everything = True
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
         self._connections = PostgresConnections(config)
+        self._threads = PostgresThreads(self._connections)
+        self._thread_index = ThreadIndex(self._connections)
 
     async def open(self) -> None:
         if sys.platform == "win32" and isinstance(asyncio.get_running_loop(), asyncio.ProactorEventLoop):
@@ -70,7 +79,7 @@ class PostgresBackend(Backend):
                 "loop starts: asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy()); or give the "
                 "manager a loop of its own with enable_async=False. Nothing was opened."
             )
-        self.saver = self._pooled = PooledSaver(self._connections, self.serializer)
+        self.saver = self._pooled = MaintainedPooledSaver(self._connections, self.serializer)
         await self._connections.open()
 
     async def setup(self) -> None:
@@ -87,6 +96,9 @@ class PostgresBackend(Backend):
                 await self._migrate(connection)
             async with self._connections.in_schema(connection):
                 await _check_privileges(connection)
+                listed_fast = await is_valid(connection)
+        if self.config.auto_setup and not listed_fast:
+            await self.make_thread_index(INDEX_DEADLINES * self.config.deadline)
 
     async def probe(self) -> None:
         async with (
@@ -118,7 +130,7 @@ class PostgresBackend(Backend):
             return
         await self._await_lost_sessions({operation.thread_id for operation in operations})
         async with self._connections.borrow() as connection:
-            await execute(connection, prepared)
+            await execute(connection, [*postgres_retention.wake(operations), *prepared])
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
         if not heads:
@@ -128,7 +140,8 @@ class PostgresBackend(Backend):
         await self._await_lost_sessions({thread_id})
         try:
             async with self._connections.borrow() as connection:
-                await execute(connection, [*upon_heads(thread_id, heads), *statements(operations)])
+                woken = postgres_retention.wake(operations)
+                await execute(connection, [*upon_heads(thread_id, heads), *woken, *statements(operations)])
         except InvalidTextRepresentation as error:
             if says_moved(error):
                 return False
@@ -137,6 +150,9 @@ class PostgresBackend(Backend):
 
     async def get(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, bool]:
         return await self._pooled.aget_or_anything(config)
+
+    def read_thread(self, thread_id: str) -> Chunks:
+        return postgres_reading.read_thread(self._connections, self.serializer, thread_id)
 
     async def _await_lost_sessions(self, thread_ids: Iterable[str]) -> None:
         for thread_id in thread_ids:
@@ -156,7 +172,38 @@ class PostgresBackend(Backend):
         return self._connections.gauges()
 
     def notes(self) -> dict[str, Any]:
-        return {"transaction_pooler": self._connections.behind_pooler}
+        missing = self._thread_index.missing_because
+        return {
+            "transaction_pooler": self._connections.behind_pooler,
+            **({"thread_index_missing": missing} if missing is not None else {}),
+        }
+
+    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._threads.thread_ids(after, limit)
+
+    async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
+        return await find_heads(self._threads, query)
+
+    async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
+        return await describe(self._threads, thread_ids)
+
+    async def has_thread_index(self) -> bool:
+        return await self._thread_index.is_there()
+
+    async def make_thread_index(self, seconds: float | None = None) -> bool:
+        return await self._thread_index.make(seconds)
+
+    async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        return await postgres_retention.annotate(self._connections, thread_id, changes)
+
+    async def delete_if(self, thread_ids: Sequence[str], judge: Judge) -> Sequence[str]:
+        await self._await_lost_sessions(thread_ids)
+        return await postgres_retention.delete_if(self._connections, self._pooled, thread_ids, judge)
+
+    @asynccontextmanager
+    async def sole(self, name: str) -> AsyncIterator[bool]:
+        async with postgres_retention.sole(self._connections, name, self.config.deadline) as is_sole:
+            yield is_sole
 
     async def close(self) -> None:
         await self._connections.close()

@@ -1,9 +1,11 @@
-"""PostgreSQL arrays and integers in their binary form, as they go into a statement and come back."""
+"""PostgreSQL values in their binary form, as they go into a statement and come back."""
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 _HEAD = struct.Struct(">iiIii")
 """Dimensions, whether there are nulls, the type of the elements, their number, the index of the first."""
@@ -59,3 +61,12 @@ def rows_of(array: bytes | None) -> list[list[bytes | None]]:
             values.append(array[at : at + length])
             at += length
     return [values[start : start + width] for start in range(0, len(values), width)]
+
+
+def text_of(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def json_of(value: bytes | None) -> Any:
+    """The binary form of jsonb is its text behind the number of its version."""
+    return None if value is None else json.loads(value[1:])

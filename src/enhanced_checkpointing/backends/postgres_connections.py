@@ -182,6 +182,8 @@ class PostgresConnections:
         """Sizes of the pool, as its own statistics tell them."""
         statistics = self._pool.get_stats() if self._pool is not None else {}
         return {
+            "min": self._config.pool_min_size,
+            "max": self._config.pool_max_size,
             "size": statistics.get("pool_size", 0),
             "available": statistics.get("pool_available", 0),
             "borrowed": self._borrowed,

@@ -26,6 +26,7 @@ from enhanced_checkpointing.backends.postgres_sql import (
     values_sql,
 )
 from enhanced_checkpointing.backends.postgres_wire import Statement
+from enhanced_checkpointing.backends.reading import StoredMetadata
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized
 
@@ -150,7 +151,9 @@ def documents(put: Put) -> tuple[dict[str, Any], dict[str, Any]]:
         for channel, value in put.values.items()
         if type(value) is not Serialized or channel in put.snapshot_channels
     }
-    metadata = {key: value for key, value in cast("dict[str, Any]", put.metadata).items() if key != "writes"}
+    # The official saver keeps the writes that callers name out; a thread that is moved has had them all the time.
+    left_out = () if isinstance(put.metadata, StoredMetadata) else ("writes",)
+    metadata = {key: value for key, value in cast("dict[str, Any]", put.metadata).items() if key not in left_out}
     return {**put.skeleton, "channel_values": inline}, metadata
 
 

@@ -7,10 +7,9 @@ the official saver's.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, get_checkpoint_id
@@ -19,7 +18,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
-from enhanced_checkpointing.backends.postgres_arrays import rows_of
+from enhanced_checkpointing.backends.postgres_arrays import json_of, rows_of, text_of
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres_wire import Row, fetch
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -121,21 +120,12 @@ def _value(row: Row) -> DictRow:
     """A row of `SELECT_SQL`, as psycopg would give it."""
     thread_id, checkpoint, checkpoint_ns, checkpoint_id, parent_id, metadata, blobs, writes = row[:8]
     return {
-        "thread_id": _text(thread_id),
-        "checkpoint": _json(checkpoint),
-        "checkpoint_ns": _text(checkpoint_ns),
-        "checkpoint_id": _text(checkpoint_id),
-        "parent_checkpoint_id": _text(parent_id),
-        "metadata": _json(metadata),
+        "thread_id": text_of(thread_id),
+        "checkpoint": json_of(checkpoint),
+        "checkpoint_ns": text_of(checkpoint_ns),
+        "checkpoint_id": text_of(checkpoint_id),
+        "parent_checkpoint_id": text_of(parent_id),
+        "metadata": json_of(metadata),
         "channel_values": rows_of(blobs),
         "pending_writes": rows_of(writes),
     }
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
-
-
-def _json(value: bytes | None) -> Any:
-    """The binary form of jsonb is its text behind the number of its version."""
-    return None if value is None else json.loads(value[1:])

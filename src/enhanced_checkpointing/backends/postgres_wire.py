@@ -8,7 +8,7 @@ broken connections are psycopg's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -57,11 +57,71 @@ async def fetch(connection: AsyncConnection[DictRow], statement: Statement) -> l
     return rows
 
 
+async def stream(connection: AsyncConnection[DictRow], statement: Statement) -> AsyncGenerator[Row, None]:
+    """Execute a statement as `execute` does, and give its rows one at a time, as the server makes them.
+
+    Who stops before the last row has no use for the connection any more: the server is still sending.
+    """
+    pgconn = connection.pgconn
+    result = await _begin(connection, statement)
+    if result is not None and isinstance(_error_of(result), InvalidSqlStatementName):
+        _prepared.pop(connection, None)  # somebody dropped it; nothing was done
+        await _end(pgconn, failed=True)
+        result = await _begin(connection, statement)
+    while result is not None:
+        if (error := _error_of(result)) is not None:
+            await _end(pgconn, failed=True)
+            raise error
+        columns = range(result.nfields)
+        for row in range(result.ntuples):
+            yield [result.get_value(row, column) for column in columns]
+        result = await _next_result(pgconn)
+    await _end(pgconn, failed=False)
+
+
+async def _begin(connection: AsyncConnection[DictRow], statement: Statement) -> PGresult | None:
+    """Send a statement whose rows are to come one at a time, and return the first.
+
+    As a pipeline of one: outside of any, libpq would keep that way of receiving for the first statement of the next.
+    """
+    pgconn = connection.pgconn
+    steps = [_unprepared(pgconn, statement, _ignore)]
+    if _may_prepare(connection):
+        known = _prepared.setdefault(connection, set())
+        steps = [*_steps(pgconn, [statement], known, _ignore)]
+    *preparing, step = steps
+    if preparing:
+        await _carry_out(pgconn, preparing)
+    pgconn.enter_pipeline_mode()
+    step.send()
+    pgconn.set_single_row_mode()
+    pgconn.pipeline_sync()
+    await _flush(pgconn)
+    return await _next_result(pgconn)
+
+
+async def _end(pgconn: PGconn, *, failed: bool) -> None:
+    """Leave the pipeline of a statement that has nothing more to give."""
+    if failed:
+        await _next_result(pgconn)  # there is none, which ends the statement
+    await _next_result(pgconn)  # of the sync
+    pgconn.exit_pipeline_mode()
+
+
+def _error_of(result: PGresult) -> psycopg.Error | None:
+    there = result.status in (ExecStatus.SINGLE_TUPLE, ExecStatus.TUPLES_OK)
+    return None if there else error_from_result(result)
+
+
+def _ignore(_: PGresult) -> None:
+    """What is prepared has no rows."""
+
+
 async def _perform(
     connection: AsyncConnection[DictRow], prepared: Sequence[Statement], take: Callable[[PGresult], None]
 ) -> None:
     pgconn = connection.pgconn
-    if connection.prepare_threshold is None or pgconn.transaction_status != TransactionStatus.IDLE:
+    if not _may_prepare(connection):
         await _carry_out(pgconn, [_unprepared(pgconn, statement, take) for statement in prepared])
         return
     known = _prepared.setdefault(connection, set())
@@ -70,6 +130,11 @@ async def _perform(
     except InvalidSqlStatementName:  # somebody dropped it; nothing was done
         known.clear()
         await _carry_out(pgconn, [*_steps(pgconn, prepared, known, take)])
+
+
+def _may_prepare(connection: AsyncConnection[DictRow]) -> bool:
+    idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
+    return connection.prepare_threshold is not None and idle
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import aiosqlite
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from enhanced_checkpointing.backends import sqlite_rows
-from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads
+from enhanced_checkpointing.backends import sqlite_index, sqlite_reading, sqlite_retention, sqlite_rows
+from enhanced_checkpointing.backends.contract import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
+from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
+from enhanced_checkpointing.backends.listing import describe, find_heads
+from enhanced_checkpointing.backends.reading import Chunks
+from enhanced_checkpointing.backends.sqlite_directory import SqliteThreads
+from enhanced_checkpointing.backends.sqlite_maintenance import MaintainedSqliteSaver
 from enhanced_checkpointing.backends.sqlite_rows import statements
 from enhanced_checkpointing.backends.sqlite_saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -87,6 +91,7 @@ class SqliteBackend(Backend):
     name = "sqlite"
     db_system = "sqlite"
     lanes: ClassVar[int] = 1  # SQLite has one writer at a time
+    reads_everything = True
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
@@ -95,6 +100,8 @@ class SqliteBackend(Backend):
         self._saver: OneHopSaver | None = None
         self._retired: set[asyncio.Task[None]] = set()
         self._opening = asyncio.Lock()
+        self._threads = SqliteThreads(self._alone, serializer)
+        self._index_missing_because: str | None = None
         self._not_folded = 0
         """Operations since the last folding began."""
         self._folding: asyncio.Task[None] | None = None
@@ -114,6 +121,7 @@ class SqliteBackend(Backend):
         saver = await self.connected()
         if self.config.auto_setup:
             await saver.setup()
+            await self.make_thread_index(INDEX_DEADLINES * self.config.deadline)
             return
         saver.is_setup = True  # the official saver would create the tables on its own at the first call
         await saver.conn.execute_fetchall("SELECT checkpoint_ns FROM checkpoints LIMIT 1")
@@ -126,7 +134,7 @@ class SqliteBackend(Backend):
         async with self._opening:
             if self._saver is None:
                 connection = await self._connect()
-                self._saver = OneHopSaver(connection, self.serializer)
+                self._saver = MaintainedSqliteSaver(connection, self.serializer)
                 self._saver.is_setup = not self.config.auto_setup
             return self._saver
 
@@ -190,8 +198,57 @@ class SqliteBackend(Backend):
         async with self._held() as saver:
             return await question(saver)
 
+    def read_thread(self, thread_id: str) -> Chunks:
+        return sqlite_reading.read_thread(self._alone, self.serializer, thread_id)
+
+    async def _alone(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        async with self._held() as saver:
+            return await saver._alone(work)
+
     def saver_type(self) -> type[BaseCheckpointSaver[Any]]:
-        return AsyncSqliteSaver
+        return MaintainedSqliteSaver
+
+    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._threads.thread_ids(after, limit)
+
+    async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
+        return await find_heads(self._threads, query)
+
+    async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
+        return await describe(self._threads, thread_ids)
+
+    async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        return await self._alone(lambda connection: sqlite_retention.annotate(connection, thread_id, changes))
+
+    async def delete_if(self, thread_ids: Sequence[str], judge: Judge) -> Sequence[str]:
+        serializer = self.serializer
+        return await self._alone(lambda one: sqlite_retention.delete_if(one, serializer, thread_ids, judge))
+
+    @asynccontextmanager
+    async def sole(self, name: str) -> AsyncIterator[bool]:
+        with sqlite_retention.sole(None if self._in_memory else Path(f"{self._path}.{name}.lock")) as is_sole:
+            yield is_sole
+
+    async def has_thread_index(self) -> bool:
+        async with self._held() as saver:
+            return await sqlite_index.is_there(saver.conn)
+
+    async def make_thread_index(self, seconds: float | None = None) -> bool:
+        if await self.has_thread_index():
+            self._index_missing_because = None
+        elif self._in_memory:
+            self._index_missing_because = await sqlite_index.make((await self.connected()).conn, None)
+        else:
+            connection = await self._connect()
+            try:
+                self._index_missing_because = await sqlite_index.make(connection, seconds)
+            finally:
+                await connection.close()
+        return self._index_missing_because is None
+
+    def notes(self) -> dict[str, Any]:
+        missing = self._index_missing_because
+        return {"thread_index_missing": missing} if missing is not None else {}
 
     async def fence(self, thread_id: str) -> bool:
         if self._retired:
@@ -257,9 +314,10 @@ class SqliteBackend(Backend):
             await asyncio.sleep(FAREWELL_SECONDS)  # its thread says good-bye to this loop, which may end right after
             raise
         try:
-            await connection.execute("PRAGMA journal_mode=WAL")
-            await connection.execute("PRAGMA synchronous=FULL")
-            await connection.execute(f"PRAGMA wal_autocheckpoint={FOLD_AT_PAGES}")
+            # Fetched, since a statement that is not read to its end would keep an interruption from ever ending.
+            await connection.execute_fetchall("PRAGMA journal_mode=WAL")
+            await connection.execute_fetchall("PRAGMA synchronous=FULL")
+            await connection.execute_fetchall(f"PRAGMA wal_autocheckpoint={FOLD_AT_PAGES}")
         except BaseException:
             await connection.close()
             raise

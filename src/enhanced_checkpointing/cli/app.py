@@ -7,6 +7,12 @@ from typing import Annotated
 
 import typer
 
+from enhanced_checkpointing.cli.app_journal import journal
+from enhanced_checkpointing.cli.app_moving import export, import_, migrate
+from enhanced_checkpointing.cli.app_retention import retention
+from enhanced_checkpointing.cli.app_threads import threads
+from enhanced_checkpointing.cli.options import DatabaseUrl, EnvFile, Environment, JournalDir, Json, Sqlite
+
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -61,3 +67,90 @@ def demo(
 
     plan = Plan(conversations=conversations, turns=turns, seed=seed, pace=pace, plant_difference=plant_difference)
     raise typer.Exit(play(plan, database_url=database_url, sqlite=sqlite, as_json=json, plain=plain))
+
+
+app.add_typer(journal, name="journal")
+app.add_typer(threads, name="threads")
+app.add_typer(retention, name="retention")
+app.command()(migrate)
+app.command()(export)
+app.command("import")(import_)
+
+
+@app.command()
+def doctor(
+    database_url: DatabaseUrl = None,
+    sqlite: Sqlite = None,
+    journal_dir: JournalDir = None,
+    environment: Environment = None,
+    env_file: EnvFile = None,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds that one step may take.")] = 5.0,
+    json: Json = False,
+) -> None:
+    """Look at everything that a start needs: settings, database, journal, versions, clock. Nothing is changed.
+
+    Exit code 0: an application can start. 1: something is to be mended; cause and fix are printed. 2: wrong usage.
+    """
+    from enhanced_checkpointing.cli import doctor as command
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.screen import guarded
+
+    options = Options(database_url, sqlite, journal_dir, environment, env_file)
+    raise typer.Exit(guarded(lambda: command.run(options, timeout=timeout, as_json=json), as_json=json))
+
+
+@app.command()
+def health(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask the application whose checkpointer's app is mounted here. Default: look from outside.",
+            show_default=False,
+        ),
+    ] = None,
+    database_url: DatabaseUrl = None,
+    sqlite: Sqlite = None,
+    journal_dir: JournalDir = None,
+    environment: Environment = None,
+    env_file: EnvFile = None,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds that one step may take.")] = 5.0,
+    json: Json = False,
+) -> None:
+    """Tell how the checkpointer is. From outside, nothing is taken over or drained, and the breaker is not seen.
+
+    Exit code 0: healthy. 1: degraded or unhealthy. 2: nobody could find out.
+    """
+    from enhanced_checkpointing.cli import health as command
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.screen import guarded
+
+    options = Options(database_url, sqlite, journal_dir, environment, env_file)
+    raise typer.Exit(guarded(lambda: command.run(options, url=url, timeout=timeout, as_json=json), as_json=json))
+
+
+@app.command()
+def setup(
+    database_url: DatabaseUrl = None,
+    sqlite: Sqlite = None,
+    environment: Environment = None,
+    env_file: EnvFile = None,
+    wait: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="Seconds to wait for a database that does not answer.")
+    ] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, max=86_400.0, help="Seconds that making and migrating the tables may take.")
+    ] = 600.0,
+    json: Json = False,
+) -> None:
+    """Make or migrate the tables. Any number of processes may do so at the same time.
+
+    Exit code 0: the tables are there, and a write was proven. 1: they could not be made. 2: wrong usage or settings.
+    """
+    from enhanced_checkpointing.cli import setup as command
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.screen import guarded
+
+    options = Options(database_url, sqlite, None, environment, env_file)
+    raise typer.Exit(
+        guarded(lambda: command.run(options, wait=wait, timeout=timeout, as_json=json), as_json=json),
+    )

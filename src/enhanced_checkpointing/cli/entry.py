@@ -13,7 +13,7 @@ MISSING_PARTS = 2
 
 def main() -> None:
     """Run the command line; ends with exit code 2 when the extra `cli` is not installed."""
-    missing = [name for name in ("typer", "rich") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("typer", "rich", "packaging", "dotenv") if importlib.util.find_spec(name) is None]
     if missing:
         print(
             f"checkpointing needs {' and '.join(missing)}, which the library itself does without. Install the extra:\n"

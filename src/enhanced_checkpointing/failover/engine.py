@@ -27,6 +27,7 @@ from enhanced_checkpointing.failover.alarms import alarm
 from enhanced_checkpointing.failover.explanations import cold, explained, unavailable
 from enhanced_checkpointing.failover.journaling import Journaling
 from enhanced_checkpointing.failover.newcomers import Newcomers
+from enhanced_checkpointing.failover.reads import Reads
 from enhanced_checkpointing.failover.routes import (
     Route,
     Verdict,
@@ -34,6 +35,7 @@ from enhanced_checkpointing.failover.routes import (
 )
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.writes import Writes
+from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.operations import DeleteThread, accept_put, accept_writes, thread_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
@@ -76,6 +78,7 @@ class Engine:
         self._serializer = serializer
         self._telemetry = telemetry
         self._clock = clock
+        self._wall_clock = wall_clock
         self.newcomers = Newcomers(
             standby,
             start_fresh=config.on_unknown_thread == "start_fresh",
@@ -107,6 +110,8 @@ class Engine:
         """Reads that are with the primary now."""
         self.estranged: set[str] = set()
         """Threads whose branch was put into quarantine: the primary lacks the values that a running graph builds on."""
+        self.reads: Reads | None = None
+        """Where reads are noted, if anybody wants to know."""
         self.drain_first: Callable[[str, Deadline], Awaitable[bool]] = _nobody_drains
         """Drains one thread ahead of the others and tells whether it is drained; set by whoever drains."""
 
@@ -167,8 +172,18 @@ class Engine:
             known_blob=self._backend.blob if self._backend.never_waits() else self._standby.blob,
         )
         self._standby.note_own(put)
-        await self.writes.settle(put.complete() if put.thread_id in self.estranged else put)
+        # As an old one, the thread may have been deleted by another process after it was read here.
+        lacking = put.thread_id in self.estranged or is_old(put.parent_checkpoint_id, self._wall_clock())
+        await self.writes.settle(put.complete() if lacking else put)
         return put.stored_config()
+
+    async def put_again(self, found: CheckpointTuple) -> None:
+        """Store a checkpoint once more as it was read, with the metadata that it has been given since."""
+        config = found.parent_config or {"configurable": {"thread_id": thread_of(found.config), "checkpoint_ns": ""}}
+        put = accept_put(
+            config, found.checkpoint, found.metadata, {}, serializer=self._serializer, known_blob=self._standby.blob
+        )
+        await self.writes.settle(put)
 
     async def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
@@ -193,6 +208,8 @@ class Engine:
         keep: Callable[[T], None],
     ) -> T:
         thread_id = thread_of(config)
+        if self.reads is not None:
+            self.reads.note(thread_id)
         scope = OperationScope(operation, self._backend.name, thread_id)
         with self._telemetry.operation(scope):
             deadline = self._new_deadline()

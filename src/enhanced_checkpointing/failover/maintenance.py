@@ -57,10 +57,24 @@ class Maintenance:
         Raises:
             CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet, or frozen.
         """
+        return await self.revise(operation, thread_ids, lambda backend: backend.ask(ask))
+
+    async def revise(
+        self, operation: str, thread_ids: Sequence[str] | None, question: Callable[[Backend], Awaitable[T]]
+    ) -> T:
+        """The same through the primary itself."""
+        attempted = False
+
+        async def attempt(backend: Backend) -> T:
+            nonlocal attempted
+            attempted = True
+            return await question(backend)
+
         try:
-            return await self.ask(operation, thread_ids, ask, frozen=True)
+            return await self.consult(operation, thread_ids, attempt, frozen=True)
         finally:
-            self._standby.forget_all(thread_ids)
+            if attempted:  # or else what is warm is still right, and in an outage it is all there is
+                self._standby.forget_all(thread_ids)
 
     async def list(
         self, filter: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None
@@ -84,13 +98,24 @@ class Maintenance:
         *,
         frozen: bool,
     ) -> T:
+        """Ask the saver of the primary, as `consult` asks the primary itself."""
+        return await self.consult(operation, thread_ids, lambda backend: backend.ask(ask), frozen=frozen)
+
+    async def consult(
+        self,
+        operation: str,
+        thread_ids: Sequence[str] | None,
+        question: Callable[[Backend], Awaitable[T]],
+        *,
+        frozen: bool,
+    ) -> T:
         """Ask the primary about these threads, or about all for None; `frozen` threads count as not drained, or do not.
 
         Raises:
             CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
         """
         scope = OperationScope(operation, self._backend.name, None)
-        about = "all threads" if thread_ids is None else f"threads {', '.join(thread_ids)}"
+        about = f"threads {', '.join(thread_ids)}" if thread_ids else "all threads"
         with self._telemetry.operation(scope):
             deadline = Deadline(self._clock, self._seconds)
             held = self._engine.held_threads() if frozen else self._engine.waiting_threads()
@@ -101,10 +126,11 @@ class Maintenance:
                 raise unavailable(f"{operation} of {about} needs the primary", "Nothing was changed; try later.")
             failed: CallFailed | None = None
             try:
-                answer = await self._guard.once(operation, lambda: self._backend.ask(ask), deadline=deadline)
+                answer = await self._guard.once(operation, lambda: question(self._backend), deadline=deadline)
             except CallFailed as caught:
                 failed = caught
             if failed is not None:
                 raise explained(failed, f"{operation} of {about} did not succeed")
             scope.outcome = "primary"
+            self._engine.newcomers.contact()  # a thread that was just copied is there, however young its id is
             return answer

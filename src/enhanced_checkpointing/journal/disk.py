@@ -114,6 +114,21 @@ class RealDisk:
         self.close(handle)
         return None
 
+    def is_taken(self, name: str) -> bool:
+        """Whether somebody has a file locked, for one who may only read it. Whoever tries to lock it just now is
+        refused, so that this is asked while one is alone."""
+        try:
+            handle = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
     @contextmanager
     def alone(self) -> Iterator[bool]:
         # No file of its own, which a full disk could refuse, and which could stay behind.

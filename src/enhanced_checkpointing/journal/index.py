@@ -209,18 +209,19 @@ class Index:
         return tuple(islice(held.entries, limit)) if held is not None else ()
 
     def dead_letters(self) -> Sequence[DeadLetter]:
-        return [letter for held in self._held.values() for letter in held.dead_letters]
+        return [letter for held in tuple(self._held.values()) for letter in held.dead_letters]
 
     def status(self, damages: int = 0, error: str | None = None) -> JournalStatus:
-        frozen = tuple(thread_id for thread_id, held in self._held.items() if held.frozen)
-        oldest = min((held.entries[0].journaled_at for held in self._held.values() if held.entries), default=None)
+        held_now = tuple(self._held.items())  # copied in one step: health and metrics are read from other threads, too
+        frozen = tuple(thread_id for thread_id, held in held_now if held.frozen)
+        oldest = [entry.journaled_at for _, held in held_now for entry in tuple(islice(held.entries, 1))]
         return JournalStatus(
             pending=self._pending,
-            oldest_at=oldest,
+            oldest_at=min(oldest, default=None),
             size=self._own_size + sum(self._adopted.values()),
             adopted_size=sum(self._adopted.values()),
             capacity=self._capacity,
-            dead_letters=sum(len(held.dead_letters) for held in self._held.values()),
+            dead_letters=sum(len(held.dead_letters) for _, held in held_now),
             frozen_threads=frozen,
             damages=damages,
             error=error,

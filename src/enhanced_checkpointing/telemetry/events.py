@@ -7,9 +7,10 @@ wall-clock (`time.time()`), so that a span can be made of a record after the fac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import TracebackType
 from typing import Protocol
 
 
@@ -121,6 +122,15 @@ class ThreadDrained:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadRetired:
+    """Retention did something to one thread; `outcome` is "deleted", "pruned" or "failed"."""
+
+    backend: str
+    thread_id: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLettered:
     """The primary refused one journaled operation for good; its thread is frozen on the journal until it is mended."""
 
@@ -172,6 +182,7 @@ Event = (
     | FailedOver
     | ProbeFinished
     | ThreadDrained
+    | ThreadRetired
     | DeadLettered
     | Diverged
     | ConfigurationFault
@@ -183,7 +194,8 @@ Event = (
 class Gauges:
     """What is true now, read when metrics are collected. Sizes are bytes, ages are seconds.
 
-    `pool` has any of the keys "min", "max", "size", "available" and "waiting".
+    `pool` has any of the keys "min", "max", "size", "available" and "waiting". `journal_utilization` is the share taken
+    of the room for this process's own writes; at 1 it takes no more. `breaker_openings` counts since the start.
     """
 
     state: SystemState = SystemState.HEALTHY
@@ -193,6 +205,11 @@ class Gauges:
     standby_size: int = 0
     pool: dict[str, int] = field(default_factory=dict)
     journal_writable: bool = False
+    journal_utilization: float = 0.0
+    journal_dead_letters: int = 0
+    journal_frozen_threads: int = 0
+    journal_damages: int = 0
+    breaker_openings: int = 0
 
 
 NOTHING: AbstractContextManager[object] = nullcontext()
@@ -215,35 +232,59 @@ class Telemetry(Protocol):
         """Forget the gauges and end what is open."""
 
 
+class _Both:
+    """One context within another; an exit stack would cost each call three times as much."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, outer: AbstractContextManager[object], inner: AbstractContextManager[object]) -> None:
+        self._outer = outer
+        self._inner = inner
+
+    def __enter__(self) -> None:
+        self._outer.__enter__()
+        self._inner.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._inner.__exit__(kind, error, traceback)
+        finally:
+            self._outer.__exit__(kind, error, traceback)
+
+
 class Broadcast:
     """Sends everything to each of several sinks, in order."""
 
     def __init__(self, sinks: Sequence[Telemetry]) -> None:
         self._sinks = tuple(sinks)
+        self._gauges: Callable[[], Gauges] | None = None
+
+    def add(self, sink: Telemetry) -> None:
+        """Take in one more sink, which is told what comes from now on."""
+        self._sinks = (*self._sinks, sink)
+        if self._gauges is not None:
+            sink.observe(self._gauges)
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
-        entered, stack = NOTHING, None
+        entered = NOTHING
         for sink in self._sinks:
             context = sink.operation(scope)
-            if context is NOTHING:
-                continue
-            if entered is NOTHING:
-                entered = context
-                continue
-            if stack is None:
-                stack = ExitStack()
-                stack.enter_context(entered)
-            stack.enter_context(context)
-        return entered if stack is None else stack
+            if context is not NOTHING:
+                entered = context if entered is NOTHING else _Both(entered, context)
+        return entered
 
     def emit(self, event: Event) -> None:
         for sink in self._sinks:
             sink.emit(event)
 
     def observe(self, gauges: Callable[[], Gauges]) -> None:
+        self._gauges = gauges
         for sink in self._sinks:
             sink.observe(gauges)
 
     def close(self) -> None:
+        self._gauges = None
         for sink in self._sinks:
             sink.close()

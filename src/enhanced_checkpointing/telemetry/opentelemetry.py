@@ -165,7 +165,7 @@ class OpenTelemetrySink:
         with self._shield:
             signals = self._current_signals()
             if signals.active:
-                self._count(event, signals)
+                signals.instruments.count(event)
                 self._trace(event, signals)
 
     def observe(self, gauges: GaugeSource) -> None:
@@ -206,25 +206,6 @@ class OpenTelemetrySink:
         if self._gauges is not None:
             self._signals.forget(self._gauges)
             self._gauges = None
-
-    def _count(self, event: Event, signals: _Signals) -> None:
-        instruments = signals.instruments
-        match event:
-            case RetryScheduled():
-                instruments.retries.add(1, {"operation": event.operation, "backend": event.backend})
-            case FailedOver():
-                instruments.failovers.add(1, {"operation": event.operation, "backend": event.backend})
-            case ProbeFinished():
-                outcome = "error" if event.error_type else "primary"
-                instruments.probe_duration.record(event.seconds, {"backend": event.backend, "outcome": outcome})
-            case ThreadDrained():
-                instruments.reconciled.add(event.operations, {"backend": event.backend})
-            case Diverged():
-                instruments.divergences.add(1, {"backend": event.backend})
-            case DeadLettered():
-                instruments.dead_letters.add(1, {"backend": event.backend, "operation": event.operation})
-            case _:
-                pass
 
     def _trace(self, event: Event, signals: _Signals) -> None:
         match event:

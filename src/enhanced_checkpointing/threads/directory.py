@@ -1,46 +1,121 @@
-"""Which threads there are, and the end of one."""
+"""Which threads there are, and what becomes of them: for people, and for what they write."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead, status_of
+from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError
+from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.saver import FailoverSaver
+from enhanced_checkpointing.failover.sync_bridge import LoopBridge
+from enhanced_checkpointing.threads.marks import Marks
+from enhanced_checkpointing.threads.retention import RetentionPolicy
+from enhanced_checkpointing.threads.sweep import Sweep, Sweeper
 
-
-async def list_threads(saver: BaseCheckpointSaver[str], wanted: dict[str, Any], limit: int) -> list[dict[str, Any]]:
-    """The threads that have a checkpoint with the metadata `wanted`, newest first, at most `limit` of them.
-
-    Each with its id and, of its newest such checkpoint, id, time and metadata. All checkpoints that match are read, so
-    this is for tools, not for every request.
-
-    Raises:
-        CheckpointUnavailableError: in an outage, since only the primary knows all threads.
-    """
-    newest: dict[str, dict[str, Any]] = {}
-    async for found in saver.alist(None, filter=wanted or None):
-        configurable = found.config["configurable"]
-        if configurable.get("checkpoint_ns"):
-            continue
-        thread_id = configurable["thread_id"]
-        if thread_id not in newest or newest[thread_id]["checkpoint_id"] < found.checkpoint["id"]:
-            newest[thread_id] = {
-                "thread_id": thread_id,
-                "checkpoint_id": found.checkpoint["id"],
-                "updated_at": found.checkpoint["ts"],
-                "metadata": dict(found.metadata),
-            }
-    return sorted(newest.values(), key=lambda thread: str(thread["checkpoint_id"]), reverse=True)[:limit]
+Entry: TypeAlias = dict[str, Any]
+"""A thread, as plain JSON types."""
 
 
-async def delete_thread(saver: BaseCheckpointSaver[str], thread_id: str) -> bool:
-    """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
-    config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
-    try:
-        existed = await saver.aget_tuple(config) is not None
-    except CheckpointUnavailableError:
-        existed = True  # nobody can tell now, so the deletion is kept for when somebody can
-    await saver.adelete_thread(thread_id)
-    return existed
+class ThreadDirectory:
+    """Asks the primary; the methods may be awaited on any event loop. In an outage they raise, but for `delete`."""
+
+    def __init__(
+        self, saver: FailoverSaver, maintenance: Maintenance, bridge: LoopBridge, marks: Marks, sweeper: Sweeper
+    ) -> None:
+        self._saver = saver
+        self._maintenance = maintenance
+        self.bridge = bridge
+        self._marks = marks
+        self._sweeper = sweeper
+
+    async def find(
+        self, user_id: str | None, limit: int, before: str | Mapping[str, Any] | None, metadata: Mapping[str, Any]
+    ) -> list[Entry]:
+        """The threads of a user, or all, that have this metadata, newest first.
+
+        Raises:
+            CheckpointUnavailableError: in an outage, since only the primary knows all threads.
+        """
+        if limit < 0:
+            raise ValueError(f"limit must not be negative, but is {limit}")
+        user = None if user_id is None else str(user_id).replace("\0", "")  # as LangGraph stores it
+        query = HeadQuery(limit, user, metadata, _place(before))
+        heads = await self.bridge.bring(
+            lambda: self._maintenance.consult("list_threads", None, lambda one: one.heads(query), frozen=False)
+        )
+        return [entry_of(head) for head in heads]
+
+    async def get(self, thread_id: str) -> Entry | None:
+        """One thread; None if it is known that there is none.
+
+        Raises:
+            CheckpointUnavailableError: in an outage, or while the journal holds something of the thread.
+        """
+        wanted = [str(thread_id)]
+        heads = await self.bridge.bring(
+            lambda: self._maintenance.consult("get_thread", wanted, lambda one: one.describe(wanted), frozen=True)
+        )
+        return entry_of(heads[0]) if heads else None
+
+    async def delete(self, thread_id: str) -> bool:
+        """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
+        config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+        try:
+            existed = await self._saver.aget_tuple(config) is not None
+        except CheckpointUnavailableError:
+            existed = True  # nobody can tell now, so the deletion is kept for when somebody can
+        await self._saver.adelete_thread(thread_id)
+        return existed
+
+    async def copy(self, source_thread_id: str, target_thread_id: str | None) -> str:
+        """Copy a thread, and return the id of the copy.
+
+        Raises:
+            CheckpointNotFoundError: there is no such thread.
+            CheckpointerError: the target has checkpoints of its own.
+            CheckpointUnavailableError: in an outage, or while the journal holds something of either.
+        """
+        source, target = str(source_thread_id), str(target_thread_id or uuid4())
+        if await self.get(source) is None:
+            raise CheckpointNotFoundError(f"There is no thread {source!r}, so nothing was copied.")
+        await self._saver.acopy_thread(source, target)
+        return target
+
+    async def prune(self, thread_ids: Sequence[str], strategy: str) -> None:
+        await self._saver.aprune(thread_ids, strategy=strategy)
+
+    async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        if isinstance(run_ids, str):
+            raise TypeError("run_ids must be a sequence of run ids, not a text")
+        await self._saver.adelete_for_runs(run_ids)
+
+    async def mark(self, thread_id: str, status: str) -> None:
+        await self.bridge.bring(self._marks.mark, str(thread_id), status)
+
+    async def retire(self, policy: RetentionPolicy | None, dry_run: bool) -> Sweep:
+        return await self.bridge.bring(lambda: self._sweeper.run(policy, dry_run=dry_run))
+
+
+def entry_of(head: ThreadHead) -> Entry:
+    return {
+        "thread_id": head.thread_id,
+        "checkpoint_id": head.checkpoint_id,
+        "updated_at": head.updated_at.isoformat() if head.updated_at is not None else None,
+        "step": head.step,
+        "checkpoints": head.checkpoints,
+        "size": head.size,
+        "user_id": head.user_id,
+        "status": status_of(head.metadata),
+        "metadata": dict(head.metadata),
+    }
+
+
+def _place(before: str | Mapping[str, Any] | None) -> Place | None:
+    if before is None or isinstance(before, str):
+        return Place(before) if before is not None else None
+    return Place(before["checkpoint_id"], before["thread_id"])

@@ -13,6 +13,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.reads import Reads
 from enhanced_checkpointing.failover.saver import saver_class_for
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
@@ -21,6 +22,10 @@ from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, 
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
+from enhanced_checkpointing.threads.directory import ThreadDirectory
+from enhanced_checkpointing.threads.marks import Marks
+from enhanced_checkpointing.threads.retention import policy_of
+from enhanced_checkpointing.threads.sweep import Sweeper
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.heir import Heir
@@ -28,6 +33,7 @@ from enhanced_checkpointing.upkeep.outages import Outages
 from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
+from enhanced_checkpointing.upkeep.retainer import Retainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,22 @@ async def assemble(
     stack.push_async_callback(prober.close)
     guard.on_doubt = prober.doubt
 
+    marks = Marks(engine, maintenance, standby)
+    sweeper = Sweeper(
+        backend=backend,
+        maintenance=maintenance,
+        engine=engine,
+        marks=marks,
+        telemetry=telemetry,
+        policy=policy_of(config),
+        clock=clock,
+    )
+    retainer = None
+    if config.retention == "on":
+        engine.reads = Reads(nature.wall_clock)
+        retainer = Retainer(sweeper, config.retention_interval, chance=nature.chance)
+
+    saver = saver_class_for(backend.saver_type())(engine, maintenance, bridge, serializer)
     parts = Parts(
         loop=asyncio.get_running_loop(),
         backend=backend,
@@ -156,10 +178,13 @@ async def assemble(
         standby=standby,
         engine=engine,
         bridge=bridge,
-        saver=saver_class_for(backend.saver_type())(engine, maintenance, bridge, serializer),
+        saver=saver,
+        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper),
         prober=prober,
         reconciler=reconciler,
         outages=outages,
+        sweeper=sweeper,
+        retainer=retainer,
     )
     return parts
 
@@ -169,6 +194,8 @@ def background(parts: Parts) -> dict[str, Callable[[], Awaitable[None]]]:
     work: dict[str, Callable[[], Awaitable[None]]] = {"prober": parts.prober.run}
     if parts.reconciler is not None:
         work["reconciler"] = parts.reconciler.run
+    if parts.retainer is not None:
+        work["retention"] = parts.retainer.run
     return work
 
 

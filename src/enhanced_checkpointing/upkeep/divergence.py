@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from enhanced_checkpointing.journal.contract import UNKNOWN, JournalEntry
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 
+APART = "~outage~"
+"""Stands in the id of a sibling between that of its thread and that of its first own checkpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:
@@ -61,7 +64,7 @@ def heads_to_grow_from(
 def sibling_id(thread_id: str, entries: Sequence[JournalEntry]) -> str:
     """The thread that takes the outage's branch in quarantine; the same for every try at the same branch."""
     first = next(entry for entry in entries if entry.name == Put.name)
-    return f"{thread_id}~outage~{first.checkpoint_id}"
+    return f"{thread_id}{APART}{first.checkpoint_id}"
 
 
 def moved_to(operation: Operation, thread_id: str) -> Operation:

@@ -47,6 +47,8 @@ class Outages:
         """The totals when nothing waited last: calls that failed before the breaker opened belong to the outage too."""
         self.reason: str | None = None
         """Why the breaker opened; None while there is no outage."""
+        self.openings = 0
+        """How often the breaker opened; a primary that flaps opens it many times in one outage."""
 
     @property
     def started_at(self) -> float | None:
@@ -56,6 +58,7 @@ class Outages:
     def opened(self, reason: str) -> None:
         """The breaker opened; while draining this is the same outage."""
         self.reason = reason
+        self.openings += 1
         if self._current is None:
             self._current = _Outage(time.time(), self._clock())
             self._telemetry.emit(OutageStarted(self._backend, reason, self._current.started_at))

@@ -13,15 +13,18 @@ from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.threads.directory import ThreadDirectory
+from enhanced_checkpointing.threads.sweep import Sweeper
 from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.outages import Outages
 from enhanced_checkpointing.upkeep.prober import Prober
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
+from enhanced_checkpointing.upkeep.retainer import Retainer
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One of each; without a journal there is nothing to reconcile."""
+    """One of each; without a journal there is nothing to reconcile, and by default nothing is retired."""
 
     loop: asyncio.AbstractEventLoop
     backend: Backend
@@ -33,6 +36,9 @@ class Parts:
     engine: Engine
     bridge: LoopBridge
     saver: FailoverSaver
+    threads: ThreadDirectory
     prober: Prober
     reconciler: Reconciler | None
     outages: Outages
+    sweeper: Sweeper
+    retainer: Retainer | None

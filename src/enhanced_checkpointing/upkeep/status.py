@@ -42,8 +42,13 @@ def gauges(parts: Parts) -> Gauges:
         journal_oldest_age=_age(journal),
         journal_size=journal.size,
         journal_writable=_writable(parts),
+        journal_utilization=_own_size(journal) / journal.capacity if journal.capacity else 0.0,
+        journal_dead_letters=journal.dead_letters,
+        journal_frozen_threads=len(journal.frozen_threads),
+        journal_damages=journal.damages,
         standby_size=parts.standby.size,
         pool=parts.backend.gauges(),
+        breaker_openings=parts.outages.openings,
     )
 
 
@@ -82,6 +87,20 @@ def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[
     )
 
 
+def dead_letters(parts: Parts) -> list[dict[str, Any]]:
+    """What the primary refused for good, as plain JSON types."""
+    letters = parts.journal.dead_letters() if parts.journal is not None else ()
+    return [
+        {
+            "thread_id": letter.entry.thread_id,
+            "operation": letter.entry.name,
+            "journaled_at": letter.entry.journaled_at,
+            "error": letter.error,
+        }
+        for letter in letters
+    ]
+
+
 def _journal_status(parts: Parts) -> JournalStatus:
     return parts.journal.status() if parts.journal is not None else NO_JOURNAL
 
@@ -101,9 +120,12 @@ def _error(parts: Parts) -> str | None:
 
 def _writable(parts: Parts) -> bool:
     journal = _journal_status(parts)
-    return (
-        parts.journal is not None and _error(parts) is None and journal.size - journal.adopted_size < journal.capacity
-    )
+    return parts.journal is not None and _error(parts) is None and _own_size(journal) < journal.capacity
+
+
+def _own_size(journal: JournalStatus) -> int:
+    """What this process's own writes take; those of others that it adopted take none of its room."""
+    return journal.size - journal.adopted_size
 
 
 def _age(journal: JournalStatus) -> float:

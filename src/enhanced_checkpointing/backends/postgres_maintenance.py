@@ -1,0 +1,240 @@
+"""Copying, pruning and deleting by run in PostgreSQL: a transaction for each thread.
+
+None of these takes a lock that a live write waits for: what they delete is old, and what they insert is new. The
+statements look rows up by key, for a join of two sets of one thread's rows would be planned by how many a thread has on
+average, which is wrong for the few huge ones that are worth pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from langgraph.checkpoint.serde.types import TASKS
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from enhanced_checkpointing.backends.postgres_saver import PooledSaver
+from enhanced_checkpointing.backends.pruning import (
+    COUNTERS,
+    DELETE,
+    VERSIONED_DELTA,
+    Held,
+    HeldBy,
+    Key,
+    Link,
+    Plan,
+    check_strategy,
+    link_of,
+    plan_pruning,
+    plan_removal,
+    refuse_copy,
+)
+
+Connection = AsyncConnection[DictRow]
+
+LINKS_SQL = f"""
+SELECT
+    checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata ->> 'run_id' AS run_id,
+    metadata -> '{COUNTERS}' AS counters, metadata -> 'parents' AS parents, metadata ? '{VERSIONED_DELTA}' AS versioned,
+    checkpoint -> 'v' < '4' AND EXISTS (
+        SELECT FROM checkpoint_writes
+        WHERE checkpoint_writes.thread_id = checkpoints.thread_id
+            AND checkpoint_writes.checkpoint_ns = checkpoints.checkpoint_ns
+            AND checkpoint_writes.checkpoint_id = checkpoints.parent_checkpoint_id AND channel = '{TASKS}'
+    ) AS needs_parent
+FROM checkpoints WHERE thread_id = %(thread_id)s
+"""
+
+HELD_SQL = """
+SELECT
+    checkpoint_id,
+    ARRAY(SELECT name FROM unnest(%(channels)s::text[]) AS name WHERE checkpoint -> 'channel_versions' ? name) AS known,
+    ARRAY(
+        SELECT name FROM unnest(%(channels)s::text[]) AS name
+        WHERE checkpoint -> 'channel_values' ? name OR EXISTS (
+            SELECT FROM checkpoint_blobs
+            WHERE checkpoint_blobs.thread_id = checkpoints.thread_id
+                AND checkpoint_blobs.checkpoint_ns = checkpoints.checkpoint_ns
+                AND checkpoint_blobs.channel = name
+                AND checkpoint_blobs.version = checkpoint -> 'channel_versions' ->> name
+                AND checkpoint_blobs.type <> 'empty'
+        )
+    ) AS valued
+FROM checkpoints WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s
+"""
+
+PARENTS_SQL = """
+UPDATE checkpoints SET parent_checkpoint_id = %(parent_id)s
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s AND checkpoint_id = %(checkpoint_id)s
+"""
+DROP_NAMESPACES_SQL = tuple(
+    f"DELETE FROM {table} WHERE thread_id = %(thread_id)s AND checkpoint_ns = ANY(%(namespaces)s)"
+    for table in ("checkpoints", "checkpoint_writes", "checkpoint_blobs")
+)
+DROP_WRITES_SQL = """
+DELETE FROM checkpoint_writes
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s AND checkpoint_id = ANY(%(checkpoint_ids)s)
+"""
+DROP_CHECKPOINTS_SQL = """
+WITH dropped AS (
+    DELETE FROM checkpoints
+    WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s AND checkpoint_id = ANY(%(checkpoint_ids)s)
+    RETURNING checkpoint -> 'channel_versions' AS versions
+)
+SELECT DISTINCT one.key AS channel, one.value AS version
+FROM dropped CROSS JOIN LATERAL jsonb_each_text(dropped.versions) AS one
+"""
+NEEDED_BLOBS_SQL = """
+SELECT DISTINCT one.key AS channel, one.value AS version
+FROM checkpoints CROSS JOIN LATERAL jsonb_each_text(checkpoint -> 'channel_versions') AS one
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s
+"""
+DROP_BLOBS_SQL = """
+DELETE FROM checkpoint_blobs
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s
+    AND channel = %(channel)s AND version = ANY(%(versions)s)
+"""
+DROP_THREAD_SQL = tuple(
+    f"DELETE FROM {table} WHERE thread_id = %(thread_id)s"
+    for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+)
+
+STRANGERS_SQL = """
+SELECT EXISTS (
+    SELECT FROM checkpoints AS target WHERE thread_id = %(target)s AND NOT EXISTS (
+        SELECT FROM checkpoints AS source
+        WHERE source.thread_id = %(source)s AND source.checkpoint_ns = target.checkpoint_ns
+            AND source.checkpoint_id = target.checkpoint_id
+    )
+) AS any
+"""
+COPY_SQL = tuple(
+    f"""
+    INSERT INTO {table} (thread_id, {columns})
+    SELECT %(target)s, {columns} FROM {table} WHERE thread_id = %(source)s
+    ON CONFLICT DO NOTHING
+    """
+    for table, columns in {
+        "checkpoint_blobs": "checkpoint_ns, channel, version, type, blob",
+        "checkpoint_writes": "checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob",
+        "checkpoints": "checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata",
+    }.items()
+)
+THREADS_OF_RUNS_SQL = "SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(runs)s)"
+
+
+class MaintainedPooledSaver(PooledSaver):
+    """What operators ask of threads, besides."""
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy a thread, all of it in one transaction, so that nobody ever finds half of it."""
+        names = {"source": str(source_thread_id), "target": str(target_thread_id)}
+        async with self._connections.borrow() as connection, connection.transaction():
+            if (await _ask(connection, STRANGERS_SQL, **names))[0]["any"]:
+                raise refuse_copy(names["source"], names["target"])
+            for text in COPY_SQL:
+                await _tell(connection, text, **names)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        check_strategy(thread_ids, strategy)
+        for thread_id in map(str, thread_ids):
+            if strategy == DELETE:
+                async with self._connections.borrow() as connection, connection.transaction():
+                    for text in DROP_THREAD_SQL:
+                        await _tell(connection, text, thread_id=thread_id)
+            else:
+                await self.aprune_thread(thread_id, keep=1)
+
+    async def aprune_thread(self, thread_id: str, *, keep: int) -> int:
+        """Keep the newest checkpoints of each namespace, and what these need; returns how many went."""
+        async with self._connections.borrow() as connection, connection.transaction():
+            thread = _linked(await _ask(connection, LINKS_SQL, thread_id=thread_id))
+            plan = plan_pruning(thread, await _held_by(connection, thread_id, thread), keep)
+            await _carry_out(connection, thread_id, thread, plan)
+        return len(plan.dropped)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        runs = [*map(str, run_ids)]
+        if not runs:
+            return
+        async with self._connections.borrow() as connection:
+            rows = await _ask(connection, THREADS_OF_RUNS_SQL, runs=runs)
+        for row in rows:
+            async with self._connections.borrow() as connection, connection.transaction():
+                await _drop_runs(connection, row["thread_id"], {*runs})
+
+
+async def _drop_runs(connection: Connection, thread_id: str, runs: set[str]) -> None:
+    rows = await _ask(connection, LINKS_SQL, thread_id=thread_id)
+    doomed = {(row["checkpoint_ns"], row["checkpoint_id"]) for row in rows if row["run_id"] in runs}
+    thread = _linked(rows)
+    plan = plan_removal(thread, doomed, await _held_by(connection, thread_id, thread))
+    await _carry_out(connection, thread_id, thread, plan)
+
+
+async def _carry_out(connection: Connection, thread_id: str, thread: Mapping[str, Sequence[Link]], plan: Plan) -> None:
+    execute = partial(_tell, connection, thread_id=thread_id)
+    for (namespace, checkpoint_id), parent_id in plan.parents.items():
+        await execute(PARENTS_SQL, namespace=namespace, checkpoint_id=checkpoint_id, parent_id=parent_id)
+    dropped = plan.by_namespace()
+    whole = [
+        namespace for namespace, checkpoint_ids in dropped.items() if len(checkpoint_ids) == len(thread[namespace])
+    ]
+    if whole:
+        for text in DROP_NAMESPACES_SQL:
+            await execute(text, namespaces=whole)
+    for namespace, checkpoint_ids in dropped.items():
+        if namespace not in whole:
+            await _drop(connection, thread_id, namespace, checkpoint_ids)
+
+
+async def _drop(connection: Connection, thread_id: str, namespace: str, checkpoint_ids: Sequence[str]) -> None:
+    """Drop checkpoints, their writes, and the values that none of those that stay has."""
+    where = {"thread_id": thread_id, "namespace": namespace}
+    await _tell(connection, DROP_WRITES_SQL, checkpoint_ids=checkpoint_ids, **where)
+    freed = await _ask(connection, DROP_CHECKPOINTS_SQL, checkpoint_ids=checkpoint_ids, **where)
+    needed = await _ask(connection, NEEDED_BLOBS_SQL, **where)
+    useless: dict[str, list[str]] = {}
+    for channel, version in _blobs(freed) - _blobs(needed):
+        useless.setdefault(channel, []).append(version)
+    for channel, versions in useless.items():
+        await _tell(connection, DROP_BLOBS_SQL, channel=channel, versions=versions, **where)
+
+
+def _blobs(rows: Iterable[DictRow]) -> set[tuple[str, str]]:
+    return {(row["channel"], row["version"]) for row in rows}
+
+
+def _linked(rows: Iterable[DictRow]) -> dict[str, list[Link]]:
+    found: dict[str, list[Link]] = {}
+    for row in rows:
+        metadata = {COUNTERS: row["counters"], "parents": row["parents"]}
+        if row["versioned"]:
+            metadata[VERSIONED_DELTA] = True
+        needs_parent = bool(row["needs_parent"])
+        link = link_of(row["checkpoint_id"], row["parent_checkpoint_id"], metadata, needs_parent=needs_parent)
+        found.setdefault(row["checkpoint_ns"], []).append(link)
+    return found
+
+
+async def _held_by(connection: Connection, thread_id: str, thread: Mapping[str, Sequence[Link]]) -> HeldBy:
+    """Looks that up in the namespaces that have delta channels, at once."""
+    known: dict[Key, Held] = {}
+    for namespace, links in thread.items():
+        channels = frozenset[str]().union(*(link.deltas for link in links))
+        if channels:
+            where = {"thread_id": thread_id, "namespace": namespace}
+            for row in await _ask(connection, HELD_SQL, channels=[*channels], **where):
+                held = Held(frozenset(row["known"]), frozenset(row["valued"]))
+                known[namespace, row["checkpoint_id"]] = held
+    return lambda namespace, checkpoint_id, _: known[namespace, checkpoint_id]
+
+
+async def _tell(connection: Connection, text: str, **values: Any) -> None:
+    await connection.execute(text, values, prepare=False)  # planned with its arrays known
+
+
+async def _ask(connection: Connection, text: str, **values: Any) -> list[DictRow]:
+    return await (await connection.execute(text, values, prepare=False)).fetchall()

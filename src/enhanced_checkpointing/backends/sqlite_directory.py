@@ -1,0 +1,180 @@
+"""What a SQLite file tells of threads, each look by an index of the official saver's tables, or by our own on them.
+
+Each is one hop to the connection's thread, so that no other call waits long for its turn.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from enhanced_checkpointing.backends.directory import USER_ID, Place, time_of
+from enhanced_checkpointing.backends.listing import Naming, Top, Total
+from enhanced_checkpointing.serialization import SharingSerializer
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+# Metadata is JSON in bytes; or nothing, or what SQLite cannot read: an index must not refuse what the table takes.
+JSON = "CAST(metadata AS TEXT)"
+USER_KEY = f"""
+CASE WHEN json_valid({JSON}) AND json_type({JSON}, '$.{USER_ID}') IN ('text', 'integer')
+THEN CAST(json_extract({JSON}, '$.{USER_ID}') AS TEXT) END
+""".strip()
+OF_ROOT_WITH_USER = f"""checkpoint_ns = '' AND instr(metadata, '"{USER_ID}"')"""
+"""The condition of our index; a look that does not say it does not find it. Where nobody is named it costs nothing."""
+
+FIRST_THREAD_SQL = "SELECT thread_id FROM checkpoints WHERE thread_id >= '' ORDER BY thread_id LIMIT 1"
+NEXT_THREAD_SQL = "SELECT thread_id FROM checkpoints WHERE thread_id > ? ORDER BY thread_id LIMIT 1"
+
+NAMING_SQL = f"""
+SELECT checkpoint_id, thread_id FROM checkpoints
+WHERE {USER_KEY} = ? AND {OF_ROOT_WITH_USER} {{behind}}
+ORDER BY checkpoint_id DESC, thread_id DESC LIMIT ?
+"""
+FIRST_NAMING_SQL = NAMING_SQL.format(behind="")
+NAMING_BELOW_SQL = NAMING_SQL.format(behind="AND checkpoint_id < ?")
+NAMING_BEHIND_SQL = NAMING_SQL.format(behind="AND checkpoint_id <= ? AND (checkpoint_id < ? OR thread_id < ?)")
+
+NEWEST_SQL = """
+SELECT coalesce(
+    (SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1 AND checkpoint_ns = ''),
+    (SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1)
+)
+"""
+TOP_SQL = """
+SELECT checkpoint_id, metadata, checkpoint_ns FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ''
+ORDER BY checkpoint_id DESC LIMIT 1
+"""
+TOP_OF_ANY_SQL = """
+SELECT checkpoint_id, metadata, checkpoint_ns FROM checkpoints WHERE thread_id = ?
+ORDER BY checkpoint_id DESC LIMIT 1
+"""
+VALUE_SQL = "SELECT type, checkpoint FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+
+OWNER_SQL = f"""
+SELECT checkpoint_id, {USER_KEY} FROM checkpoints
+WHERE thread_id = ? AND checkpoint_ns = '' AND {USER_KEY} IS NOT NULL
+ORDER BY checkpoint_id DESC LIMIT 1
+"""
+
+# The length of a value is known without reading it.
+TOTAL_SQL = """
+SELECT count(*), sum(length(checkpoint) + ifnull(length(metadata), 0)),
+    (SELECT ifnull(sum(length(value)), 0) FROM writes WHERE thread_id = ?1)
+FROM checkpoints WHERE thread_id = ?1
+"""
+
+
+class Looks(Protocol):
+    """Lets work be done on the thread of the connection, between the transactions of all others."""
+
+    def __call__(self, work: Callable[[sqlite3.Connection], T]) -> Awaitable[T]: ...
+
+
+class SqliteThreads:
+    """The looks of `listing`, as work on the connection's thread."""
+
+    def __init__(self, look: Looks, serializer: SharingSerializer) -> None:
+        self._look = look
+        self._serializer = serializer
+
+    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._look(lambda connection: thread_ids_from(connection, after, limit))
+
+    async def naming(self, user_id: str, before: Place | None, limit: int) -> Sequence[Place]:
+        if not _can_be_stored(user_id):
+            return []
+        text, key = FIRST_NAMING_SQL, list[str | None]()
+        if before is not None and before.thread_id is None:
+            text, key = NAMING_BELOW_SQL, [before.checkpoint_id]
+        elif before is not None:
+            text, key = NAMING_BEHIND_SQL, [before.checkpoint_id, before.checkpoint_id, before.thread_id]
+        values = (user_id, *key, limit)
+        return [Place(*row) for row in await self._look(lambda connection: connection.execute(text, values).fetchall())]
+
+    async def newest(self, thread_ids: Sequence[str]) -> Mapping[str, str]:
+        found = await self._look(lambda connection: _of_each(connection, NEWEST_SQL, _storable(thread_ids)))
+        return {thread_id: row[0] for thread_id, row in found.items() if row[0] is not None}
+
+    async def tops(self, thread_ids: Sequence[str]) -> Mapping[str, Top]:
+        found = await self._look(lambda connection: _tops(connection, _storable(thread_ids)))
+        return {
+            thread_id: Top(checkpoint_id, metadata_of(metadata), of_root, self._timestamp(whole))
+            for thread_id, (checkpoint_id, metadata, of_root, whole) in found.items()
+        }
+
+    async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, Naming]:
+        found = await self._look(lambda connection: _of_each(connection, OWNER_SQL, _storable(thread_ids)))
+        return {thread_id: Naming(user_id, checkpoint_id) for thread_id, (checkpoint_id, user_id) in found.items()}
+
+    async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, Total]:
+        found = await self._look(lambda connection: _of_each(connection, TOTAL_SQL, _storable(thread_ids)))
+        return {
+            thread_id: Total(checkpoints, size + size_of_writes)
+            for thread_id, (checkpoints, size, size_of_writes) in found.items()
+            if checkpoints
+        }
+
+    def _timestamp(self, whole: Row | None) -> object:
+        return None if whole is None else self._serializer.loads_typed((whole[0], whole[1])).get("ts")
+
+
+def thread_ids_from(connection: sqlite3.Connection, after: str | None, limit: int) -> list[str]:
+    """From one thread to the next by the primary key: one step for each, however many checkpoints it has."""
+    found: list[str] = []
+    while len(found) < limit:
+        text, values = (FIRST_THREAD_SQL, ()) if after is None else (NEXT_THREAD_SQL, (after,))
+        row = connection.execute(text, values).fetchone()
+        if row is None:
+            break
+        after = row[0]
+        found.append(row[0])
+    return found
+
+
+def _tops(connection: sqlite3.Connection, thread_ids: Sequence[str]) -> dict[str, Row]:
+    """Id and metadata of each thread's newest checkpoint, whether it is one of the root graph, and where its id tells
+    no time, its type and bytes."""
+    found: dict[str, Row] = {}
+    for thread_id in thread_ids:
+        row = connection.execute(TOP_SQL, (thread_id,)).fetchone()
+        of_root = row is not None
+        row = row or connection.execute(TOP_OF_ANY_SQL, (thread_id,)).fetchone()
+        if row is None:
+            continue
+        checkpoint_id, metadata, namespace = row
+        whole = None
+        if time_of(checkpoint_id) is None:
+            whole = connection.execute(VALUE_SQL, (thread_id, namespace, checkpoint_id)).fetchone()
+        found[thread_id] = (checkpoint_id, metadata, of_root, whole)
+    return found
+
+
+def _of_each(connection: sqlite3.Connection, text: str, thread_ids: Sequence[str]) -> dict[str, Row]:
+    rows = ((thread_id, connection.execute(text, (thread_id,)).fetchone()) for thread_id in thread_ids)
+    return {thread_id: row for thread_id, row in rows if row is not None}
+
+
+def metadata_of(stored: object) -> dict[str, Any]:
+    """What metadata says; nothing, where it is none, for a thread is to be listed whatever it was written by."""
+    try:
+        read = json.loads(stored) if isinstance(stored, (bytes, str)) else {}
+    except ValueError:
+        read = {}
+    return read if isinstance(read, dict) else {}
+
+
+def _storable(texts: Sequence[str]) -> list[str]:
+    return [text for text in dict.fromkeys(texts) if _can_be_stored(text)]
+
+
+def _can_be_stored(text: str) -> bool:
+    """Whether a text column may hold this; what it cannot hold is nowhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,159 @@
+"""`checkpointing doctor`: looks at everything that a start needs, changes nothing, and never hangs.
+
+Each part is looked at by itself, all at the same time, and within bounds: what one of them waits for keeps no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from enhanced_checkpointing.backends.registry import find_backend
+from enhanced_checkpointing.cli import doctor_checks_journal, doctor_checks_sqlite
+from enhanced_checkpointing.cli.configuration import Options, Reading, Setting, reading
+from enhanced_checkpointing.cli.doctor_checks_machine import check_machine
+from enhanced_checkpointing.cli.doctor_checks_settings import check_settings
+from enhanced_checkpointing.cli.doctor_checks_telemetry import check_telemetry
+from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status, exit_code_of, failed, fine, skipped
+from enhanced_checkpointing.cli.journal_facts import ask_journal
+from enhanced_checkpointing.cli.primary import bounded, opened_primary
+from enhanced_checkpointing.cli.sqlite_facts import ask_sqlite
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.serialization import SharingSerializer
+
+__all__ = ["Diagnosis", "diagnose", "run"]
+
+PATIENCE = 6
+"""How many times `timeout` one part may take, of which it makes several steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was found."""
+
+    settings: tuple[Setting, ...]
+    findings: tuple[Finding, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return exit_code_of(self.findings)
+
+    def count(self, status: Status) -> int:
+        return sum(finding.status is status for finding in self.findings)
+
+
+def run(options: Options, *, timeout: float, as_json: bool) -> ExitCode:
+    """Diagnose, print, and tell how it ended."""
+    from enhanced_checkpointing.cli.doctor_screen import print_diagnosis
+
+    with reading(options) as read:
+        diagnosis = asyncio.run(diagnose(read, options, timeout))
+    print_diagnosis(diagnosis, as_json=as_json)
+    return diagnosis.exit_code
+
+
+async def diagnose(read: Reading, options: Options, timeout: float) -> Diagnosis:
+    """Look at all parts; without a configuration only at those that need none. `timeout` is seconds of one step."""
+    begun, config = time.monotonic(), read.config
+    machine = check_machine(config)
+    found = [*check_settings(read, options), *machine]
+    parts: dict[str, Callable[[], Awaitable[Sequence[Finding]]]] = {
+        "telemetry": lambda: _telemetry(read, timeout),
+    }
+    driver_is_missing = any(finding.name == "machine.psycopg" for finding in machine)
+    if config is not None and config.enabled:
+        home = None if driver_is_missing else _home(config)
+        parts["journal"] = lambda: _journal(config, home)
+        if driver_is_missing:
+            found.append(skipped("database", "The database is not looked at: psycopg is missing."))
+        else:
+            parts["database"] = lambda: _database(config, timeout)
+    elif config is None:
+        found.append(skipped("database", "Database and journal are not looked at: the settings do not fit."))
+    each = await asyncio.gather(*(_looked_at(name, look, PATIENCE * timeout) for name, look in sorted(parts.items())))
+    findings = (*found, *(finding for part in each for finding in part))
+    return Diagnosis(read.settings, findings, time.monotonic() - begun)
+
+
+async def _looked_at(name: str, look: Callable[[], Awaitable[Sequence[Finding]]], seconds: float) -> Sequence[Finding]:
+    """The findings of one part, whatever happens while it is looked at."""
+    unknown = "Nobody knows how this part is."
+    try:
+        return await bounded(look(), seconds)
+    except TimeoutError:
+        what = f"Looking at the {name} did not end within {seconds:g} s."
+        return [failed(name, what, unknown, "Something hangs: a disk, a network, a machine that is overloaded.")]
+    except Exception as error:  # noqa: BLE001  # the other parts are to be told all the same
+        what = f"The look at the {name} failed: {type(error).__name__}: {redact(error)}"
+        return [failed(name, what, unknown, "If the message does not say what to do, please report it.")]
+
+
+def _home(config: CheckpointerConfig) -> str | None:
+    try:
+        return find_backend(config.backend_name)(config, SharingSerializer(config.serde)).home()
+    except CheckpointerConfigurationError:
+        return None  # the look at the database says why
+
+
+async def _telemetry(read: Reading, timeout: float) -> Sequence[Finding]:
+    def reached(host: str, port: int) -> str:
+        try:
+            socket.create_connection((host, port), timeout=timeout).close()
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    return [await in_thread_of_its_own(lambda: check_telemetry(read.environment, reached), "look for the collector")]
+
+
+async def _journal(config: CheckpointerConfig, home: str | None) -> Sequence[Finding]:
+    directory, used = config.journal_dir.absolute(), config.journal == "durable"
+    if sys.platform == "win32":
+        return [skipped("journal", "Windows has no flock, which the journal on a disk needs: it is kept in memory.")]
+    if not used and not directory.exists():
+        return [skipped("journal", f"No journal on a disk is used (journal is {config.journal}).")]
+    facts = await in_thread_of_its_own(lambda: ask_journal(directory, measure=used), "look at the journal")
+    return doctor_checks_journal.judge(facts, config, home, time.time())
+
+
+async def _database(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
+    if config.backend_name == "memory":
+        return [fine("database", "The primary is memory: nothing outlives the process.")]
+    if config.backend_name == "postgres":
+        from enhanced_checkpointing.cli.doctor_postgres import look_at_postgres  # here, as it needs psycopg
+
+        return await look_at_postgres(config, timeout)
+    if config.backend_name == "sqlite":
+        return await _sqlite(config, timeout)
+    return await _other(config, timeout)
+
+
+async def _sqlite(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
+    if str(config.database_path) == ":memory:":
+        return [fine("database", "The primary is SQLite in memory: nothing outlives the process.")]
+    path = Path(config.database_path)
+    # In a thread of its own, which is left behind when the disk hangs.
+    facts = await in_thread_of_its_own(lambda: ask_sqlite(path, timeout, thorough=True), "look at the SQLite file")
+    return doctor_checks_sqlite.judge(facts, config)
+
+
+async def _other(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
+    """A backend that somebody registered: it is opened and probed, as an application would."""
+    name, means = f"database.{config.backend_name}", "An application that starts now is refused its start, or degraded."
+    try:
+        async with opened_primary(config) as primary:
+            await primary.ask("probe", primary.backend.probe, timeout)
+    except CheckpointerConfigurationError as error:
+        return [failed(name, str(error), means, "See the message.")]
+    except CallFailed as error:
+        return [failed(name, f"A write does not work: {redact(error.error)}", means, error.failure.fix or "See there.")]
+    return [fine(name, f"The backend {config.backend_name} takes writes.")]

@@ -1,0 +1,253 @@
+"""What the facts of the journal's directory mean for the data. Pure: nothing is opened here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
+from enhanced_checkpointing.cli.journal import user_of
+from enhanced_checkpointing.cli.journal_facts import JournalFacts
+from enhanced_checkpointing.cli.screen import age, listed, one_size, plural
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.journal.inheritance import belongs
+from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook
+
+__all__ = ["judge"]
+
+LEAST_ROOM = 1024 * 1024
+SLOW_SYNC = 0.05
+"""Seconds of a sync above which writes of an outage become slow; disks of virtual machines take 1 to 10 ms."""
+
+CLOCK_SLACK = 5.0
+
+NO_START = (
+    "In production, or where the journal was asked for by name, an application that starts now is refused its start; "
+    "any other keeps the writes of an outage in memory, and loses them with the process."
+)
+
+
+def judge(facts: JournalFacts, config: CheckpointerConfig, home: str | None, now: float) -> list[Finding]:
+    """All findings; `home` is the primary of this configuration, `now` the wall clock."""
+    found = [*check_directory(facts), *check_user(facts, os.geteuid()), *check_room(facts, config), *check_sync(facts)]
+    if facts.survey_error:
+        found.append(_unreadable(facts))
+    if facts.survey is not None:
+        found += [
+            *check_owners(facts.survey),
+            *check_backlog(facts.survey, config, home, now),
+            *check_dead_letters(facts.survey),
+            *check_damage(facts.survey),
+            *check_strays(facts.survey),
+            *check_stamps(facts.survey, now),
+        ]
+    return found
+
+
+def check_directory(facts: JournalFacts) -> Iterator[Finding]:
+    name = "journal.directory"
+    if facts.network is not None:
+        yield failed(
+            name,
+            f"{facts.directory} is on a network file system ({facts.network}).",
+            f"It is refused: locks may not keep other machines out there, and a sync may not be one. {NO_START}",
+            "Set CHECKPOINT_JOURNAL_DIR to a directory on a local disk; in a container, on a volume of the node.",
+        )
+    elif facts.error and facts.sync_seconds is None and not _is_full(facts):
+        yield failed(
+            name,
+            f"{facts.directory} cannot be written ({facts.error}).",
+            NO_START,
+            "Let the application's user write it, or set CHECKPOINT_JOURNAL_DIR to a directory on a local disk that "
+            "it may write.",
+        )
+    elif facts.memory is not None:
+        yield warning(
+            name,
+            f"{facts.directory} is in memory ({facts.memory}).",
+            "What is acknowledged in an outage survives the process, but not the machine or the container.",
+            "Set CHECKPOINT_JOURNAL_DIR to a directory on a disk, in a container on a volume.",
+        )
+    else:
+        made = "" if facts.folder == facts.directory else ", once the first start has made it"
+        yield fine(name, f"{facts.directory} can be written{made}.")
+
+
+def check_user(facts: JournalFacts, user: int) -> Iterator[Finding]:
+    if facts.owner is not None and facts.owner != user:
+        yield warning(
+            "journal.user",
+            f"{facts.directory} belongs to {user_of(facts.owner)}, and this command runs as {user_of(user)}.",
+            "What this command may do, the application may not, or the other way round.",
+            f"Run it as {user_of(facts.owner)}, if the application does.",
+        )
+
+
+def check_room(facts: JournalFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    room = one_size(facts.free_bytes)
+    if _is_full(facts):
+        yield failed(
+            "journal.room",
+            f"The disk of {facts.directory} is full ({room} left).",
+            "In an outage, writes are refused. What is in the journal can still be drained.",
+            "Make room on it, or set CHECKPOINT_JOURNAL_DIR to a disk that has some.",
+            free_bytes=facts.free_bytes,
+        )
+    elif facts.free_bytes < config.journal_max_bytes:
+        most = one_size(config.journal_max_bytes)
+        yield warning(
+            "journal.room",
+            f"The disk of {facts.directory} has {room} left; each process may journal {most}.",
+            "In a long outage the disk is full before the journal is, and writes are refused from then on.",
+            "Make room, or lower CHECKPOINT_JOURNAL_MAX_BYTES, so that its alarms come in time.",
+            free_bytes=facts.free_bytes,
+        )
+    else:
+        yield fine("journal.room", f"The disk has {room} left.", free_bytes=facts.free_bytes)
+
+
+def check_sync(facts: JournalFacts) -> Iterator[Finding]:
+    if facts.sync_seconds is None:
+        return
+    rate, milliseconds = 1 / max(facts.sync_seconds, 1e-6), facts.sync_seconds * 1000
+    details = {"syncs_per_second": round(rate, 1), "milliseconds": round(milliseconds, 3)}
+    what = f"The disk syncs {rate:,.0f} times a second ({milliseconds:.2f} ms each)"
+    if facts.sync_seconds > SLOW_SYNC:
+        yield warning(
+            "journal.sync",
+            f"{what}, which is slow.",
+            "Each write of an outage waits for a sync, many at a time for the same one.",
+            "Put CHECKPOINT_JOURNAL_DIR on a faster disk, one with a write cache that survives a loss of power.",
+            **details,
+        )
+    else:
+        yield fine("journal.sync", f"{what}.", **details)
+
+
+def check_owners(survey: Survey) -> Iterator[Finding]:
+    alive = [book for book in survey.books if book.owner is Owner.ALIVE]
+    if any(book.owner is Owner.UNKNOWN for book in survey.books):
+        who = f"process {listed(map(str, survey.adopting))}" if survey.adopting else "a process"
+        yield warning(
+            "journal.owners",
+            f"The directory is held by {who}, which took longer than it should to take over what is left in it.",
+            "Until it is done, nobody else takes anything over: what ended processes left is not drained.",
+            "If that process hangs, end it: nothing is lost by that.",
+            process_ids=list(survey.adopting),
+        )
+    elif alive:
+        ids = sorted({process_id for book in alive for process_id in book.process_ids})
+        who = f" ({listed(map(str, ids))})" if ids else ""
+        held = f"{plural(len(alive), 'book')} here {'is' if len(alive) == 1 else 'are'}"
+        yield fine("journal.owners", f"{held} in use by running processes{who}.", process_ids=ids)
+
+
+def check_backlog(survey: Survey, config: CheckpointerConfig, home: str | None, now: float) -> Iterator[Finding]:
+    waiting = [book for book in survey.books if survey.drainable(book)]
+    ours = [book for book in waiting if belongs(book.home, home, adopts_all=config.journal_adopt == "all")]
+    for book in waiting:
+        if book not in ours and book.owner is not Owner.ALIVE:
+            yield failed(
+                "journal.foreign",
+                f"{plural(survey.drainable(book), 'operation')} of an ended process wait "
+                f"for another database: {book.home or 'an earlier release, which did not say which'}.",
+                "They were acknowledged, are nowhere else, and are not drained into the database of this "
+                "configuration.",
+                "Start an application, or `checkpointing journal drain`, with that database; or, if it has moved and "
+                "is this one now, with CHECKPOINT_JOURNAL_ADOPT=all.",
+                home=book.home,
+                pending=survey.drainable(book),
+            )
+    if alive := [book for book in waiting if book.owner is Owner.ALIVE]:
+        yield warning(
+            "journal.backlog",
+            f"{_waits(survey, alive, now)} in the journals of running processes.",
+            "They are acknowledged and not in the database yet. The processes drain them when it takes writes.",
+            "If the database is well, look at `checkpointing journal status` again in a minute.",
+            pending=sum(map(survey.drainable, alive)),
+        )
+    if dead := [book for book in ours if book.owner is not Owner.ALIVE]:
+        yield warning(
+            "journal.left",
+            f"{_waits(survey, dead, now)} in the journals of ended processes.",
+            "They are acknowledged and nowhere else. The next application that starts with this directory drains them, "
+            "or one that runs, within seconds.",
+            "Start the application, or run `checkpointing journal drain`. Do not delete the directory.",
+            pending=sum(map(survey.drainable, dead)),
+        )
+    if not waiting:
+        besides = " but what is frozen" if survey.frozen_threads else ""
+        yield fine("journal.backlog", f"Nothing waits in it{besides}.", pending=0)
+
+
+def check_dead_letters(survey: Survey) -> Iterator[Finding]:
+    letters = [letter for book in survey.books for letter in book.dead_letters]
+    if letters:
+        threads = sorted({letter.thread_id for letter in letters})
+        yield failed(
+            "journal.dead_letters",
+            f"{plural(len(letters), 'operation was', 'operations were')} refused by the database for good ("
+            f"{letters[0].error}); {plural(len(threads), 'thread')}: {listed(threads)}.",
+            "These threads stay on the journal: they go on, and nothing of them reaches the database.",
+            "`checkpointing journal dead-letters` lists them. Mend the cause, then `checkpointing journal retry`.",
+            dead_letters=len(letters),
+            threads=threads,
+        )
+
+
+def check_damage(survey: Survey) -> Iterator[Finding]:
+    damaged = [book for book in survey.books if book.faults]
+    if damaged:
+        faults = [fault for book in damaged for fault in book.faults]
+        threads = sorted({thread for book in damaged for thread in book.damaged_threads})
+        who = f"{plural(len(threads), 'thread is', 'threads are')} frozen ({listed(threads)})"
+        who = who if threads else "No thread is known to lack something"
+        yield failed(
+            "journal.damage",
+            f"The journal is damaged: {listed(faults, 2)}.",
+            f"{who}: nothing more of what is frozen reaches the database until somebody decides. All others go on.",
+            "`checkpointing journal quarantine` tells what is damaged and what can be done. Look at the disk, too.",
+            faults=faults,
+            threads=threads,
+        )
+
+
+def check_strays(survey: Survey) -> Iterator[Finding]:
+    if survey.strays:
+        yield warning(
+            "journal.strays",
+            f"There are files in it that are not the journal's: {listed(survey.strays)}.",
+            "They are ignored; they may be the journal's files under other names, which then nobody drains.",
+            "Move them elsewhere, or give the journal a directory of its own.",
+            files=list(survey.strays),
+        )
+
+
+def check_stamps(survey: Survey, now: float) -> Iterator[Finding]:
+    newest = max((book.begun_at for book in survey.books), default=0.0)
+    if newest > now + CLOCK_SLACK:
+        yield warning(
+            "journal.clock",
+            f"A file of the journal was begun {age(newest - now)} in the future: the clock has gone back since.",
+            "The order of the journal is kept all the same, but new checkpoints may get ids older than those before.",
+            "Set the clock, and keep it set (NTP, chrony).",
+        )
+
+
+def _unreadable(facts: JournalFacts) -> Finding:
+    return failed(
+        "journal.contents",
+        f"What is in {facts.directory} cannot be read ({facts.survey_error}).",
+        "What ended processes acknowledged may be in it, and would not be drained.",
+        "Run this as the user that the application runs as; else give the files to that user.",
+    )
+
+
+def _is_full(facts: JournalFacts) -> bool:
+    return facts.free_bytes < LEAST_ROOM or "No space left" in facts.error
+
+
+def _waits(survey: Survey, books: list[SurveyedBook], now: float) -> str:
+    pending = sum(map(survey.drainable, books))
+    oldest = min(book.oldest_at for book in books if book.oldest_at is not None)
+    return f"{plural(pending, 'operation waits', 'operations wait')}, the oldest for {age(now - oldest)},"

@@ -1,0 +1,178 @@
+"""What the facts of a PostgreSQL server mean for the application. Pure: nobody is asked here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from enhanced_checkpointing.cli.doctor_checks_tables import check_indexes, check_privileges, check_schema
+from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
+from enhanced_checkpointing.cli.postgres_facts import PostgresFacts
+from enhanced_checkpointing.cli.screen import plural
+from enhanced_checkpointing.config import CheckpointerConfig
+
+__all__ = ["judge"]
+
+OLDEST_SERVER = 14
+"""`pg_terminate_backend` with a time to wait, which the fence needs, came with it."""
+TESTED_SERVERS = (16, 18)
+
+CLOCK_WARNING, CLOCK_FAILURE = 1.0, 30.0
+"""Seconds that two machines may differ: checkpoints are put in order by the clocks of those who write them."""
+
+
+def judge(facts: PostgresFacts, config: CheckpointerConfig) -> list[Finding]:
+    """All findings of a server that lets us in."""
+    return [finding for check in CHECKS for finding in check(facts, config)]
+
+
+def check_version(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    name, major = "database.version", facts.version // 10_000
+    version = facts.answers.get("server", {}).get("version", str(major))
+    if major < OLDEST_SERVER:
+        yield failed(
+            name,
+            f"The server is PostgreSQL {version}.",
+            "A write that was left behind on a hung session could not be kept from committing late.",
+            f"Upgrade to PostgreSQL {OLDEST_SERVER} or newer.",
+            version=version,
+        )
+    else:
+        tested = "" if TESTED_SERVERS[0] <= major <= TESTED_SERVERS[1] else ", which this release was not tested on"
+        yield fine(name, f"The server is PostgreSQL {version}{tested}.", version=version)
+
+
+def check_writable(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    server = facts.answers.get("server")
+    if server and (server["read_only"] or server["in_recovery"]):
+        standby = "It is a standby." if server["in_recovery"] else "default_transaction_read_only is on."
+        yield failed(
+            "database.writable",
+            f"The server takes no writes. {standby}",
+            "This is an outage: writes go to the journal until the server takes writes again.",
+            "Let DATABASE_URL name the primary; or name all servers and add ?target_session_attrs=read-write, so that "
+            "a failover is followed."
+            if server["in_recovery"]
+            else "Find out who made it read-only (a full disk? a provider?), then ALTER SYSTEM or ALTER ROLE … RESET "
+            "default_transaction_read_only.",
+        )
+
+
+def check_durability(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    server = facts.answers.get("server", {})
+    if off := [name for name in ("fsync", "full_page_writes") if server.get(name) == "off"]:
+        yield warning(
+            "database.durability",
+            f"The server runs with {' and '.join(f'{name}=off' for name in off)}.",
+            "A crash of its machine can lose or damage what was acknowledged, which nobody here can mend.",
+            "Switch it on in postgresql.conf; it is meant for throw-away databases.",
+        )
+
+
+def check_encoding(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    encoding = facts.answers.get("server", {}).get("encoding", "UTF8")
+    if encoding != "UTF8":
+        yield warning(
+            "database.encoding",
+            f"The database's encoding is {encoding}.",
+            "Texts with characters that it does not have are refused: live as an error, after an outage as dead "
+            "letters.",
+            "Make a database with ENCODING 'UTF8' TEMPLATE template0, and move there.",
+        )
+
+
+def check_pooler(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    name = "database.pooler"
+    if not facts.behind_pooler:
+        yield fine(name, "No pooler is in between: sessions are the server's own.", pooler=False)
+        return
+    yield warning(
+        name,
+        "A connection pooler is in between (PgBouncer or its like).",
+        "It works: nothing is prepared, and settings go along with each transaction. But a write that was left behind "
+        "on a hung session cannot be ended, and setting up locks the tables while it makes indexes.",
+        "Nothing has to be done. For large tables, run `checkpointing setup` on a direct connection.",
+        pooler=True,
+    )
+
+
+def check_connections(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    name, known = "database.connections", facts.answers.get("connections")
+    if known is None or facts.behind_pooler:
+        return  # a pooler shares out the server's connections by rules of its own
+    limits = {
+        "max_connections": known["most"] - known["reserved"],
+        "the user's CONNECTION LIMIT": known["most_of_user"],
+        "the database's CONNECTION LIMIT": known["most_of_database"],
+    }
+    limits = {limit: most for limit, most in limits.items() if most is not None and most >= 0}
+    limit, most = min(limits.items(), key=lambda item: item[1])
+    wanted, used = config.pool_max_size + 1, known["used"] - 1  # ours of this moment is no load
+    details = {"limit": most, "used": used, "wanted_by_each_process": wanted}
+    if wanted > most:
+        yield failed(
+            name,
+            f"One process may take {plural(wanted, 'connection')} (CHECKPOINT_POOL_MAX_SIZE and a probe), and {limit} "
+            f"leaves {most}.",
+            "Under load, connections are refused, which counts as an outage.",
+            f"Set CHECKPOINT_POOL_MAX_SIZE to {max(1, most - 1)} divided by the number of processes, or raise {limit}.",
+            **details,
+        )
+    elif used + wanted > most:
+        yield warning(
+            name,
+            f"{used} of {most} connections are taken now ({limit}), and one process may take {wanted}.",
+            "Under load, connections may be refused, which counts as an outage.",
+            f"Lower CHECKPOINT_POOL_MAX_SIZE, raise {limit}, or put a pooler in between.",
+            **details,
+        )
+    else:
+        processes = (most - used) // wanted
+        yield fine(
+            name,
+            f"{used} of {most} connections are taken; there is room for {plural(processes, 'process', 'processes')} of "
+            f"{wanted}.",
+            **details,
+        )
+
+
+def check_clock(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    name, off = "database.clock", max(0.0, abs(facts.clock_offset) - facts.clock_error)
+    details = {"offset_seconds": round(facts.clock_offset, 3)}
+    if off < CLOCK_WARNING:
+        yield fine(name, "This machine's clock agrees with the server's.", **details)
+        return
+    report = failed if off >= CLOCK_FAILURE else warning
+    yield report(
+        name,
+        f"This machine's clock is {off:.1f} s {'behind' if facts.clock_offset > 0 else 'ahead of'} the server's.",
+        "Checkpoints are put in order by the clocks of the machines that write them: with clocks that differ, another "
+        "machine's older checkpoint can be taken for the newest.",
+        "Synchronise the clocks of all machines (NTP, chrony).",
+        **details,
+    )
+
+
+def check_refused(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    for question, error in facts.refused.items():
+        if question != "version":
+            yield warning(
+                f"database.{question}",
+                f"The server did not say what it was asked about {question.replace('_', ' ')}: {error}.",
+                "This part is not checked.",
+                "See the message; a lock on a table, or a privilege that is missing.",
+            )
+
+
+CHECKS: tuple[Callable[[PostgresFacts, CheckpointerConfig], Iterator[Finding]], ...] = (
+    check_version,
+    check_writable,
+    check_durability,
+    check_encoding,
+    check_pooler,
+    check_connections,
+    check_schema,
+    check_privileges,
+    check_indexes,
+    check_clock,
+    check_refused,
+)

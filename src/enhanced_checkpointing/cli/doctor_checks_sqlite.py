@@ -1,0 +1,130 @@
+"""What the facts of a SQLite file mean for the application. Pure: nothing is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from enhanced_checkpointing.cli.findings import Finding, failed, fine, thread_index_missing, warning
+from enhanced_checkpointing.cli.screen import one_size
+from enhanced_checkpointing.cli.sqlite_facts import SqliteFacts
+from enhanced_checkpointing.config import CheckpointerConfig
+
+__all__ = ["judge"]
+
+NO_START = "An application that starts now is refused its start."
+OUTAGE = "This is an outage: writes go to the journal, and wait there."
+LEAST_ROOM = 64 * 1024 * 1024
+NO_ROOM = 256 * 1024
+
+
+class _Fault(NamedTuple):
+    what: str
+    means: str
+    fix: str
+
+
+_BY_CODE = {
+    "SQLITE_BUSY": _Fault(
+        "Another process holds the file locked",
+        OUTAGE,
+        "Find who has it open (`fuser -v FILE`): a shell of sqlite3, a backup, a process that hangs in a transaction. "
+        "End that, or let it finish.",
+    ),
+    "SQLITE_READONLY": _Fault(
+        "The file cannot be written",
+        OUTAGE,
+        "Let the application's user write the file and its folder (the files -wal and -shm are made beside it), and "
+        "see that the file system is not mounted read-only.",
+    ),
+    "SQLITE_CANTOPEN": _Fault(
+        "The file cannot be opened",
+        NO_START,
+        "Let the application's user read and write the file and its folder, or correct SQLITE_PATH.",
+    ),
+    "SQLITE_NOTADB": _Fault(
+        "The file is no SQLite database, or is encrypted",
+        "An application that starts now is refused its start. The file is left as it is.",
+        "Correct SQLITE_PATH, or move the file away: a new one is made.",
+    ),
+    "SQLITE_CORRUPT": _Fault(
+        "The file is damaged",
+        "An application that starts now, or a thread that meets the damage, gets an error. Nothing is read past it.",
+        "Restore it from a backup; or save what can be read: sqlite3 FILE .recover | sqlite3 NEW.",
+    ),
+    "SQLITE_FULL": _Fault("The disk of the file is full", OUTAGE, "Make room on the disk."),
+    "SQLITE_IOERR": _Fault("The disk of the file fails", OUTAGE, "Look at the disk and at the kernel's log (dmesg)."),
+}
+"""By the beginning of the name of SQLite's result code."""
+
+
+def judge(facts: SqliteFacts, config: CheckpointerConfig) -> list[Finding]:
+    """All findings of a file, whether it is there or not."""
+    return [*check_place(facts), *(check_file(facts, config) if facts.exists else check_folder(facts, config))]
+
+
+def check_place(facts: SqliteFacts) -> Iterator[Finding]:
+    if facts.network is not None:
+        yield failed(
+            "database.filesystem",
+            f"{facts.path} is on a network file system ({facts.network}).",
+            "SQLite's write-ahead log does not work there: processes of two machines damage the file.",
+            "Put SQLITE_PATH on a local disk; for several machines use PostgreSQL (DATABASE_URL).",
+        )
+    if facts.free_bytes < LEAST_ROOM:
+        yield warning(
+            "database.room",
+            f"The disk of {facts.path} has {one_size(facts.free_bytes)} left.",
+            "When it is full, writes go to the journal, as long as its disk has room.",
+            "Make room.",
+            free_bytes=facts.free_bytes,
+        )
+
+
+def check_folder(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    name = "database.file"
+    if facts.folder_error:
+        yield failed(
+            name,
+            f"{facts.path} is not there and cannot be made: {facts.folder}: {facts.folder_error}.",
+            NO_START,
+            f"Let the application's user write {facts.folder}, or correct SQLITE_PATH.",
+        )
+    elif not config.auto_setup:
+        yield failed(
+            name,
+            f"{facts.path} is not there, and CHECKPOINT_AUTO_SETUP=false forbids the application to make its tables.",
+            NO_START,
+            "Run `checkpointing setup` once, before the application starts; or correct SQLITE_PATH.",
+        )
+    else:
+        made = "" if facts.folder == facts.path.parent else ", with its folder"
+        yield fine(name, f"{facts.path} is not there yet; the first start makes it{made}.", exists=False)
+
+
+def check_file(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    name = "database.file"
+    if facts.error or facts.damage:
+        code = "SQLITE_CORRUPT" if facts.damage else facts.code
+        if code.startswith("SQLITE_IOERR") and facts.free_bytes < NO_ROOM:
+            code = "SQLITE_FULL"  # the file with the index of the log could not even be made
+        unknown = _Fault("The file cannot be used", NO_START, "See the message.")
+        what, means, fix = next((text for start, text in _BY_CODE.items() if code.startswith(start)), unknown)
+        said = facts.damage or facts.error
+        yield failed(name, f"{what}: {facts.path} ({said}).", means, fix, code=code, error=said)
+    elif facts.missing and not config.auto_setup:
+        yield failed(
+            name,
+            f"{facts.path} lacks {', '.join(facts.missing)}, and CHECKPOINT_AUTO_SETUP=false forbids the application "
+            "to make it.",
+            NO_START,
+            "Run `checkpointing setup` once, before the application starts.",
+            missing=list(facts.missing),
+        )
+    elif facts.missing:
+        missing = ", ".join(facts.missing)
+        yield fine(name, f"{facts.path} lacks {missing}, which the first start makes.", missing=list(facts.missing))
+    else:
+        yield fine(name, f"{facts.path} takes writes: one was committed and taken out again.", exists=True)
+        if not facts.has_index:
+            yield thread_index_missing()

@@ -1,0 +1,125 @@
+"""`checkpointing export` and `import`: threads as JSON lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+
+from enhanced_checkpointing.cli.configuration import UsageError
+from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.journaled import how_to_drain, journaled_for
+from enhanced_checkpointing.cli.moving import Showing, as_object, following, show_outcomes, show_problems
+from enhanced_checkpointing.cli.named_databases import Naming, home, opened_for_rehearsal, opened_source, opened_target
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.threads.exchange import export_threads, import_threads
+from enhanced_checkpointing.threads.migrate import Tally, count_threads
+from enhanced_checkpointing.threads.moving import Orders
+
+__all__ = ["run_export", "run_import"]
+
+STREAM = "-"
+"""Stands for standard output, or input, instead of a file."""
+
+OWNER_ONLY = 0o600
+"""Conversations are nobody else's business."""
+
+
+def run_export(source: str, file: str, thread_ids: Sequence[str], naming: Naming, showing: Showing) -> ExitCode:
+    """Export, print what was exported, and tell whether that is all."""
+    config = naming.config(source)
+    with _written(file) as stream:
+        tally = asyncio.run(_exported(config, stream, thread_ids, showing))
+    directory = naming.journal_dir()
+    journaled = journaled_for(home(config), directory)
+    words = Words(home(config), file, "exported", how_to_drain(journaled, directory) if journaled else "")
+    _show(tally, showing, words, journaled, sys.stderr if file == STREAM else sys.stdout)
+    return ExitCode.FINE if tally.complete and not journaled else ExitCode.WRONG
+
+
+def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: Showing) -> ExitCode:
+    """Import, print what was imported, and tell whether that is all."""
+    config = naming.config(target)
+    with _read(file) as stream:
+        tally = asyncio.run(_imported(config, stream, naming.concurrency, orders, showing))
+    _show(tally, showing, Words(file, home(config), "imported"), 0, sys.stdout)
+    return ExitCode.FINE if tally.complete else ExitCode.WRONG
+
+
+async def _exported(
+    config: CheckpointerConfig, stream: IO[bytes], thread_ids: Sequence[str], showing: Showing
+) -> Tally:
+    async with opened_source(config) as source:
+        total = len(set(thread_ids)) or (None if showing.quiet else await count_threads(source))
+        with following("exported", total, quiet=showing.quiet) as tell:
+            return await export_threads(source, stream, thread_ids=thread_ids, tell=tell)
+
+
+async def _imported(
+    config: CheckpointerConfig, stream: IO[bytes], concurrency: int, orders: Orders, showing: Showing
+) -> Tally:
+    opening = opened_for_rehearsal(config) if orders.rehearse else opened_target(config)
+    async with opening as target:
+        with following("imported", None, quiet=showing.quiet) as tell:
+            return await import_threads(stream, target, orders, concurrency=concurrency, tell=tell)
+
+
+@contextmanager
+def _written(file: str) -> Iterator[IO[bytes]]:
+    """A stream to write to. A file gets its name when it is whole, so that no other one is taken for an export."""
+    if file == STREAM:
+        yield sys.stdout.buffer
+        return
+    path, part = Path(file), Path(f"{file}.part")
+    if path.exists():
+        raise UsageError(f"{path} is there already. Nothing was exported: name another file, or take that one away.")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, OWNER_ONLY), "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    part.rename(path)
+
+
+@contextmanager
+def _read(file: str) -> Iterator[IO[bytes]]:
+    if file == STREAM:
+        yield sys.stdin.buffer
+        return
+    with open(file, "rb") as stream:
+        yield stream
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What is said of an exchange: from where, to where, what was done, and what else has to be said."""
+
+    source: str
+    target: str
+    copied: str
+    warning: str = ""
+
+
+def _show(tally: Tally, showing: Showing, words: Words, journaled: int, stream: IO[str]) -> None:
+    console = Console(highlight=False, file=stream)
+    if showing.as_json:
+        shown = as_object(tally, journaled=journaled, source=words.source, target=words.target)
+        print(json.dumps(shown, indent=2), file=stream)
+    elif not (showing.quiet and tally.complete and not journaled):
+        console.print(f"from {words.source}", markup=False, soft_wrap=True)
+        console.print(f"to   {words.target}", markup=False, soft_wrap=True)
+        show_outcomes(console, tally, copied=words.copied)
+        show_problems(console, tally)
+        if words.warning:
+            console.print(words.warning, style="bold red", soft_wrap=True)

@@ -1,0 +1,90 @@
+"""What can be seen of the journal's directory and its disk; a file that is written for that is removed again."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from enhanced_checkpointing.journal.disk import RealDisk
+from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
+from enhanced_checkpointing.journal.refusals import reason
+from enhanced_checkpointing.journal.survey import Survey, survey
+
+__all__ = ["JournalFacts", "ask_journal"]
+
+SYNC_SECONDS, SYNCS = 0.3, 50
+"""How long, and how often, the disk is measured at most."""
+
+RECORD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFacts:
+    """`folder` is the nearest directory that is there. `sync_seconds` is the median of a write that is synced, None
+    where none worked; `error` says why the directory cannot be used, `survey_error` why what is in it cannot be read.
+    """
+
+    directory: Path
+    folder: Path
+    network: str | None
+    memory: str | None
+    free_bytes: int
+    error: str = ""
+    sync_seconds: float | None = None
+    survey: Survey | None = None
+    survey_error: str = ""
+    owner: int | None = None
+    """The user whose directory it is, by number; None where it is not there."""
+
+
+def ask_journal(directory: Path, *, measure: bool = True) -> JournalFacts:
+    """Look at a directory, which need not be there; with `measure`, write to it, too."""
+    directory = directory.absolute()
+    folder = next(path for path in (directory, *directory.parents) if path.exists())
+    times, error = _measure(directory, folder) if measure else ([], "")
+    surveyed, survey_error = None, ""
+    try:
+        surveyed = survey(directory)
+    except OSError as refused:
+        survey_error = reason(refused)
+    return JournalFacts(
+        directory=directory,
+        folder=folder,
+        network=network_filesystem(directory),
+        memory=memory_filesystem(directory),
+        free_bytes=shutil.disk_usage(folder).free,
+        error=error,
+        sync_seconds=statistics.median(times) if times else None,
+        survey=surveyed,
+        survey_error=survey_error,
+        owner=directory.stat().st_uid if folder == directory else None,
+    )
+
+
+def _measure(directory: Path, folder: Path) -> tuple[list[float], str]:
+    """The seconds of writes of a record that are synced one by one; and why that did not work, if it did not."""
+    times: list[float] = []
+    try:
+        if folder != directory:  # it would be made: see that it could be, and leave no trace
+            trial = folder / f".checkpointing-{secrets.token_hex(4)}"
+            trial.mkdir()
+            trial.rmdir()
+        disk = RealDisk(folder)
+        name = f".checkpointing-{secrets.token_hex(4)}"
+        handle = disk.create(name)
+        try:
+            ends_at = time.perf_counter() + SYNC_SECONDS
+            while len(times) < SYNCS and (begun := time.perf_counter()) < ends_at:
+                disk.write(handle, len(times) * RECORD_BYTES, b"\1" * RECORD_BYTES)
+                disk.sync(handle)
+                times.append(time.perf_counter() - begun)
+        finally:
+            disk.close(handle)
+            disk.remove(name)
+    except OSError as error:
+        return times, reason(error)
+    return times, ""

@@ -1,0 +1,213 @@
+"""Databases as they are named on the command line, opened by themselves, without a manager."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.registry import find_backend
+from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
+from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, create_memory_checkpointer
+from enhanced_checkpointing.errors import CheckpointerConfigurationError, CheckpointerError, redact
+from enhanced_checkpointing.serialization import SharingSerializer
+
+__all__ = [
+    "CONFIGURED",
+    "Naming",
+    "NoTablesError",
+    "home",
+    "imported_serializer",
+    "opened_for_rehearsal",
+    "opened_source",
+    "opened_target",
+]
+
+CONFIGURED = "env"
+"""Names the database that an application in this environment uses."""
+
+KNOWN = f"postgresql://user@host/database, sqlite:///path, the path of a SQLite file, or {CONFIGURED}"
+DEADLINE = 10.0
+"""Seconds after which a connection that does not come about, or a lock, is given up for this time."""
+SPARE_CONNECTIONS = 2
+"""Besides one for each thread that is moved at a time."""
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][\w.-]*)(?:\+\w+)?://(?P<rest>.*)", re.DOTALL)
+
+
+class NoTablesError(UsageError):
+    """A database that answers has no tables of checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What the names on one command line mean; `serde` is `module:name` of the application's serializer."""
+
+    environment: str | None = None
+    env_file: Path | None = None
+    serde: str | None = None
+    concurrency: int = 1
+
+    def config(self, name: str) -> CheckpointerConfig:
+        """The configuration of the database of that name.
+
+        Raises:
+            UsageError: nobody knows what is meant, or it is memory.
+            CheckpointerConfigurationError: the URL is not right.
+        """
+        config = self._configured() if name == CONFIGURED else _config_of(name)
+        if config.backend_name == "memory":
+            raise UsageError(f"{name} is memory, which is another one in every process. Name a database: {KNOWN}.")
+        connections = max(config.pool_max_size, self.concurrency + SPARE_CONNECTIONS)
+        config = config.with_overrides(deadline=max(config.deadline, DEADLINE), pool_max_size=connections)
+        return config.with_overrides(serde=imported_serializer(self.serde)) if self.serde else config
+
+    def journal_dir(self) -> Path:
+        """Where an application in this environment has its journal."""
+        with reading(Options(environment=self.environment, env_file=self.env_file)) as read:
+            default: Path = CheckpointerConfig.model_fields["journal_dir"].default
+            return read.config.journal_dir if read.config is not None else default
+
+    def _configured(self) -> CheckpointerConfig:
+        with reading(Options(environment=self.environment, env_file=self.env_file)) as read:
+            return required(read)
+
+
+def home(config: CheckpointerConfig) -> str:
+    """What the database is called, without whose it is."""
+    return _backend(config).home()
+
+
+@asynccontextmanager
+async def opened_source(config: CheckpointerConfig, role: str = "source") -> AsyncIterator[Backend]:
+    """A database to read from. Nothing is made in it.
+
+    Raises:
+        NoTablesError: it has no tables of checkpoints.
+        UsageError: there is none, or it cannot be read.
+    """
+    if _is_missing(config):
+        raise NoTablesError(f"There is no file {config.database_path}, which is named as the {role}.")
+    async with _opened(config.with_overrides(auto_setup=False)) as backend:
+        try:
+            await backend.thread_ids(None, 1)
+        except Exception as error:  # whatever the driver raises, the backend knows it
+            raise _unusable(backend, role, error) from error
+        yield backend
+
+
+@asynccontextmanager
+async def opened_target(config: CheckpointerConfig) -> AsyncIterator[Backend]:
+    """A database to write to; its tables are made if they are missing, unless the configuration forbids it.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    async with _opened(config) as backend:
+        try:
+            await backend.setup()
+        except Exception as error:  # as above
+            raise _unusable(backend, "target", error) from error
+        yield backend
+
+
+@asynccontextmanager
+async def opened_for_rehearsal(config: CheckpointerConfig) -> AsyncIterator[Backend]:
+    """A target that is only looked at: something empty with its name where it has no tables yet.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            backend = await stack.enter_async_context(opened_source(config, "target"))
+        except NoTablesError:
+            backend = _Nothing(home(config))
+        yield backend
+
+
+class _Nothing(MemoryBackend):
+    """What a target is before its tables are made."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__(create_memory_checkpointer(), SharingSerializer())
+        self._home = home
+
+    def home(self) -> str:
+        return self._home
+
+
+def _is_missing(config: CheckpointerConfig) -> bool:
+    """Whether there is no file, which looking into it would make."""
+    return config.backend_name == "sqlite" and not Path(config.database_path).is_file()
+
+
+@asynccontextmanager
+async def _opened(config: CheckpointerConfig) -> AsyncIterator[Backend]:
+    backend = _backend(config)
+    try:
+        await backend.open()
+        yield backend
+    finally:
+        await backend.close()
+
+
+def _backend(config: CheckpointerConfig) -> Backend:
+    return find_backend(config.backend_name)(config, SharingSerializer(config.serde))
+
+
+def _unusable(backend: Backend, role: str, error: Exception) -> UsageError:
+    if isinstance(error, CheckpointerError):
+        return UsageError(f"The {role}, {backend.home()}: {error}")
+    failure = backend.classify(error)
+    if _lacks_tables(failure.error):
+        return NoTablesError(f"The {role}, {backend.home()}, has no tables of checkpoints. Is it the right database?")
+    text = f"The {role}, {backend.home()}, cannot be used: {' '.join(redact(failure.error).split()).rstrip('.?')}."
+    return UsageError(f"{text} {failure.fix or 'Is it the right one, and does it run?'}")
+
+
+def _lacks_tables(error: BaseException) -> bool:
+    return getattr(error, "sqlstate", None) == "42P01" or "no such table" in str(error)
+
+
+def _config_of(name: str) -> CheckpointerConfig:
+    found = _URL.fullmatch(name.strip())
+    if found is None:
+        return CheckpointerConfig(checkpointer_type=CheckpointerType.SQLITE, database_path=name)
+    scheme, rest = found["scheme"].lower(), found["rest"]
+    if scheme in ("postgres", "postgresql"):
+        return CheckpointerConfig(checkpointer_type=CheckpointerType.POSTGRES, connection_string=name)
+    if scheme == "sqlite":
+        if not rest.startswith("/") or rest == "/":
+            raise UsageError(
+                "A URL of SQLite is sqlite:///path for a relative path, sqlite:////path for an absolute one."
+            )
+        return CheckpointerConfig(checkpointer_type=CheckpointerType.SQLITE, database_path=unquote(rest[1:]))
+    try:
+        find_backend(scheme)
+    except CheckpointerConfigurationError:
+        raise UsageError(f"No installed backend is called {scheme!r}. Name a database: {KNOWN}.") from None
+    return CheckpointerConfig(checkpointer_type=scheme, connection_string=name)
+
+
+def imported_serializer(name: str) -> SerializerProtocol:
+    """The application's serializer, which this looks for as `python -m` would: from the working directory too."""
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--serde {name} cannot be imported: {redact(error)}. Give module:name.") from error
+    if not isinstance(found, SerializerProtocol):
+        raise UsageError(f"--serde {name} is no serializer of LangGraph: it lacks dumps_typed or loads_typed.")
+    return found

@@ -1,0 +1,136 @@
+"""How commands print: one JSON object on stdout with `--json`, else text that is readable at 80 columns."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from enhanced_checkpointing.cli.configuration import UsageError
+from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status
+from enhanced_checkpointing.errors import CheckpointerError, redact
+from enhanced_checkpointing.journal.refusals import reason
+
+__all__ = [
+    "age",
+    "guarded",
+    "line",
+    "listed",
+    "one_size",
+    "paragraph",
+    "plural",
+    "print_json",
+    "problem",
+    "progress_to_stderr",
+    "stdout",
+]
+
+STYLES = {Status.FINE: "green", Status.WARNING: "bold yellow", Status.FAILED: "bold red", Status.SKIPPED: "dim"}
+
+WORDS = {Status.FINE: "ok", Status.WARNING: "WARN", Status.FAILED: "FAIL", Status.SKIPPED: "-"}
+
+
+def stdout() -> Console:
+    """Where people read. Nothing is coloured by what it looks like."""
+    return Console(highlight=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """The one object of a command that was asked for JSON."""
+    print(json.dumps(content, indent=2, default=str))
+
+
+def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:
+    """Run a command; what keeps it from finding out ends it with one message and exit code 2."""
+    try:
+        return int(run())
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except (UsageError, CheckpointerError, OSError) as error:
+        what = _explained(error)
+        if as_json:
+            print_json({"status": "unknown", "error": what})
+        else:
+            print(what, file=sys.stderr)
+        return int(ExitCode.UNKNOWN)
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{reason(error)}. Nothing was changed. Run this as the user that the application runs as."
+    return reason(error) if isinstance(error, OSError) else redact(error)
+
+
+def problem(console: Console, finding: Finding) -> None:
+    """Print a finding with what it means and what to do."""
+    word = Text(f"{WORDS[finding.status]:<5}", style=STYLES[finding.status])
+    paragraph(console, Text.assemble(word, ("what   ", "dim")), finding.what, style="bold")
+    paragraph(console, Text("     means  ", style="dim"), finding.means)
+    paragraph(console, Text("     fix    ", style="dim"), finding.fix, style="cyan")
+
+
+def line(console: Console, finding: Finding) -> None:
+    """Print a finding in one line, or as few as there is room for."""
+    paragraph(console, Text(f"{WORDS[finding.status]:<5}", style=STYLES[finding.status]), finding.what)
+
+
+def paragraph(console: Console, lead: Text, text: str, style: str = "") -> None:
+    """Print text beside its lead. Words that are too long stay whole, so that paths and URLs can be copied."""
+    width = max(20, console.width - len(lead))
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    for number, part in enumerate(lines):
+        beside = lead if number == 0 else Text(" " * len(lead))
+        console.print(Text.assemble(beside, (part, style)), soft_wrap=True)
+
+
+def progress_to_stderr() -> Callable[[str], None]:
+    """Lines of progress with the seconds since the start; they never mix with what is on stdout."""
+    console, begun = Console(highlight=False, stderr=True), time.monotonic()
+
+    def tell(what: str) -> None:
+        console.print(Text(f"{time.monotonic() - begun:5.1f} s  {what}", style="dim"))
+
+    return tell
+
+
+def one_size(size: int) -> str:
+    """Bytes as people say them."""
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 10 else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def age(seconds: float) -> str:
+    """A span of time as people say it, in its two largest units at most."""
+    seconds = max(0.0, seconds)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A count with its noun."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Some names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

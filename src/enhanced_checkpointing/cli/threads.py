@@ -1,0 +1,245 @@
+"""What the commands of `checkpointing threads` share: the database by itself, and its checkpoints.
+
+No manager is opened: nothing is taken over and nothing is drained, so that they work beside a running application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.directory import ThreadHead
+from enhanced_checkpointing.cli.checkpoint_view import View, delta_channels, is_sealed, rebuilt, view_of
+from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
+from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.named_databases import imported_serializer
+from enhanced_checkpointing.cli.plain_values import PlainSerializer
+from enhanced_checkpointing.cli.primary import Primary, opened_primary
+from enhanced_checkpointing.cli.screen import guarded, print_json
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import CheckpointerError, redact
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+
+__all__ = ["RefusedError", "Store", "Target", "carried_out", "config_for", "opened_store"]
+
+T = TypeVar("T")
+
+READ_SECONDS = 60.0
+DEADLINE = 10.0
+"""Seconds after which a connection that does not come about, or a lock, is given up for this time."""
+SEAL = "It is sealed: give the application's serializer with --serde module:name."
+
+
+class RefusedError(Exception):
+    """What was asked for was not done, or only in part; the message says why and what to do. Exit code 1."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which database is meant; `serde` is `module:name` of the application's serializer."""
+
+    options: Options
+    serde: str | None = None
+
+
+def carried_out(work: Callable[[], ExitCode], *, as_json: bool) -> int:
+    """Run a command of threads; a refusal ends it with one message and exit code 1."""
+
+    def run() -> ExitCode:
+        try:
+            return work()
+        except RefusedError as refused:
+            if as_json:
+                print_json({"status": "failed", "error": str(refused), **refused.details})
+            else:
+                print(refused, file=sys.stderr)
+            return ExitCode.WRONG
+
+    return guarded(run, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """The database of a command, and the directory of the journal that its application is configured to have."""
+
+    config: CheckpointerConfig
+    journal_dir: Path
+
+
+def config_for(target: Target) -> Configured:
+    """The configuration for a target, such that values are read without making objects of them.
+
+    Raises:
+        UsageError: the database is memory, or a file that is not there.
+    """
+    with reading(target.options) as read:
+        config = required(read)
+    if config.backend_name == "memory" or str(config.database_path) == ":memory:":
+        raise UsageError(
+            "The primary is memory, which only its own process can look into. Name the database: --database-url, "
+            "--sqlite, or CHECKPOINT_ENVIRONMENT=production with DATABASE_URL."
+        )
+    if config.backend_name == "sqlite" and not Path(config.database_path).is_file():
+        raise UsageError(f"There is no file {config.database_path}. Is it the right one? Nothing was made.")
+    own = imported_serializer(target.serde) if target.serde else config.serde
+    plain = config.with_overrides(serde=PlainSerializer(own), auto_setup=False, deadline=max(config.deadline, DEADLINE))
+    return Configured(plain, config.journal_dir.absolute())
+
+
+class Store:
+    """An open database, asked without a manager."""
+
+    def __init__(self, primary: Primary) -> None:
+        self._primary = primary
+
+    @property
+    def home(self) -> str:
+        return self._primary.backend.home()
+
+    async def ask(self, what: str, question: Callable[[Backend], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
+        """The backend's answer.
+
+        Raises:
+            RefusedError: it says no, and why.
+            UsageError: it does not answer.
+        """
+        backend = self._primary.backend
+        try:
+            return await self._primary.ask(what, lambda: question(backend), seconds)
+        except CallFailed as failed:
+            if isinstance(failed.error, CheckpointerError):
+                raise RefusedError(str(failed.error)) from None
+            text = " ".join(redact(failed.error).split()).rstrip(".") or type(failed.error).__name__
+            fix = failed.failure.fix or "`checkpointing doctor` looks for the cause."
+            if failed.kind is FailureKind.CORRUPTION:
+                fix = f"What is stored is damaged; nothing was changed. {fix}"
+            raise UsageError(f"{self.home} cannot be asked to {what}: {text}. {fix}") from None
+
+    async def ask_saver(
+        self,
+        what: str,
+        question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
+        seconds: float = READ_SECONDS,
+    ) -> T:
+        """The answer of the backend's saver, with the errors of `ask`."""
+        return await self.ask(what, lambda backend: backend.ask(question), seconds)
+
+    async def heads(self, thread_ids: Iterable[str]) -> dict[str, ThreadHead]:
+        """The heads of these threads, without those that have no checkpoint."""
+        wanted = [*dict.fromkeys(thread_ids)]
+        found = await self.ask("describe threads", lambda backend: backend.describe(wanted))
+        return {head.thread_id: head for head in found}
+
+    async def page(
+        self, thread_id: str, namespace: str | None, before: str | None, limit: int
+    ) -> list[CheckpointTuple]:
+        """The newest checkpoints of a namespace, or of all for None, whose ids come before `before`."""
+        where = config_of(thread_id, namespace)
+        end: RunnableConfig | None = {"configurable": {"checkpoint_id": before}} if before is not None else None
+
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> list[CheckpointTuple]:
+            return [found async for found in saver.alist(where, before=end, limit=limit)]
+
+        found = await self.ask_saver("list checkpoints", fetch)
+        if any(map(is_sealed, found)):
+            raise RefusedError(f"Thread {thread_id!r} cannot be read. {SEAL}")
+        return found
+
+    async def get(self, thread_id: str, namespace: str, checkpoint_id: str | None = None) -> CheckpointTuple | None:
+        """One checkpoint, the newest of the namespace if none is named; None if it is not there."""
+        where = config_of(thread_id, namespace, checkpoint_id)
+
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> CheckpointTuple | None:
+            return await saver.aget_tuple(where)
+
+        found = await self.ask_saver("read a checkpoint", fetch)
+        if found is not None and is_sealed(found):
+            raise RefusedError(f"Thread {thread_id!r} cannot be read. {SEAL}")
+        return found
+
+    async def resolve(self, thread_id: str, namespace: str, wanted: str | None) -> CheckpointTuple:
+        """The checkpoint with this id, or the only one whose id begins like this; the newest for None.
+
+        Raises:
+            RefusedError: there is none, or there are several.
+        """
+        exact = await self.get(thread_id, namespace, wanted)
+        if exact is not None:
+            return exact
+        within = f" in the namespace {namespace!r}" if namespace else ""
+        if wanted is None:
+            raise RefusedError(f"Thread {thread_id!r} has no checkpoint{within}.")
+        alike = await self.page(thread_id, namespace, _behind(wanted), 2)
+        alike = [found for found in alike if found.checkpoint["id"].startswith(wanted)]
+        if len(alike) == 1:
+            return alike[0]
+        if alike:
+            names = " and ".join(found.checkpoint["id"] for found in alike)
+            raise RefusedError(f"Several checkpoints of thread {thread_id!r} begin with {wanted!r}, such as {names}.")
+        raise RefusedError(
+            f"Thread {thread_id!r} has no checkpoint{within} whose id begins with {wanted!r}. "
+            f"`checkpointing threads history` lists them."
+        )
+
+    async def view(self, found: CheckpointTuple) -> View:
+        """What a checkpoint shows, with its delta channels, which are stored as what was written to them."""
+        channels = delta_channels(found)
+        if not channels:
+            return view_of(found)
+
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> dict[str, Any]:
+            history = await saver.aget_delta_channel_history(config=found.config, channels=channels)
+            return {
+                name: rebuilt(told.get("seed"), [value for _, _, value in told["writes"]])
+                for name, told in history.items()
+            }
+
+        return view_of(found, await self.ask_saver("read what was written", fetch))
+
+    async def namespaces(self, thread_id: str, newest: Sequence[CheckpointTuple]) -> list[str]:
+        """The namespaces of subgraphs among these checkpoints."""
+        return sorted({str(found.config["configurable"].get("checkpoint_ns", "")) for found in newest} - {""})
+
+
+@asynccontextmanager
+async def opened_store(configured: Configured) -> AsyncIterator[Store]:
+    """The database of a configuration, for as long as the block runs."""
+    async with opened_primary(configured.config) as primary:
+        yield Store(primary)
+
+
+def run_with(configured: Configured, work: Callable[[Store], Awaitable[T]]) -> T:
+    """Do work with the database."""
+
+    async def run() -> T:
+        async with opened_store(configured) as store:
+            return await work(store)
+
+    return asyncio.run(run())
+
+
+def config_of(thread_id: str, namespace: str | None, checkpoint_id: str | None = None) -> RunnableConfig:
+    configurable: dict[str, Any] = {"thread_id": thread_id}
+    if namespace is not None:
+        configurable["checkpoint_ns"] = namespace
+    if checkpoint_id is not None:
+        configurable["checkpoint_id"] = checkpoint_id
+    return {"configurable": configurable}
+
+
+def _behind(prefix: str) -> str:
+    """What comes, in any order of texts, after every id of hexadecimal digits with this prefix."""
+    return f"{prefix}zzzz"

@@ -1,0 +1,220 @@
+"""`checkpointing threads delete`, `copy` and `prune`: straight in the database, beside a running application.
+
+Of a thread of which the journal holds anything nothing is changed: what is drained later would come on top.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from enhanced_checkpointing.backends.directory import ThreadHead
+from enhanced_checkpointing.cli.configuration import UsageError
+from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.threads import Configured, RefusedError, Store, Target, config_for, run_with
+from enhanced_checkpointing.cli.threads_journal import holdings
+from enhanced_checkpointing.cli.threads_list import print_whole
+from enhanced_checkpointing.cli.threads_pruning import count_pruned
+from enhanced_checkpointing.cli.value_texts import one_line
+
+__all__ = ["copy", "delete", "prune"]
+
+CHANGE_SECONDS = 3600.0
+"""A long thread takes its time, and nobody waits for it but this command."""
+
+
+def delete(target: Target, thread_ids: Sequence[str], *, yes: bool, as_json: bool) -> ExitCode:
+    """Delete threads, after a question; fine only if all of them were there."""
+    configured = config_for(target)
+    thread_ids = [*dict.fromkeys(thread_ids)]
+    heads = run_with(configured, lambda store: _looked_up(configured, store, thread_ids, "deleted"))
+    missing = [thread_id for thread_id in thread_ids if thread_id not in heads]
+    if heads:
+        _ask(f"Delete {_total(heads.values())}? This cannot be undone.", [*heads.values()], yes=yes, as_json=as_json)
+        run_with(configured, lambda store: _delete(configured, store, [*heads]))
+    if as_json:
+        print_json(
+            {
+                "status": "failed" if missing else "fine",
+                "deleted": [_as_object(head) for head in heads.values()],
+                "missing": missing,
+            }
+        )
+    else:
+        console = stdout()
+        if heads:
+            console.print(Text(f"Deleted: {_total(heads.values())}.", style="bold green"))
+        _print_missing(missing, console)
+    return ExitCode.WRONG if missing else ExitCode.FINE
+
+
+def copy(target: Target, source: str, destination: str | None, *, as_json: bool) -> ExitCode:
+    """Copy a thread as one step."""
+    configured = config_for(target)
+    destination = destination or str(uuid.uuid4())
+    if source == destination:
+        raise UsageError("A thread cannot be copied into itself. Nothing was copied.")
+
+    async def work(store: Store) -> ThreadHead:
+        heads = await _looked_up(configured, store, [source, destination], "copied")
+        if source not in heads:
+            raise RefusedError(f"There is no thread {source!r} in {store.home}, so nothing was copied.")
+        await store.ask_saver("copy a thread", lambda saver: saver.acopy_thread(source, destination), CHANGE_SECONDS)
+        return (await store.heads([destination]))[destination]
+
+    made = run_with(configured, work)
+    if as_json:
+        print_json({"status": "fine", "source": source, "target": _as_object(made)})
+    else:
+        what = f"{plural(made.checkpoints, 'checkpoint')}, {one_size(made.size)}"
+        paragraph(stdout(), Text(), f"Copied {one_line(source)} to {one_line(destination)}: {what}.")
+    return ExitCode.FINE
+
+
+def prune(target: Target, thread_ids: Sequence[str], *, keep: int, dry_run: bool, yes: bool, as_json: bool) -> ExitCode:
+    """Keep only the newest checkpoints of threads, after a question; fine only if all of them were there."""
+    configured = config_for(target)
+    thread_ids = [*dict.fromkeys(thread_ids)]
+    heads = run_with(configured, lambda store: _looked_up(configured, store, thread_ids, "pruned"))
+    missing = [thread_id for thread_id in thread_ids if thread_id not in heads]
+    if heads and not dry_run:
+        what = f"Keep only the newest {plural(keep, 'checkpoint')} of each namespace of {_total(heads.values())}?"
+        _ask(f"{what} This cannot be undone.", [*heads.values()], yes=yes, as_json=as_json)
+    dropped = run_with(configured, lambda store: _prune(configured, store, [*heads], keep, dry_run=dry_run))
+    if as_json:
+        print_json(
+            {
+                "status": "failed" if missing else "fine",
+                "dry_run": dry_run,
+                "keep": keep,
+                "threads": [{**_as_object(head), "dropped": dropped[name]} for name, head in heads.items()],
+                "dropped": sum(dropped.values()),
+                "missing": missing,
+            }
+        )
+    else:
+        _print_pruned(heads, dropped, missing, stdout(), dry_run=dry_run)
+    return ExitCode.WRONG if missing else ExitCode.FINE
+
+
+async def _looked_up(
+    configured: Configured, store: Store, thread_ids: Sequence[str], done: str
+) -> dict[str, ThreadHead]:
+    _see_that_nothing_waits(configured, store, thread_ids, done)
+    return await store.heads(thread_ids)
+
+
+def _see_that_nothing_waits(configured: Configured, store: Store, thread_ids: Sequence[str], done: str) -> None:
+    """Raise if the journal holds anything of these threads.
+
+    Raises:
+        RefusedError: it does.
+        OSError: nobody can tell.
+    """
+    held = holdings(configured.journal_dir, store.home, thread_ids)
+    if held:
+        reasons = "\n".join(f"{one.text} {one.way_out}" for one in held)
+        raise RefusedError(f"{reasons}\nNothing was {done}.", journal=[one.as_json() for one in held])
+
+
+async def _delete(configured: Configured, store: Store, thread_ids: Sequence[str]) -> None:
+    for number, thread_id in enumerate(thread_ids):
+        done = "deleted" if number == 0 else f"deleted but the first {number} of {len(thread_ids)} threads"
+        _see_that_nothing_waits(configured, store, [thread_id], done)  # it may have come while somebody was asked
+
+        async def drop(saver: BaseCheckpointSaver[Any], thread_id: str = thread_id) -> None:
+            await saver.adelete_thread(thread_id)
+
+        await store.ask_saver("delete a thread", drop, CHANGE_SECONDS)
+
+
+async def _prune(
+    configured: Configured, store: Store, thread_ids: Sequence[str], keep: int, *, dry_run: bool
+) -> dict[str, int]:
+    """How many checkpoints went of each thread, or would go."""
+    dropped: dict[str, int] = {}
+    for thread_id in thread_ids:
+        if dry_run:
+            dropped[thread_id] = await count_pruned(store, thread_id, keep)
+            continue
+        _see_that_nothing_waits(configured, store, [thread_id], f"pruned but {len(dropped)} threads before it")
+
+        async def drop(saver: BaseCheckpointSaver[Any], thread_id: str = thread_id) -> int:
+            prune_thread = getattr(saver, "aprune_thread", None)
+            if prune_thread is None:
+                raise UsageError(f"A {type(saver).__name__} cannot prune by count. Nothing was pruned.")
+            return int(await prune_thread(thread_id, keep=keep))
+
+        dropped[thread_id] = await store.ask_saver("prune a thread", drop, CHANGE_SECONDS)
+    return dropped
+
+
+def _ask(question: str, heads: Sequence[ThreadHead], *, yes: bool, as_json: bool) -> None:
+    """Ask whoever is at the terminal.
+
+    Raises:
+        UsageError: nobody is, and nothing was said beforehand; or the answer is not yes.
+    """
+    if yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise UsageError(f"{question} Give --yes, since there is nobody to ask. Nothing was changed.")
+    console = Console(stderr=True, highlight=False)
+    print_whole(console, _table(heads))
+    console.print(Text(f"{question} [y/N] ", style="bold"), end="", soft_wrap=True)
+    if input().strip().lower() not in ("y", "yes"):
+        raise UsageError("Nothing was changed.")
+
+
+def _table(heads: Sequence[ThreadHead]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("thread", no_wrap=True)
+    table.add_column("newest", no_wrap=True)
+    table.add_column("checkpoints", justify="right")
+    table.add_column("size", justify="right")
+    for head in heads:
+        newest = f"{head.updated_at:%Y-%m-%d %H:%M}" if head.updated_at else "-"
+        cells = (one_line(head.thread_id), newest, f"{head.checkpoints:,}", one_size(head.size))
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _total(heads: Any) -> str:
+    every = [*heads]
+    checkpoints, size = sum(head.checkpoints for head in every), sum(head.size for head in every)
+    return f"{plural(len(every), 'thread')} with {plural(checkpoints, 'checkpoint')}, {one_size(size)}"
+
+
+def _as_object(head: ThreadHead) -> dict[str, Any]:
+    return {
+        "thread_id": head.thread_id,
+        "checkpoint_id": head.checkpoint_id,
+        "checkpoints": head.checkpoints,
+        "size": head.size,
+    }
+
+
+def _print_pruned(
+    heads: dict[str, ThreadHead], dropped: dict[str, int], missing: Sequence[str], console: Console, *, dry_run: bool
+) -> None:
+    verb = "would go" if dry_run else "went"
+    for name, head in heads.items():
+        paragraph(
+            console, Text(), f"{one_line(name)}: {dropped[name]:,} of {plural(head.checkpoints, 'checkpoint')} {verb}."
+        )
+    if dry_run:
+        console.print(Text("Nothing was changed.", style="dim"))
+    _print_missing(missing, console)
+
+
+def _print_missing(missing: Sequence[str], console: Console) -> None:
+    for thread_id in missing:
+        paragraph(console, Text("MISSING  ", style="bold red"), f"There is no thread {thread_id!r}.")

@@ -1,0 +1,100 @@
+"""What the journal holds of threads that somebody wants to look at or to change. It is only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enhanced_checkpointing.cli.journal import owner_of
+from enhanced_checkpointing.cli.screen import listed, plural
+from enhanced_checkpointing.journal.inheritance import belongs
+from enhanced_checkpointing.journal.refusals import reason
+from enhanced_checkpointing.journal.survey import Owner, Survey, survey
+
+__all__ = ["Holding", "holdings", "journal_notes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the journal has of one thread: operations that wait, dead letters, or damage that may be its loss."""
+
+    thread_id: str
+    directory: Path
+    waiting: int = 0
+    dead_letters: int = 0
+    damaged: bool = False
+    owners: tuple[str, ...] = ()
+    alive: bool = False
+    """Whether one of them is a process that runs."""
+
+    @property
+    def text(self) -> str:
+        """What is held, as the beginning of a sentence's end."""
+        parts = []
+        if self.waiting:
+            parts.append(f"{plural(self.waiting, 'operation')} that the database does not have yet")
+        if self.dead_letters:
+            parts.append(f"{plural(self.dead_letters, 'operation')} that the database refused")
+        if self.damaged:
+            parts.append("damage that may have cost it operations")
+        return f"The journal holds of thread {self.thread_id!r}: {listed(parts)} ({listed(self.owners)})."
+
+    @property
+    def way_out(self) -> str:
+        """What to do, so that the database has all of the thread."""
+        if self.damaged:
+            return "See `checkpointing journal quarantine`."
+        if self.dead_letters:
+            return "See `checkpointing journal dead-letters`, mend the cause, and run `checkpointing journal retry`."
+        if self.alive:
+            return "The running process drains it when its database takes writes: wait, and try again."
+        return "Run `checkpointing journal drain`, and try again."
+
+    def as_json(self) -> dict[str, Any]:
+        """The holding in plain JSON types."""
+        return {
+            "thread_id": self.thread_id,
+            "directory": str(self.directory),
+            "waiting": self.waiting,
+            "dead_letters": self.dead_letters,
+            "damaged": self.damaged,
+            "owners": list(self.owners),
+        }
+
+
+def holdings(directory: Path, home: str, thread_ids: Iterable[str]) -> list[Holding]:
+    """What the journal in a directory, which need not be there, holds for this database of these threads.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = survey(directory)
+    every = (_holding(found, home, thread_id) for thread_id in dict.fromkeys(thread_ids))
+    return [one for one in every if one.owners]
+
+
+def _holding(found: Survey, home: str, thread_id: str) -> Holding:
+    waiting, letters, damaged, alive = 0, 0, False, False
+    owners: list[str] = []
+    for book in found.books:
+        if not belongs(book.home, home, adopts_all=False):
+            continue
+        held = dict(book.waiting).get(thread_id, 0)
+        refused = sum(letter.thread_id == thread_id for letter in book.dead_letters)
+        is_damaged = thread_id in book.damaged_threads
+        if held or refused or is_damaged:
+            waiting, letters, damaged = waiting + held, letters + refused, damaged or is_damaged
+            alive = alive or book.owner is not Owner.DEAD
+            owners.append(owner_of(book))
+    return Holding(thread_id, found.directory, waiting, letters, damaged, tuple(dict.fromkeys(owners)), alive)
+
+
+def journal_notes(directory: Path, home: str, thread_ids: Iterable[str]) -> tuple[list[Holding], list[str]]:
+    """What is held, and what is to be said of it beside what the database shows: that it is not all there is."""
+    try:
+        held = holdings(directory, home, thread_ids)
+    except OSError as error:
+        return [], [f"The journal cannot be read ({reason(error)}), so there may be newer operations in it."]
+    return held, [f"{one.text} What follows is without that. {one.way_out}" for one in held]

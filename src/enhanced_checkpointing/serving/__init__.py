@@ -1,0 +1,35 @@
+"""What an application serves of its checkpointer: probes, metrics, a status page; and a hook for LangGraph's server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.manager import EnhancedCheckpointerManager
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+__all__ = ["checkpointing_app"]
+
+
+def checkpointing_app(manager: EnhancedCheckpointerManager, *, name: str | None = None) -> Starlette:
+    """An ASGI application to mount where operators reach it: `app.mount("/checkpointing", checkpointing_app(manager))`.
+
+    `/livez`, `/readyz`, `/health`, `/metrics`, and the status page at `/`, where this process is called `name`: its
+    host and process id by default. It may be made before the manager is opened, and stays of use when that is closed.
+    From now on the manager remembers, in bounded memory, what is shown; make one application for a manager. It asks for
+    no login: whoever reaches the page sees thread ids and errors, though no secrets.
+
+    Raises:
+        CheckpointerConfigurationError: Starlette is not installed.
+    """
+    try:
+        import starlette  # noqa: F401  # asked for by itself, so that no other missing module is taken for it
+    except ImportError as missing:
+        raise CheckpointerConfigurationError(
+            "checkpointing_app() needs Starlette: pip install 'enhanced-checkpointing[serving]'"
+        ) from missing
+    from enhanced_checkpointing.serving.app import make_app
+
+    return make_app(manager, name)

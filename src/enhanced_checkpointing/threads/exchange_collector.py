@@ -1,0 +1,144 @@
+"""Gathers the lines of an export into whole threads, and says which lines are wrong."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from enhanced_checkpointing.backends.reading import CHUNK_BYTES, in_chunks
+from enhanced_checkpointing.operations import Operation, Put
+from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, content_of
+from enhanced_checkpointing.threads.moving import Outcome, Report, Source
+
+Found = Iterator[Source | Report]
+
+
+class Collector:
+    """Takes line after line; a thread comes out with its last one, a damaged one as a report that names the line."""
+
+    def __init__(self, serializer: SharingSerializer) -> None:
+        self._serializer = serializer
+        self._open: _Thread | None = None
+        self._skipping = False
+        self._threads = 0
+        self._last_line = 1
+        self._ended = False
+
+    def add(self, number: int, line: bytes) -> Found:
+        self._last_line = number
+        if self._ended:
+            yield self._failed(f"line {number}: there is something behind the end of the export")
+            return
+        try:
+            content = content_of(line)
+            if content["kind"] == "end of export":
+                yield from self._end_of_export(number, content)
+            elif content["line"] == 1:
+                yield from self._begin(number, content, line)
+            elif not self._skipping:
+                yield from self._go_on(content, line)
+        except DamagedLine as error:
+            yield self._failed(f"line {number}: {error}")
+            self._skipping = True
+        except KeyError as error:
+            yield self._failed(f"line {number}: it lacks {error}")
+            self._skipping = True
+
+    def end(self) -> Iterator[Report]:
+        """What is missing when there are no more lines."""
+        if not self._ended:
+            yield self._failed(f"the export ends too early, behind line {self._last_line}: it has no last line")
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _begin(self, number: int, content: Mapping[str, Any], line: bytes) -> Found:
+        if self._open is not None:
+            yield self._failed(f"line {number}: another thread begins before this one ends")
+        self._threads += 1
+        self._skipping = False
+        self._open = _Thread(content["thread"], self._serializer)
+        yield from self._go_on(content, line)
+
+    def _go_on(self, content: Mapping[str, Any], line: bytes) -> Found:
+        thread = self._open
+        if thread is None or content["thread"] != thread.thread_id or content["line"] != thread.lines + 1:
+            raise DamagedLine(f"a line is missing before line {content['line']} of thread {content['thread']!r}")
+        if thread.add(content, line):
+            self._open = None
+            yield thread.source()
+
+    def _end_of_export(self, number: int, content: Mapping[str, Any]) -> Found:
+        self._ended = True
+        if self._open is not None:
+            yield self._failed(f"line {number}: the export ends before this thread does")
+        if content["threads"] != self._threads and not self._skipping:
+            yield self._failed(f"line {number}: {content['threads']} threads were exported, here are {self._threads}")
+
+    def _failed(self, reason: str) -> Report:
+        """The report of the thread that is open now, which is given up."""
+        thread_id = self._open.thread_id if self._open is not None else ""
+        self.close()
+        return Report(thread_id, Outcome.FAILED, reasons=(reason,))
+
+
+class _Thread:
+    """The lines of one thread, on disk if they are many, so that they can be read again."""
+
+    def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
+        self.thread_id = thread_id
+        self.lines = 0
+        self._serializer = serializer
+        self._reader = Reader(thread_id, serializer)
+        self._checkpoints = 0
+        self._calls = 0
+        self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(CHUNK_BYTES)  # noqa: SIM115  # see close
+
+    def add(self, content: Mapping[str, Any], line: bytes) -> bool:
+        """Take the next line; returns whether it is the last one.
+
+        Raises:
+            DamagedLine: it does not fit.
+        """
+        self.lines += 1
+        if content["kind"] == "end of thread":
+            counted = content["checkpoints"], content["calls"]
+            if counted != (self._checkpoints, self._calls):
+                raise DamagedLine(f"it counts {counted}, where there are {(self._checkpoints, self._calls)}")
+            return True
+        if isinstance(self._reader.operation(content), Put):
+            self._checkpoints += 1
+        else:
+            self._calls += 1
+        self._spool.write(line)
+        return False
+
+    def source(self) -> Source:
+        return Source(
+            self.thread_id,
+            lambda: in_chunks(self._groups()),
+            self._serializer,
+            lambda error: Failure(FailureKind.DATA, error),
+            reads_everything=True,
+            release=self.close,
+        )
+
+    def close(self) -> None:
+        self._spool.close()
+
+    async def _groups(self) -> AsyncGenerator[Sequence[Operation], None]:
+        self._spool.seek(0)
+        reader = Reader(self.thread_id, self._serializer)
+        group: list[Operation] = []
+        for line in self._spool:
+            operation = reader.operation(content_of(line))
+            if isinstance(operation, Put) and group:
+                yield group
+                group = []
+            group.append(operation)
+        yield group

@@ -1,0 +1,86 @@
+"""Saying of a thread that it is over, or in use: in the metadata of its newest root checkpoint.
+
+A thread that goes on has a newer one, and is active again without anybody's doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointMetadata
+
+from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT
+from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError
+from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.standby import Standby
+
+
+class Marks:
+    """Writes them. All methods run on the manager's event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        maintenance: Maintenance,
+        standby: Standby,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._engine = engine
+        self._maintenance = maintenance
+        self._standby = standby
+        self._now = now
+
+    async def mark(self, thread_id: str, status: str) -> None:
+        """Mark a thread, now or, in an outage, when the journal is drained. Its time counts from now.
+
+        Raises:
+            CheckpointNotFoundError: there is no such thread.
+            CheckpointUnavailableError: neither the primary nor the journal took it.
+        """
+        changes = {THREAD_STATUS: status, TOUCHED_AT: self._now().isoformat()}
+        try:
+            found = await self._annotate(thread_id, changes)
+        except CheckpointUnavailableError:
+            found = await self._put_again(thread_id, changes)
+        else:
+            await self._warm_again(thread_id)
+        if not found:
+            raise CheckpointNotFoundError(f"There is no thread {thread_id!r}, so it was not marked as {status}.")
+
+    async def touch(self, thread_id: str, read_at: datetime) -> bool:
+        """Write down when a thread was read; False if it is gone.
+
+        Raises:
+            CheckpointUnavailableError: there is an outage. This is not worth the journal.
+        """
+        return await self._annotate(thread_id, {TOUCHED_AT: read_at.isoformat()})
+
+    async def _annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        wanted = [thread_id]
+        found = await self._maintenance.consult(
+            "mark", wanted, lambda one: one.annotate(thread_id, changes), frozen=True
+        )
+        self._standby.forget_all(wanted)  # not if that failed: then the warm copy may be all there is
+        return found
+
+    async def _warm_again(self, thread_id: str) -> None:
+        with suppress(CheckpointUnavailableError):  # an outage has just begun: the mark is made all the same
+            await self._engine.get_tuple(_newest_of(thread_id))
+
+    async def _put_again(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        """The same as an operation, for the journal: the newest checkpoint as the warm copy has it."""
+        found = await self._engine.get_tuple(_newest_of(thread_id))
+        if found is None:
+            return False
+        metadata = cast("CheckpointMetadata", {**found.metadata, **changes})
+        await self._engine.put_again(found._replace(metadata=metadata))
+        return True
+
+
+def _newest_of(thread_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}

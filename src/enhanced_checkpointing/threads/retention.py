@@ -1,0 +1,202 @@
+"""Which threads are kept, which go, and which lose their old checkpoints. Pure: no I/O, and the time is given.
+
+A thread that waits for somebody is never touched, however old: LangGraph's own answer to "who is waiting" is in its
+newest checkpoint, so that is where it is looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, TASKS
+
+from enhanced_checkpointing.backends.directory import (
+    ACTIVE,
+    COMPLETED,
+    FAILED,
+    TOUCHED_AT,
+    ThreadHead,
+    status_of,
+)
+from enhanced_checkpointing.config import CheckpointerConfig
+
+YOUNG = timedelta(minutes=1)
+"""A thread of which the newest checkpoint is younger may be in the middle of a run."""
+TOUCH_SHARE = 10
+"""A read is written down when this part of the thread's time has passed since the last one was: seldom enough to cost
+next to nothing, often enough that no thread in use is near its end."""
+
+START, BRANCH, JOIN = "__start__", "branch:to:", "join:"
+"""What LangGraph calls the channels that trigger a node: `join:a+b:c` triggers c after a and b."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """How long threads are kept after they were last used, in days by their status, and how much of each."""
+
+    active_days: float = 7.0
+    completed_days: float = 30.0
+    failed_days: float = 3.0
+    keep: int | None = None
+    """The newest checkpoints of each namespace that stay of a thread that is kept; None: all."""
+    refresh_on_read: bool = False
+    """Whether reading a thread counts as using it."""
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep < 1:
+            raise ValueError(f"keep must be at least 1, but is {self.keep}: a thread without checkpoints is none")
+        if min(self.active_days, self.completed_days, self.failed_days) < 0:
+            raise ValueError("a thread cannot be kept for less than 0 days")
+
+    def days(self, status: str) -> float:
+        return {ACTIVE: self.active_days, COMPLETED: self.completed_days, FAILED: self.failed_days}[status]
+
+    def time_of(self, status: str) -> timedelta:
+        return timedelta(days=self.days(status))
+
+
+def policy_of(config: CheckpointerConfig) -> RetentionPolicy:
+    """What the settings say."""
+    return RetentionPolicy(
+        config.retention_active_days,
+        config.retention_completed_days,
+        config.retention_failed_days,
+        config.retention_keep,
+        config.retention_refresh_on_read,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadState:
+    """What else is known of a thread, besides its newest checkpoint."""
+
+    journaled: bool = False
+    """Whether our journal holds anything of it."""
+    unfinished: str | None = None
+    """What it waits for; None: nothing, or nobody has looked yet."""
+    read_at: datetime | None = None
+    """When this process last read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    keep: int
+    reason: str
+
+
+Decision = Keep | Delete | Prune
+
+IN_JOURNAL = Keep("the journal holds something of it")
+AGELESS = Keep("its checkpoints do not tell their age")
+YOUNG_ONE = Keep("its newest checkpoint is younger than a minute")
+IN_USE = Keep("this process has just read it")
+GONE_ON = Keep("it has been written to since it was looked at")
+NO_ROOT = Keep("it has no checkpoint of its root graph")
+"""Nobody knows then what it waits for."""
+
+
+def decide(head: ThreadHead, state: ThreadState, policy: RetentionPolicy, now: datetime) -> Decision:
+    """What is to become of a thread."""
+    if state.journaled:
+        return IN_JOURNAL
+    if head.updated_at is None:
+        return AGELESS
+    if now - head.updated_at < YOUNG:
+        return YOUNG_ONE
+    if state.read_at is not None and now - state.read_at < YOUNG:
+        return IN_USE
+    status = status_of(head.metadata)
+    if now - _last_use(head, state, policy) > policy.time_of(status):
+        decision: Decision = Delete(f"{status}, and not used for {policy.days(status):g} days")
+    elif policy.keep is not None and head.checkpoints > policy.keep:
+        decision = Prune(policy.keep, f"it has more than {policy.keep} checkpoints")
+    else:
+        return Keep(f"{status}, and used in the last {policy.days(status):g} days")
+    return decision if state.unfinished is None else Keep(state.unfinished)
+
+
+def wants_touch(head: ThreadHead, read_at: datetime, policy: RetentionPolicy) -> bool:
+    """Whether a read is to be written into the thread, so that others know of it."""
+    if head.updated_at is None:
+        return False
+    known = max(filter(None, (head.updated_at, touched_at(head.metadata))))
+    return read_at - known > policy.time_of(status_of(head.metadata)) / TOUCH_SHARE
+
+
+def touched_at(metadata: Mapping[str, Any]) -> datetime | None:
+    """When somebody last said that a thread is in use."""
+    try:
+        told = datetime.fromisoformat(str(metadata[TOUCHED_AT]))
+    except (KeyError, ValueError):
+        return None
+    return told if told.tzinfo is not None else None
+
+
+def is_interrupted(found: CheckpointTuple) -> bool:
+    """Whether somebody may still go on with a thread from its newest root checkpoint: it asks a human something, or
+    stopped before a node that was to run."""
+    return unfinished(found) is not None
+
+
+def unfinished(found: CheckpointTuple) -> str | None:
+    """What a thread waits for, as a reason to keep it; None: nothing.
+
+    A question is always waited for. A node that has not run counts unless it failed, or the thread is marked as failed:
+    nothing else tells a breakpoint from a run that died.
+    """
+    channels = {channel for _, channel, _ in found.pending_writes or ()}
+    if INTERRUPT in channels:
+        return "it waits at an interrupt"
+    if ERROR in channels or status_of(found.metadata) == FAILED:
+        return None
+    return "a node of it was triggered and has not run" if _is_triggered(found) else None
+
+
+def _is_triggered(found: CheckpointTuple) -> bool:
+    values, versions = found.checkpoint["channel_values"], found.checkpoint["channel_versions"]
+    if values.get(TASKS) or found.checkpoint.get("pending_sends"):
+        return True
+    ran = {node: seen for node, seen in found.checkpoint["versions_seen"].items() if node != INTERRUPT}
+    triggers = {(node, channel) for node, seen in ran.items() for channel in seen}
+    for channel in values:
+        if channel == START or channel.startswith(BRANCH):
+            triggers.add((channel.removeprefix(BRANCH), channel))
+        elif channel.startswith(JOIN):
+            triggers.add((channel.rpartition(":")[2], channel))
+    # Versions of an old thread may be numbers and texts: these have no order, but a channel's never comes back.
+    return any(
+        channel in values
+        and versions.get(channel) != ran.get(node, {}).get(channel)
+        and _is_complete(channel, values[channel])
+        for node, channel in triggers
+    )
+
+
+def _is_complete(channel: str, value: Any) -> bool:
+    """Whether a channel triggers its node; one that waits for several nodes holds the names of those that came."""
+    if not channel.startswith(JOIN):
+        return True
+    arrived = value[0] if isinstance(value, (tuple, list)) and value else value
+    if not isinstance(arrived, (set, frozenset, list)):
+        return True
+    awaited = channel.removeprefix(JOIN).rpartition(":")[0]
+    return len("+".join(map(str, arrived))) == len(awaited)
+
+
+def _last_use(head: ThreadHead, state: ThreadState, policy: RetentionPolicy) -> datetime:
+    read_at = state.read_at if policy.refresh_on_read else None
+    return max(filter(None, (head.updated_at, touched_at(head.metadata), read_at)))
