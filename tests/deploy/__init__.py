@@ -1,0 +1,1 @@
+"""What deploy/ holds, checked as far as that goes without an image registry."""
