@@ -1,0 +1,1 @@
+"""The documents; `docs/building` makes the parts of them that are made."""
