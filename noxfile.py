@@ -12,8 +12,8 @@ import nox
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
-    *("lint", "imports", "types", "unit", "simulation", "conformance", "faults", "chaos", "examples"),
-    *("lowest", "newest"),
+    *("lint", "imports", "types", "unit", "simulation", "conformance", "faults", "chaos", "examples", "serving"),
+    *("deploy", "docs", "lowest", "newest"),
 ]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
@@ -21,7 +21,10 @@ PARALLEL = ("-n", "2", "--dist", "worksteal")
 """As many at a time as the smallest machine has cores: tests of deadlines must not starve each other."""
 OF_EACH_SERVER = tuple(
     f"tests/faults/test_{name}.py"
-    for name in ("database_errors", "missing_tables", "pooler", "same_rows", "server_faults", "start_and_stop")
+    for name in (
+        *("database_errors", "doctor", "migration", "missing_tables", "moving", "pooler", "same_rows", "server_faults"),
+        *("setup_command", "start_and_stop"),
+    )
 )
 """Fault tests in which it matters which PostgreSQL serves: run on every version, the others on the newest."""
 INTEGRATION = ("tests/conformance", "tests/faults/test_same_rows.py")
@@ -39,18 +42,21 @@ OF_WHAT_MUST_NOT_FAIL = tuple(
             "journal_format",
             "journaling",
         ),
-        *("journal_opening", "reconciler", "routes", "standby", "warm_thread", "worker", "writes"),
+        *("journal_opening", "reconciler", "routes", "standby", "survey", "warm_thread", "worker", "writes"),
     )
 )
 """The unit tests of the modules whose every branch is covered."""
 OF_EACH_DEPENDENCY = (
-    *(f"tests/unit/test_{name}.py" for name in ("borrowed_names", "cli", "opentelemetry_sink", "settings")),
+    *(
+        f"tests/unit/test_{name}.py"
+        for name in ("borrowed_names", "cli", "opentelemetry_sink", "prometheus", "settings")
+    ),
     *INTEGRATION,
 )
 """What tells whether a version of a dependency works."""
 
 
-def install(session: nox.Session, *groups: str, extras: str = "otlp,demo") -> None:
+def install(session: nox.Session, *groups: str, extras: str = "otlp,demo,serving") -> None:
     """Install the project as a user would, and the named groups of development tools."""
     project = nox.project.load_toml("pyproject.toml")
     session.install(f".[{extras}]", *nox.project.dependency_groups(project, *groups))
@@ -133,6 +139,33 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def serving(session: nox.Session) -> None:
+    """What is served, against a real PostgreSQL: in a real Chromium, and in LangGraph's own server."""
+    install(session, "test", "langgraph-server")
+    pytest(session, "tests/serving")
+
+
+@nox.session
+def deploy(session: nox.Session) -> None:
+    """The files of deploy/: their schemas, and the alerts in a real outage. Needs Debian's package `prometheus`."""
+    install(session, "test", "deploy")
+    pytest(session, "tests/deploy", "-n", "2", "--dist", "loadfile", "-m", "not alone")  # one outage serves a file
+    pytest(session, "tests/deploy", "-m", "alone")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documents: their commands run, their links lead somewhere. `nox -s docs -- serve` shows them."""
+    install(session, "test", "docs")
+    session.env["NO_MKDOCS_2_WARNING"] = "1"
+    if session.posargs:
+        session.run("mkdocs", *session.posargs)
+    else:
+        session.run("mkdocs", "build", "--strict", "--quiet")  # into build/site
+        pytest(session, "tests/docs")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Pairs with the bare savers, written to docs/benchmarks.md with their curves: takes minutes on an idle machine."""
     install(session, "bench")
@@ -144,7 +177,7 @@ def lowest(session: nox.Session) -> None:
     """The lowest versions of all direct dependencies: the oldest LangGraph that works."""
     project = nox.project.load_toml("pyproject.toml")
     session.install("uv")
-    wanted = [".[otlp,demo]", *nox.project.dependency_groups(project, "test")]
+    wanted = [".[otlp,demo,serving]", *nox.project.dependency_groups(project, "test")]
     session.run("uv", "pip", "install", "--resolution", "lowest-direct", *wanted, silent=True)
     pytest(session, *OF_EACH_DEPENDENCY, *PARALLEL)
 
@@ -153,7 +186,7 @@ def lowest(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """The newest versions of all direct dependencies that the bounds allow, upgraded whatever is there already."""
     project = nox.project.load_toml("pyproject.toml")
-    session.install("--upgrade", ".[otlp,demo]", *nox.project.dependency_groups(project, "test"))
+    session.install("--upgrade", ".[otlp,demo,serving]", *nox.project.dependency_groups(project, "test"))
     pytest(session, *OF_EACH_DEPENDENCY, *PARALLEL)
 
 
