@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 
 from enhanced_checkpointing.backends.memory import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError
+from enhanced_checkpointing.failover.reads import Reads
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, Notice
 from tests.support.author import config_of
@@ -271,3 +273,32 @@ async def test_subgraph_whose_parent_checkpoint_is_still_on_its_way_to_the_journ
         await setting.engine.get_tuple(asked)
     setting.journal.gates["a"].set()
     await putting
+
+
+async def test_checkpoint_that_is_put_again_has_its_new_metadata_and_else_what_it_had() -> None:
+    setting = Setting()
+    for _ in range(2):
+        await setting.put("a")
+    found = await setting.engine.get_tuple(ASKED)
+    assert found is not None
+    marked = found._replace(metadata={**found.metadata, "mark": "done"})  # type: ignore[typeddict-unknown-key]
+    await setting.engine.put_again(marked)
+    assert await setting.engine.get_tuple(ASKED) == marked
+
+
+async def test_first_checkpoint_of_a_thread_is_put_again_as_one_without_a_parent() -> None:
+    setting = Setting()
+    await setting.put("a")
+    found = await setting.engine.get_tuple(ASKED)
+    assert found is not None
+    await setting.engine.put_again(found)
+    assert await setting.engine.get_tuple(ASKED) == found
+
+
+async def test_reads_are_noted_where_somebody_wants_to_know() -> None:
+    setting = Setting()
+    await setting.engine.get_tuple(ASKED)
+    setting.engine.reads = Reads(lambda: 5.0)
+    assert setting.engine.reads.at("a") is None
+    await setting.engine.get_tuple(ASKED)
+    assert setting.engine.reads.at("a") == datetime.fromtimestamp(5, UTC)

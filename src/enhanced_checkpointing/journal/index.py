@@ -214,7 +214,7 @@ class Index:
     def status(self, damages: int = 0, error: str | None = None) -> JournalStatus:
         held_now = tuple(self._held.items())  # copied in one step: health and metrics are read from other threads, too
         frozen = tuple(thread_id for thread_id, held in held_now if held.frozen)
-        oldest = [entry.journaled_at for _, held in held_now for entry in tuple(islice(held.entries, 1))]
+        oldest = [entry.journaled_at for _, held in held_now if (entry := _first(held.entries)) is not None]
         return JournalStatus(
             pending=self._pending,
             oldest_at=min(oldest, default=None),
@@ -290,3 +290,11 @@ def _knowing(entries: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
         elif entry.name == Put.name and entry.checkpoint_ns == "":
             newest = max(newest, entry.checkpoint_id or "")
         yield entry
+
+
+def _first(entries: deque[JournalEntry]) -> JournalEntry | None:
+    """In one step, whoever adds or takes entries meanwhile."""
+    try:
+        return entries[0]
+    except IndexError:
+        return None
