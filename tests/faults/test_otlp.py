@@ -23,7 +23,8 @@ from enhanced_checkpointing.telemetry.events import *
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 
 sink = OpenTelemetrySink()  # before the providers: they are noticed later
-sink.observe(lambda: Gauges(SystemState.OUTAGE, 3, 1.5, 4096, 2048, {"size": 2, "available": 1, "waiting": 0}))
+POOL = {"min": 1, "max": 10, "size": 2, "available": 1, "waiting": 0}
+sink.observe(lambda: Gauges(SystemState.OUTAGE, 3, 1.5, 4096, 2048, POOL))
 shutdown = configure_telemetry("shop-agent")
 
 context.attach(propagate.extract({"traceparent": "00-TRACE_ID-OUTER_SPAN_ID-01"}))

@@ -303,11 +303,14 @@ def test_call_of_a_subgraph_by_a_step_of_this_process_cannot_exist_elsewhere(
             setting.warm.get_tuple(config)
 
 
-def test_checkpoint_that_was_only_read_may_have_calls_of_other_processes() -> None:
+@pytest.mark.parametrize("put_again", [False, True])
+def test_checkpoint_that_was_only_read_may_have_calls_of_other_processes(put_again: bool) -> None:
     setting = Setting()
     put = setting.store(setting.author.put({"n": 1}))
     assert isinstance(put, Put)
     setting.read()
+    if put_again:  # as a mark in an outage does
+        setting.warm.put(put)
     config = config_of("thread", "worker:4ab3")
     config["configurable"]["checkpoint_map"] = {"": put.checkpoint_id}
     with pytest.raises(CheckpointUnavailableError):

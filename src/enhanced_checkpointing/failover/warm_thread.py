@@ -77,8 +77,9 @@ class WarmThread:
 
     def put(self, put: Put) -> None:
         """Take a checkpoint written by this process: it is the newest of its namespace from now on."""
+        if put.checkpoint_id not in self._stored(put.checkpoint_ns):  # else it may be another's, which was put again
+            self._written_here.add(put.checkpoint_id)
         self._store(put)
-        self._written_here.add(put.checkpoint_id)
         self._advance(put.checkpoint_ns, put.checkpoint_id)
 
     def note_own(self, checkpoint_id: str) -> None:
