@@ -1,5 +1,7 @@
 """Fixtures of all tests: PostgreSQL servers, databases, a watch for leaks; and the runner of `async def` tests.
 
+A test that fails while the machine stood still is run again; the summary tells of each.
+
 Asynchronous fixtures do not exist here: such a test uses asynchronous context managers instead.
 """
 
@@ -7,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from enhanced_checkpointing.backends import postgres
 from enhanced_checkpointing.backends.postgres_rows import statements
@@ -23,6 +29,56 @@ from tests.support.postgres import (
     fresh_database,
     running_postgres,
 )
+from tests.support.standstill import StandstillWatch
+
+settings.register_profile("crowded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("crowded")
+"""How long an example takes says how busy the machine is, and nothing about the code."""
+
+
+TRIES = 3
+"""How often a test is run at most, as long as the machine stands still each time."""
+
+PATIENCE = 300.0
+"""Seconds that all of them together may wait for a machine that runs."""
+
+
+class AgainAfterStandstill:
+    """Has a failed test run again, but only where the machine stood still meanwhile."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="standstill-"))
+        self._watch = StandstillWatch(self._folder)
+        self._began_at = 0.0
+        self._patience = PATIENCE
+
+    def pytest_sessionstart(self) -> None:
+        self._watch.start()
+
+    def pytest_sessionfinish(self) -> None:
+        self._watch.stop()
+        shutil.rmtree(self._folder)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            item.add_marker(pytest.mark.flaky(reruns=TRIES - 1, condition=self.stood_still))
+
+    def pytest_runtest_setup(self) -> None:
+        self._began_at = time.monotonic()
+
+    def stood_still(self, error: BaseException | None) -> bool:
+        """Whether a test met an error while the machine stood still. Returns when that runs again, if it soon does."""
+        if error is None or not self._watch.longest_since(self._began_at):
+            return False
+        asked_at = time.monotonic()
+        self._watch.wait_for_calm(self._patience)
+        self._patience -= time.monotonic() - asked_at
+        return True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # else the workers run the tests
+        config.pluginmanager.register(AgainAfterStandstill())
 
 
 @pytest.hookimpl(tryfirst=True)
