@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -26,8 +25,17 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
+from enhanced_checkpointing.config_rules import (
+    connection_string_problem,
+    libpq_spelling,
+    lower_case,
+    misfit,
+    names_a_file,
+    not_a_url,
+    off_is_none,
+    schema_name,
+)
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
 
 __all__ = [
@@ -59,53 +67,12 @@ class CheckpointerType(StrEnum):
         return self.value.removeprefix("async_")
 
 
-def _fault(fault: str, fix: str) -> PydanticCustomError:
-    return PydanticCustomError("setting", "{fault}. Fix: {fix}", {"fault": fault, "fix": fix})
-
-
-def _lower_case(value: object) -> object:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
 def _known_type_or_backend_name(value: object) -> CheckpointerType | str:
     if isinstance(value, str) and value.strip():
         name = value.strip()
         return CheckpointerType(name.lower()) if name.lower() in set(CheckpointerType) else name
     known = ", ".join(CheckpointerType)
-    raise _fault("it is not the name of a backend", f"use one of {known}, or the name of a registered backend")
-
-
-def _not_a_url(value: str | Path) -> str | Path:
-    if re.match(r"\s*[A-Za-z][\w+.-]+:/", str(value)):  # two characters at least: C:/ is a drive
-        raise _fault("it is a URL", "give a path in the file system; the URL of a database belongs in DATABASE_URL")
-    if "\0" in str(value):
-        raise _fault("it contains a NUL character", "give a path in the file system")
-    return value
-
-
-def _names_a_file(value: str | Path) -> str | Path:
-    if not str(value).strip() or not Path(value).name:
-        raise _fault("it names no file", "give the path of the SQLite file, for example checkpoints.sqlite")
-    return value
-
-
-def _schema_name(value: str) -> str:
-    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value) or value.startswith("pg_"):
-        raise _fault(
-            "it is not a schema name that works without quotes",
-            "use 1 to 63 lower-case letters, digits and underscores, beginning with a letter or an underscore, not pg_",
-        )
-    return value
-
-
-def _off_is_none(value: object) -> object:
-    return None if isinstance(value, str) and value.strip().lower() in {"off", "none"} else value
-
-
-def _libpq_spelling(value: SecretStr) -> SecretStr:
-    """Turn `postgres://` and SQLAlchemy's `postgresql+driver://` into `postgresql://`; leave other strings alone."""
-    text = value.get_secret_value().strip()
-    return SecretStr(re.sub(r"\Apostgres(?:ql)?(?:\+\w+)?://", "postgresql://", text, flags=re.IGNORECASE))
+    raise misfit("it is not the name of a backend", f"use one of {known}, or the name of a registered backend")
 
 
 def _range(least: float, most: float, unit: str | None = None) -> FieldInfo:
@@ -114,16 +81,16 @@ def _range(least: float, most: float, unit: str | None = None) -> FieldInfo:
 
 
 Seconds = Annotated[float, _range(0.01, 3600, "s")]
-Environment = Annotated[Literal["development", "testing", "production"], BeforeValidator(_lower_case)]
-OnOutage = Annotated[Literal["journal", "raise"], BeforeValidator(_lower_case)]
-OnUnknownThread = Annotated[Literal["raise", "start_fresh"], BeforeValidator(_lower_case)]
-OnDivergence = Annotated[Literal["newest_wins", "quarantine"], BeforeValidator(_lower_case)]
-Journal = Annotated[Literal["durable", "memory", "off"], BeforeValidator(_lower_case)]
-JournalAdopt = Annotated[Literal["own", "all"], BeforeValidator(_lower_case)]
-Retention = Annotated[Literal["off", "on"], BeforeValidator(_lower_case)]
+Environment = Annotated[Literal["development", "testing", "production"], BeforeValidator(lower_case)]
+OnOutage = Annotated[Literal["journal", "raise"], BeforeValidator(lower_case)]
+OnUnknownThread = Annotated[Literal["raise", "start_fresh"], BeforeValidator(lower_case)]
+OnDivergence = Annotated[Literal["newest_wins", "quarantine"], BeforeValidator(lower_case)]
+Journal = Annotated[Literal["durable", "memory", "off"], BeforeValidator(lower_case)]
+JournalAdopt = Annotated[Literal["own", "all"], BeforeValidator(lower_case)]
+Retention = Annotated[Literal["off", "on"], BeforeValidator(lower_case)]
 Days = Annotated[float, _range(0, 36_500, "days")]
-RetentionKeep = Annotated[Annotated[int, _range(1, 1_000_000)] | None, BeforeValidator(_off_is_none)]
-PrepareThreshold = Annotated[Annotated[int, _range(0, 1_000_000)] | None, BeforeValidator(_off_is_none)]
+RetentionKeep = Annotated[Annotated[int, _range(1, 1_000_000)] | None, BeforeValidator(off_is_none)]
+PrepareThreshold = Annotated[Annotated[int, _range(0, 1_000_000)] | None, BeforeValidator(off_is_none)]
 
 
 class SettingFields(BaseModel):
@@ -171,7 +138,7 @@ class SettingFields(BaseModel):
     # None here too: a primary in memory chooses a journal in memory.
     journal: Journal = Field(default=None, validate_default=True)
     """Writes of an outage are kept: durable (default), memory (default where the primary is memory) or off (raise)."""
-    journal_dir: Annotated[Path, AfterValidator(_not_a_url)] = Path(".checkpoints/journal")
+    journal_dir: Annotated[Path, AfterValidator(not_a_url)] = Path(".checkpoints/journal")
     """Directory of the durable journal, on a local disk; processes may share it."""
     journal_adopt: JournalAdopt = "own"
     """What ended processes left in journal_dir is drained: own (of this database), or all (that database has moved)."""
@@ -183,7 +150,7 @@ class SettingFields(BaseModel):
     """PostgreSQL connections that are kept open."""
     pool_max_size: Annotated[int, _range(1, 1000)] = 10
     """PostgreSQL connections at most."""
-    postgres_schema: Annotated[str, AfterValidator(_schema_name)] | None = None
+    postgres_schema: Annotated[str, AfterValidator(schema_name)] | None = None
     """PostgreSQL schema of the tables; not set: the first one of the connection's search_path."""
     postgres_prepare_threshold: PrepareThreshold = 0
     """Runs of a PostgreSQL statement before it is prepared; 0: prepared at its first use, off: never."""
@@ -296,11 +263,9 @@ class CheckpointerConfig(SettingFields):
         CheckpointerType.MEMORY
     )
     """The primary: a `CheckpointerType`, its value in any case, or the name of a registered third-party backend."""
-    connection_string: Annotated[SecretStr, AfterValidator(_libpq_spelling)] | None = None
+    connection_string: Annotated[SecretStr, AfterValidator(libpq_spelling)] | None = None
     """PostgreSQL URL or `host=… dbname=…` pairs."""
-    database_path: Annotated[str | Path, AfterValidator(_not_a_url), AfterValidator(_names_a_file)] = (
-        "checkpoints.sqlite"
-    )
+    database_path: Annotated[str | Path, AfterValidator(not_a_url), AfterValidator(names_a_file)] = "checkpoints.sqlite"
     """File of the SQLite primary; its folder is created."""
     enable_async: bool = True
     """False gives the manager an event loop in a thread of its own, for programs without one."""
@@ -317,7 +282,7 @@ class CheckpointerConfig(SettingFields):
     @classmethod
     def _always_thread_safe(cls, value: bool) -> bool:
         if not value:
-            raise _fault("the saver is always thread-safe", "leave thread_safe out, or set it to True")
+            raise misfit("the saver is always thread-safe", "leave thread_safe out, or set it to True")
         return value
 
     @field_serializer("serde", when_used="json")
@@ -334,7 +299,7 @@ class CheckpointerConfig(SettingFields):
                     f"{_label(least)}: it is greater than {_label(most)}. Fix: lower the first or raise the second"
                 )
         if self.backend_name == "postgres":
-            problem = _connection_string_problem(self.connection_string)
+            problem = connection_string_problem(self.connection_string)
             if problem is not None:
                 raise CheckpointerConfigurationError(f"{_label('connection_string')}: {problem}")
         return self
@@ -423,39 +388,3 @@ def _what_fits(field: FieldInfo) -> str:
     fits = "true or false" if field.annotation is bool else fits
     unit = f" {field.json_schema_extra['unit']}" if isinstance(field.json_schema_extra, dict) else ""
     return f"give {fits}{unit}, or leave it out for the default. Its meaning: {field.description}"
-
-
-_LIBPQ_FAULTS = (
-    ("invalid percent-encoded", "a '%' in it is not followed by two hexadecimal digits"),
-    ("query parameter", "it has a parameter after '?' that PostgreSQL does not know (asyncpg's ssl is sslmode here)"),
-    ("connection option", "it has an option that PostgreSQL does not know"),
-    ('missing "="', "it is neither a postgresql:// URL nor host=… dbname=… pairs"),
-)
-_POSTGRES_FIX = (
-    "give postgresql://user:password@host:5432/database without quotes around it, and write special characters of "
-    "the password as %XX ('@' is %40, '/' is %2F, '%' is %25, a space is %20)"
-)
-
-
-def _connection_string_problem(connection_string: SecretStr | None) -> str | None:
-    """Say what libpq would not accept, in our words: libpq's own quote parts of the string, passwords among them."""
-    from psycopg import ProgrammingError  # imported here: only a PostgreSQL primary needs it
-    from psycopg.conninfo import conninfo_to_dict
-
-    text = connection_string.get_secret_value() if connection_string else ""
-    if not text:
-        return f"a PostgreSQL primary needs a connection string. Fix: {_POSTGRES_FIX}"
-    if "\0" in text:  # libpq would read the part before it and ignore the rest
-        return f"it contains a NUL character. Fix: {_POSTGRES_FIX}"
-    try:
-        parts = conninfo_to_dict(text)
-    except (ProgrammingError, ValueError) as error:  # ValueError: characters that cannot be encoded
-        known = (ours for theirs, ours in _LIBPQ_FAULTS if theirs in str(error))
-        return f"{next(known, 'PostgreSQL cannot read it')}. Fix: {_POSTGRES_FIX}"
-    # An unescaped '@' or '/' in a password moves part of it to where errors and logs would show it.
-    moved = str(parts.get("host", ""))[1:] + str(parts.get("dbname", ""))  # a host "@name" is an abstract socket
-    if "://" in text and "@" in moved:
-        return f"its host or database contains '@', so the password ended too early. Fix: {_POSTGRES_FIX}"
-    if not all(port.isdecimal() or not port for port in str(parts.get("port", "")).split(",")):
-        return f"its port is not a number, perhaps because the password ended too early. Fix: {_POSTGRES_FIX}"
-    return None

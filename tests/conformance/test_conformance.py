@@ -111,6 +111,7 @@ async def test_suite_passes_while_the_primary_is_dead_from_the_first_call(
     assert_passed(await conformance(backend, saver, EXTENDED), BASE)
 
 
+@pytest.mark.timeout(300)  # dozens of outages, each of which a locked file has found out in a second
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_suite_passes_after_the_drain_of_all_that_was_written_in_an_outage(
     backend: str, database_url: str, tmp_path: Path

@@ -30,6 +30,8 @@ def server() -> Iterator[LocalPostgres]:
         execute(
             server.url(),
             f"CREATE ROLE visitor LOGIN PASSWORD '{SECRET}'",
+            f"CREATE ROLE statue NOLOGIN PASSWORD '{SECRET}'",
+            f"CREATE ROLE crowd LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 0",
             "CREATE DATABASE closed",
             "REVOKE CONNECT ON DATABASE closed FROM PUBLIC",
         )
@@ -86,6 +88,16 @@ LOGINS = {
         "postgresql://visitor:{secret}@{host}/closed",
         "may not connect",
         "GRANT CONNECT",
+    ),
+    "role without LOGIN": (
+        "postgresql://statue:{secret}@{host}/postgres",
+        "let this user log in",
+        "ALTER ROLE name LOGIN",
+    ),
+    "role without a connection left": (
+        "postgresql://crowd:{secret}@{host}/postgres",
+        "no further connection",
+        "CONNECTION LIMIT",
     ),
     "server without TLS": ("postgresql://postgres:{right}@{host}/postgres?sslmode=require", "encryption", "sslmode"),
     "missing root certificate": (

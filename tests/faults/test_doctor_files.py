@@ -8,14 +8,16 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from enhanced_checkpointing.backends.sqlite_index import INDEX
 from tests.support.checkpointer import opened, saver_of, sqlite
 from tests.support.checkpoints import Thread
 from tests.support.disks import bound_by_modes, fill, folder_without_root, set_modes, small_disk
+from tests.support.held_directory import held_by_another_process
 from tests.support.journals import add, opened_journal
 from tests.support.terminal import assert_named, command, doctor
 
@@ -46,6 +48,13 @@ def test_folder_in_which_no_file_can_be_made_is_told() -> None:
         with bound_by_modes():
             ended = doctor("--sqlite", folder / "new" / "file.sqlite", "--journal-dir", "/nonexistent")
     assert_named(ended, "database.file", what="cannot be made", fix=f"user write {folder}")
+
+
+@pytest.mark.parametrize("target", ["link.sqlite", "not/there.sqlite"])
+def test_link_that_leads_nowhere_is_told(target: str) -> None:
+    Path("link.sqlite").symlink_to(target)
+    assert_named(doctor("--sqlite", "link.sqlite"), "database.file", what="leads nowhere", fix="SQLITE_PATH")
+    assert command("setup", "--sqlite", "link.sqlite").code == 1
 
 
 def test_file_in_the_place_of_the_folder_is_told() -> None:
@@ -103,6 +112,13 @@ def test_tables_that_the_application_may_not_make_are_told() -> None:
     assert "which the first start makes" in doctor("--sqlite", FILE).finding("database.file")["what"]
 
 
+def test_table_of_another_program_is_told() -> None:
+    with contextlib.closing(sqlite3.connect(FILE)) as connection:
+        connection.execute("CREATE TABLE checkpoints (thread_id, at)")
+    assert_named(doctor("--sqlite", FILE), "database.file", what="not LangGraph's", fix="another file")
+    assert command("setup", "--sqlite", FILE).code == 1
+
+
 def test_missing_index_is_warned_of_and_made_by_a_setup() -> None:
     with contextlib.closing(sqlite3.connect(made())) as connection:
         connection.execute(f"DROP INDEX {INDEX}")
@@ -140,24 +156,9 @@ def test_directory_in_memory_is_warned_of(tmp_path: Path) -> None:
 
 def test_directory_that_another_process_holds_for_too_long_is_told() -> None:
     asyncio.run(leave("a"))
-    with held(JOURNAL) as process_id:
+    with held_by_another_process(JOURNAL) as process_id:
         ended = doctor("--sqlite", made())
     assert_named(ended, "journal.owners", status="warning", what=f"held by process {process_id}", fix="end it")
-
-
-@contextmanager
-def held(directory: Path) -> Iterator[int]:
-    program = (
-        "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX);"
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process.pid
-        process.kill()
 
 
 async def leave(*threads: str, home: str | None = None) -> None:

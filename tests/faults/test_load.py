@@ -62,6 +62,24 @@ async def test_write_that_waits_its_whole_deadline_for_a_connection_is_journaled
         assert await second.stored_ids() == second.ids
 
 
+async def test_reads_for_which_no_connection_can_be_made_in_time_are_answered_by_the_warm_copy(
+    database_url: str,
+) -> None:
+    parts = urlsplit(database_url)
+    async with (
+        FaultProxy(str(parts.hostname), parts.port or 5432) as proxy,
+        opened(postgres(proxy.url(database_url), pool_min_size=1, pool_max_size=2, probe_interval=60.0)) as manager,
+    ):
+        saver = saver_of(manager)
+        threads = [Thread(saver, f"thread-{number}") for number in range(20)]
+        for thread in threads:
+            await thread.put()
+        proxy.delay(0.3)  # a query takes 0.6 s, a new connection twice that, and the deadline is 1 s
+        found = await asyncio.gather(*(saver.aget_tuple(thread.config) for thread in threads))
+        proxy.forward()
+        assert [one.checkpoint["id"] for one in found if one is not None] == [thread.ids[-1] for thread in threads]
+
+
 async def test_queue_at_the_pool_on_a_slow_network_is_not_taken_for_an_outage(database_url: str) -> None:
     parts = urlsplit(database_url)
     async with (

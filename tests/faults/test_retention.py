@@ -40,6 +40,19 @@ async def state(manager: EnhancedCheckpointerManager, name: str, thread_id: str)
     return dict((await graph.aget_state(config)).values)
 
 
+def keep_from_draining(manager: EnhancedCheckpointerManager) -> None:
+    """What waits in its journal goes on waiting."""
+    parts = manager._parts
+    assert parts is not None
+    assert parts.reconciler is not None
+
+    async def never(*_: Any) -> bool:
+        return False
+
+    parts.reconciler.drain_all = never  # type: ignore[method-assign]
+    parts.engine.drain_first = never
+
+
 async def left(manager: EnhancedCheckpointerManager) -> set[str]:
     return {found["thread_id"] for found in await manager.list_threads()}
 
@@ -144,7 +157,7 @@ async def test_write_that_races_with_the_deletion_of_its_thread_is_never_lost(
     """One manager deletes all it may, again and again; what another one writes meanwhile is there, with the values that
     were not written along with it. A checkpoint is gone only where a sweep saw it as the newest one."""
     monkeypatch.setattr("enhanced_checkpointing.identifiers.OLD_SECONDS", -3600)  # as for the one who sweeps
-    monkeypatch.setattr("enhanced_checkpointing.threads.sweep.REST", 0.0)
+    monkeypatch.setattr("enhanced_checkpointing.threads.sweeper.REST", 0.0)
     deleted, survived, chance = 0, 0, random.Random(1)
 
     async def write(saver: BaseCheckpointSaver[str], number: int) -> None:
@@ -262,17 +275,9 @@ async def test_thread_of_which_the_journal_holds_anything_is_left_alone(
             await thread.put()
         await primary.off()
         await held.put()
-        parts = manager._parts
-        assert parts is not None
-        assert parts.reconciler is not None
-
-        async def never(*_: Any) -> bool:
-            return False
-
-        parts.reconciler.drain_all = never  # type: ignore[method-assign]
-        parts.engine.drain_first = never
+        keep_from_draining(manager)
         await primary.on()
-        await eventually(lambda: not parts.breaker.is_open)
+        await eventually(lambda: manager.health_status["primary_healthy"])
         let_pass(manager, 100)
         found = await manager.run_retention()
         assert found.kept == {"the journal holds something of it": 1}, found
@@ -281,6 +286,62 @@ async def test_thread_of_which_the_journal_holds_anything_is_left_alone(
         kept = await saver_of(manager).aget_tuple(config)
         assert kept is not None
         assert kept.checkpoint["id"] == held.ids[-1]
+
+
+@pytest.mark.parametrize("journal", ["durable", "memory", "off"])
+async def test_thread_that_another_process_on_the_machine_has_in_its_journal_is_left_alone(
+    journal: str, tmp_path: Path
+) -> None:
+    async with (
+        switched("sqlite", "", tmp_path / "checkpoints.sqlite", journal_dir=tmp_path / "journal") as primary,
+        stage("sqlite", "", tmp_path) as place,
+    ):
+        sweeping = await place.manager(journal=journal)
+        held, free = Thread(saver_of(primary.manager), "held"), Thread(saver_of(primary.manager), "free")
+        for thread in (held, free):
+            await thread.put()
+        await primary.off()
+        await held.put()
+        keep_from_draining(primary.manager)
+        await primary.on()
+        await eventually(lambda: primary.manager.health_status["primary_healthy"])
+        let_pass(sweeping, 100)
+        found = await sweeping.run_retention()
+        assert (found.deleted, found.kept) == (1, {"the journal holds something of it": 1}), found
+
+
+async def test_sweep_stops_where_the_journals_cannot_be_read(tmp_path: Path) -> None:
+    async with stage("sqlite", "", tmp_path) as place:
+        manager = await place.manager(journal="memory", journal_dir=tmp_path / "checkpoints.sqlite")
+        await Thread(saver_of(manager), "thread").put()
+        let_pass(manager, 100)
+        found = await manager.run_retention()
+        assert found.deleted == 0
+        assert "cannot read the journals" in str(found.stopped)
+
+
+async def test_what_a_process_elsewhere_has_in_its_journal_outlives_the_deletion_of_its_thread(
+    database_url: str, tmp_path: Path
+) -> None:
+    config: RunnableConfig = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
+    async with (
+        switched("postgres", database_url, tmp_path / "checkpoints.sqlite", journal_dir=tmp_path / "other") as primary,
+        stage("postgres", database_url, tmp_path) as place,
+    ):
+        sweeping, thread = await place.manager(), Thread(saver_of(primary.manager), "thread")
+        for _ in range(3):
+            await thread.put()
+        await primary.off()
+        await thread.put()
+        shown = await saver_of(primary.manager).aget_tuple(config)
+        assert shown is not None
+        let_pass(sweeping, 100)
+        assert (await sweeping.run_retention()).deleted == 1
+        await primary.on()
+        await recovered(primary.manager)
+        found = await saver_of(sweeping).aget_tuple(config)
+        assert found is not None
+        assert found.checkpoint == shown.checkpoint
 
 
 @pytest.mark.parametrize("backend", ON_DISK)

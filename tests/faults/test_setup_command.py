@@ -102,6 +102,9 @@ def test_what_waiting_does_not_mend_ends_at_once_and_names_the_fix(database_url:
     assert command("setup", "--database-url", database_url, "--sqlite", "a").code == 2
     assert command("setup", "--database-url", "postgresql://a:s3cr3t@b@c/d").code == 2
     assert command("setup", "--env-file", "missing").code == 2
+    Path("latin").write_bytes("SQLITE_PATH=grün.sqlite".encode("latin-1"))
+    ended = command("setup", "--env-file", "latin")
+    assert (ended.code, "not UTF-8: byte 15" in ended.err) == (2, True), ended.err
 
 
 def test_console_script_sets_up_a_file_and_prints_one_object(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from enhanced_checkpointing import (
     CheckpointCorruptionError,
@@ -27,6 +28,7 @@ from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.support.author import Author
 from tests.support.checkpointer import eventually, opened, recovered, saver_of, sqlite
+from tests.support.checkpoints import Thread
 from tests.support.disks import bound_by_modes, folder_without_root, set_modes
 from tests.support.dump import dump_sqlite
 from tests.support.graphs import GRAPHS, run_case
@@ -187,3 +189,86 @@ async def test_log_that_cannot_be_folded_in_is_no_failure_of_a_write(
         await run_case(CASE, saver_of(manager), "thread")
         assert manager.health_status["overall_status"] == "healthy"
         assert manager._opened.engine.journaling.journaled == 0
+
+
+# A file that is taken away
+
+
+@pytest.mark.parametrize("calls", ["alone", "together"])
+async def test_nothing_is_acknowledged_into_a_file_that_was_moved_and_all_is_there_when_it_is_back(
+    calls: str, tmp_path: Path
+) -> None:
+    path, away = tmp_path / "primary.sqlite", tmp_path / "away"
+    away.mkdir()
+    async with opened(sqlite(path, journal_dir=tmp_path / "journal")) as manager:
+        threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(1 if calls == "alone" else 8)]
+        for _ in range(12):
+            await asyncio.gather(*(thread.put() for thread in threads))
+        move(path, away)
+        for _ in range(3):
+            await asyncio.gather(*(thread.put() for thread in threads))
+        assert manager.health_status["journal"]["pending"] == 3 * len(threads)
+        assert not path.exists()
+        move(away / path.name, tmp_path)
+        await recovered(manager)
+    stored = {row["checkpoint_id"] for row in dump_sqlite(path)["checkpoints"]}
+    assert stored == {checkpoint_id for thread in threads for checkpoint_id in thread.ids}
+
+
+async def test_file_that_was_deleted_is_missed_and_what_comes_then_is_in_the_next_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "primary.sqlite"
+    async with opened(sqlite(path, journal_dir=tmp_path / "journal")) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        await thread.put()
+        delete(path)
+        await thread.put()
+        assert "was moved, deleted or replaced while it was open" in caplog.text
+        await asyncio.sleep(0.3)
+        assert not path.exists(), "a probe has made an empty file"
+        await make_tables(path)
+        await recovered(manager)
+        assert await saver_of(manager).aget_tuple(thread.config) is not None
+    assert [row["checkpoint_id"] for row in dump_sqlite(path)["checkpoints"]] == [thread.ids[-1]]
+
+
+async def test_file_that_was_replaced_is_missed_and_what_comes_then_is_in_the_one_that_is_there(tmp_path: Path) -> None:
+    path, away = tmp_path / "primary.sqlite", tmp_path / "away"
+    away.mkdir()
+    async with opened(sqlite(path, journal_dir=tmp_path / "journal")) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        await thread.put()
+        move(path, away)
+        await make_tables(path)
+        await thread.put()
+        assert manager.health_status["journal"]["pending"] == 1
+        await recovered(manager)
+        await thread.put()
+    assert [row["checkpoint_id"] for row in dump_sqlite(path)["checkpoints"]] == thread.ids[1:]
+    in_the_old_one = [row["checkpoint_id"] for row in dump_sqlite(away / path.name)["checkpoints"]]
+    assert thread.ids[0] in in_the_old_one
+    assert thread.ids[2] not in in_the_old_one
+
+
+def test_folding_in_makes_no_empty_file_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        sqlite_backend._fold_in(str(tmp_path / "gone #1?.sqlite"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def delete(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+
+
+def move(path: Path, folder: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.rename(folder / file.name)
+
+
+async def make_tables(path: Path) -> None:
+    """As `checkpointing setup` does, aside and then put there whole."""
+    async with AsyncSqliteSaver.from_conn_string(str(path.with_name("new.sqlite"))) as saver:
+        await saver.setup()
+    path.with_name("new.sqlite").rename(path)

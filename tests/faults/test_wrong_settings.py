@@ -76,7 +76,7 @@ async def test_missing_tables_without_auto_setup_end_the_start_and_nothing_is_ma
     postgres_schema: str | None, database_url: str, no_leaks: LeakWatch
 ) -> None:
     config = postgres(database_url, auto_setup=False, postgres_schema=postgres_schema)
-    with pytest.raises(CheckpointerConfigurationError, match="Start once with CHECKPOINT_AUTO_SETUP=true"):
+    with pytest.raises(CheckpointerConfigurationError, match="start once with CHECKPOINT_AUTO_SETUP=true"):
         await EnhancedCheckpointerManager(config).initialize()
     with psycopg.connect(database_url) as connection:
         found = connection.execute("SELECT to_regclass('checkpoints'), to_regnamespace('agents')").fetchone()

@@ -139,7 +139,7 @@ async def switched(backend: str, database_url: str, path: Path, **fields: Any) -
             manager = await stack.enter_async_context(opened(postgres(proxy.url(database_url), **fields)))
             yield SwitchedPostgres(manager, proxy)
         elif backend == "sqlite":
-            manager = await stack.enter_async_context(opened(sqlite(path, **{"deadline": 0.6, **fields})))
+            manager = await stack.enter_async_context(opened(sqlite(path, **fields)))
             switch = SwitchedSqlite(manager, path)
             yield switch
             await switch.on()

@@ -11,7 +11,7 @@ from typing import Any
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
-from enhanced_checkpointing.threads.sweep import Sweeper
+from enhanced_checkpointing.threads.sweeper import Sweeper
 from tests.support.backends import config_of
 from tests.support.checkpointer import FAST, opened
 from tests.support.comparison import Dump

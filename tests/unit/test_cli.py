@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,24 @@ def test_wrong_usage_ends_with_exit_code_2(arguments: tuple[str, ...]) -> None:
     ended = CliRunner().invoke(app, ["demo", *arguments])
     assert ended.exit_code == 2
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("threads", "list", "--no", "--json"), "--no"),
+        (("threads", "show", "--json"), "THREAD"),
+        (("threads", "list", "--limit", "many", "--json"), "--limit"),
+        (("threads", "list", "--sqlite", "no.sqlite", "--before", "yesterday", "--json"), "'checkpoint id:thread id'"),
+        (("nothing", "--json"), "nothing"),
+    ],
+)
+def test_wrong_usage_is_told_in_json_where_json_is_asked_for(arguments: tuple[str, ...], said: str) -> None:
+    ended = checkpointing(*arguments)
+    assert (ended.returncode, ended.stderr) == (2, "")
+    report = json.loads(ended.stdout)
+    assert report["status"] == "unknown"
+    assert said.lower() in report["error"].lower()
 
 
 def test_unreachable_database_ends_with_exit_code_2_and_without_the_password() -> None:

@@ -6,12 +6,15 @@ import asyncio
 import random
 import time
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import pytest
 
 from enhanced_checkpointing.resilience import deadline as deadlines
-from enhanced_checkpointing.resilience.deadline import Deadline, acquire
+from enhanced_checkpointing.resilience.deadline import Alarm, Deadline, acquire
 from enhanced_checkpointing.testing import FakeClock
+from tests.support.checkpointer import eventually
 
 
 def test_remaining_falls_with_the_clock_and_never_below_zero() -> None:
@@ -238,3 +241,85 @@ async def test_no_two_have_the_lock_and_nobody_waits_for_ever_whatever_is_cancel
     assert most == 1
     await asyncio.sleep(0.01)
     assert not lock.locked()
+
+
+# One timer for many waits
+
+
+def counted_timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When the timers ring that the loop is given from now on."""
+    loop, timers = asyncio.get_running_loop(), list[float]()
+    arm = loop.call_at
+
+    def counted(when: float, *rest: Any, **named: Any) -> asyncio.TimerHandle:
+        timers.append(when)
+        return arm(when, *rest, **named)
+
+    monkeypatch.setattr(loop, "call_at", counted)
+    return timers
+
+
+async def test_alarm_wakes_each_at_its_own_time_whatever_came_first() -> None:
+    alarm, woken = Alarm(), list[str]()
+    for name, seconds in (("late", 0.08), ("early", 0.02), ("middle", 0.05)):
+        alarm.set(partial(woken.append, name), seconds)
+    for expected in ([], ["early"], ["early", "middle"], ["early", "middle", "late"]):
+        assert woken == expected
+        await asyncio.sleep(0.03)
+
+
+async def test_thousands_of_waits_are_woken_by_few_timers_and_none_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, timers, late = asyncio.get_running_loop(), counted_timers(monkeypatch), list[float]()
+    alarm = Alarm()
+
+    def wait(seconds: float) -> None:
+        due = loop.time() + seconds
+        alarm.set(lambda: late.append(loop.time() - due), seconds)
+
+    for number in range(5000):
+        wait(0.1 + number * 0.00002)
+    await eventually(lambda: len(late) == 5000)
+    assert min(late) >= -0.001, "a timer of the loop may ring that much too early"
+    assert len(timers) < 100, "those of the sleeps above among them"
+
+
+async def test_waits_that_a_standstill_made_late_are_all_woken_at_once() -> None:
+    alarm, woken = Alarm(), list[int]()
+    for number in range(10):
+        alarm.set(partial(woken.append, number), 0.01 * (number + 1))
+    asyncio.get_running_loop().call_soon(time.sleep, 0.15)  # the loop stands still
+    await asyncio.sleep(0.01)
+    assert woken == [*range(10)]
+
+
+async def test_alarm_that_is_turned_off_wakes_nobody_and_the_others_still() -> None:
+    alarm, woken = Alarm(), list[str]()
+    turn_off = alarm.set(partial(woken.append, "first"), 0.01)
+    alarm.set(partial(woken.append, "second"), 0.02)
+    turn_off()
+    await asyncio.sleep(0.05)
+    assert woken == ["second"]
+    turn_off()
+
+
+async def test_waits_one_after_the_other_share_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, timers = asyncio.get_running_loop(), counted_timers(monkeypatch)
+    alarm, deadline = Alarm(), Deadline(time.monotonic, 5.0)
+    for _ in range(50):
+        answer: asyncio.Future[None] = loop.create_future()
+        loop.call_soon(answer.set_result, None)
+        assert await deadline.wait_for(answer, alarm=alarm)
+    assert len(timers) == 1
+
+
+async def test_wait_that_shares_a_timer_ends_with_its_deadline() -> None:
+    alarm = Alarm()
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def seconds_of(deadline: float) -> float:
+        started_at = time.monotonic()
+        assert not await Deadline(time.monotonic, deadline).wait_for(never, alarm=alarm)
+        return time.monotonic() - started_at
+
+    waited = await asyncio.gather(*(seconds_of(seconds) for seconds in (0.1, 0.05, 0.1)))
+    assert waited == pytest.approx([0.1, 0.05, 0.1], abs=0.04)

@@ -10,6 +10,7 @@ import pytest
 from enhanced_checkpointing.backends.memory import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError
 from enhanced_checkpointing.failover.reads import Reads
+from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, Notice
 from tests.support.author import config_of
@@ -153,20 +154,36 @@ async def test_deleted_thread_is_gone_at_the_primary_and_known_to_be_empty() -> 
     assert setting.backend.stored == ["a1", "a!"]
 
 
-async def test_read_drains_its_thread_first_and_then_asks_the_primary() -> None:
+async def to_be_drained(*, in_time: bool) -> Setting:
+    """The thread `a` is in the journal; its drain brings nothing to the primary, and takes all of the time if asked."""
     setting = Setting()
     await setting.know("a")
     setting.breaker.trip("down")
     await setting.put()
     setting.breaker.close()
 
-    async def drain(thread_id: str, deadline: object) -> bool:
+    async def drain(thread_id: str, deadline: Deadline) -> bool:
         await setting.journal.mark_applied(setting.journal.entries(thread_id))
+        if not in_time:
+            deadline.excuse(-deadline.remaining())
         return True
 
     setting.engine.drain_first = drain
-    assert await setting.engine.get_tuple(ASKED) is None, "this drain brought nothing to the primary"
+    return setting
+
+
+async def test_read_drains_its_thread_first_and_then_asks_the_primary() -> None:
+    setting = await to_be_drained(in_time=True)
+    assert await setting.engine.get_tuple(ASKED) is None
     assert [scope.route for scope in setting.recorder.scopes] == ["journal", "primary"]
+
+
+async def test_read_that_the_drain_left_no_time_is_answered_by_what_was_in_the_journal() -> None:
+    setting = await to_be_drained(in_time=False)
+    found = await setting.engine.get_tuple(ASKED)
+    assert found is not None
+    assert found.checkpoint["id"] == setting.author("a").head
+    assert setting.recorder.scopes[-1].route == "journal"
 
 
 async def test_answer_that_was_overtaken_by_a_write_is_not_kept() -> None:

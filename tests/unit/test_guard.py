@@ -483,7 +483,7 @@ async def test_too_many_attempts_left_behind_open_the_breaker() -> None:
     setting = Setting(abandoned_limit=3)
     for count in range(1, 4):
         assert not setting.breaker.is_open
-        late = asyncio.ensure_future(setting.late(Query(deaf=True)))
+        late = asyncio.ensure_future(setting.failure(Query(deaf=True), 0.2))
         await asyncio.sleep(0.002)
         await setting.call(answer)
         await late
@@ -493,11 +493,28 @@ async def test_too_many_attempts_left_behind_open_the_breaker() -> None:
     assert setting.guard.outstanding == 0
 
 
-async def test_wait_for_our_own_busy_connections_is_back_pressure_not_an_outage() -> None:
-    setting = Setting(failures_in_row=1, saturated=True)
-    failed = await setting.late()
-    assert (failed.kind, failed.timed_out) == (FailureKind.SATURATED, True)
-    assert not setting.breaker.is_open
+@pytest.mark.parametrize(
+    ("saturated", "answered", "opened", "kind"),
+    [
+        (True, True, False, FailureKind.SATURATED),
+        (False, True, False, FailureKind.UNKNOWN),  # no connection could be made in time: that is not our own load
+        (True, False, False, FailureKind.UNKNOWN),  # nobody is answered: it is the backend that holds them all
+        (True, True, True, FailureKind.UNKNOWN),
+    ],
+)
+async def test_wait_for_a_connection_is_back_pressure_only_where_others_are_answered_on_all_there_may_be(
+    saturated: bool, answered: bool, opened: bool, kind: FailureKind
+) -> None:
+    setting = Setting(failures_in_row=1, saturated=saturated)
+    late = asyncio.ensure_future(setting.late())
+    await asyncio.sleep(0.005)
+    if answered:
+        await setting.call(answer)
+    if opened:
+        setting.breaker.trip("seen by another")
+    failed = await late
+    assert (failed.kind, failed.timed_out) == (kind, True)
+    assert setting.breaker.is_open == (opened or not answered)
 
 
 async def test_call_that_had_a_connection_is_late_even_when_all_are_busy() -> None:
@@ -729,6 +746,15 @@ async def test_answer_of_a_thread_wakes_its_caller_in_the_next_turn_of_the_loop(
     thread.answer.set_result(None)
     await asyncio.sleep(0)
     assert waiting.done()
+
+
+async def test_answer_that_is_cancelled_wakes_its_caller_too() -> None:
+    setting, thread = Setting(), Thread()
+    waiting = asyncio.create_task(setting.guard.wait(begun_by(setting, thread)))
+    await asyncio.sleep(0)
+    thread.answer.cancel()
+    await asyncio.sleep(0)
+    assert waiting.cancelled()
 
 
 async def test_error_that_a_thread_answers_counts_as_any_other() -> None:

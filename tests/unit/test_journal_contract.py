@@ -6,8 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
+from langgraph.checkpoint.base import CheckpointMetadata
 
 from enhanced_checkpointing.errors import JournalFullError
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry, entry_of
@@ -66,6 +69,21 @@ async def test_record_keeps_what_was_appended_ready_for_replay(kind: str, base_h
         assert record.operation == put.replayable()
         assert isinstance(record.operation, Put)
         assert record.operation.live_values is None, "the caller's own objects must not be kept"
+
+
+@both
+async def test_caller_who_goes_on_changing_what_he_put_changes_nothing_of_the_record(kind: str) -> None:
+    async with desk_of(kind) as desk:
+        metadata: dict[str, Any] = {"source": "loop", "step": 1, "parents": {}, "tags": ["kept"]}
+        put = replace(Author().put({"n": 1}), metadata=cast("CheckpointMetadata", metadata))
+        updated = put.skeleton["updated_channels"] = ["n"]  # type: ignore[index]  # as LangGraph's own is
+        entry = await add(desk.journal, put)
+        metadata["tags"].append("changed")
+        updated.append("changed")
+        (record,) = await desk.journal.read([entry])
+        assert isinstance(record.operation, Put)
+        assert dict(record.operation.metadata)["tags"] == ["kept"]
+        assert record.operation.skeleton["updated_channels"] == ["n"]
 
 
 @both

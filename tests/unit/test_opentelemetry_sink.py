@@ -39,6 +39,7 @@ from enhanced_checkpointing.telemetry.events import (
     ThreadRetired,
 )
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
+from tests.support.gauges import GAUGES
 
 DEAD_LETTER = DeadLettered("postgres", "thread-1", "put", "password=hunter2 refused")
 DIVERGED = Diverged("postgres", "thread-1", "", "a", "b", "thread-1--quarantine")
@@ -352,20 +353,6 @@ def test_probe_duration_is_a_histogram_in_seconds(collector: Collector) -> None:
     assert collector.point("checkpointer.probe.duration").sum == 0.25
 
 
-GAUGES = Gauges(
-    SystemState.OUTAGE,
-    journal_pending=3,
-    journal_oldest_age=1.5,
-    journal_size=4096,
-    journal_writable=True,
-    journal_utilization=0.25,
-    journal_dead_letters=5,
-    journal_frozen_threads=2,
-    journal_damages=1,
-    breaker_openings=7,
-    standby_size=2048,
-    pool={"size": 2, "available": 1, "waiting": 0, "min": 1, "max": 10},
-)
 GAUGE_VALUES = {
     "checkpointer.state": 2,
     "checkpointer.journal.pending": 3,

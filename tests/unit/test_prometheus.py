@@ -20,34 +20,19 @@ from enhanced_checkpointing.telemetry.events import (
     Diverged,
     Event,
     FailedOver,
-    Gauges,
     OperationScope,
     ProbeFinished,
     RetryScheduled,
-    SystemState,
     ThreadDrained,
     ThreadRetired,
 )
 from enhanced_checkpointing.telemetry.instruments import COUNTERS, HISTOGRAMS, OBSERVED
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 from enhanced_checkpointing.telemetry.recent import Recent
+from tests.support.gauges import GAUGES
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-GAUGES = Gauges(
-    state=SystemState.OUTAGE,
-    journal_pending=3,
-    journal_oldest_age=1.5,
-    journal_size=4096,
-    journal_writable=True,
-    journal_utilization=0.25,
-    journal_dead_letters=5,
-    journal_frozen_threads=2,
-    journal_damages=1,
-    breaker_openings=7,
-    standby_size=2048,
-    pool={"size": 2, "available": 1, "waiting": 0, "min": 1, "max": 10},
-)
 EVENTS: tuple[Event, ...] = (
     RetryScheduled("put", "postgres", 1, 0.1, "OperationalError"),
     FailedOver("postgres", "put", "refused"),

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.channels import LastValue
+from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, StateGraph
+from langgraph.pregel import NodeBuilder, Pregel
 from langgraph.types import Command, Send, interrupt
 
 from enhanced_checkpointing import create_memory_checkpointer
@@ -30,12 +32,12 @@ from enhanced_checkpointing.threads.retention import (
     RetentionPolicy,
     ThreadState,
     decide,
+    decide_again,
     is_interrupted,
     policy_of,
     touched_at,
     wants_touch,
 )
-from enhanced_checkpointing.threads.sweep import decide_again
 from tests.support.graphs import GRAPHS, Log, chain, node, say
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -256,6 +258,44 @@ async def test_send_that_has_not_run_is_an_interruption() -> None:
     assert is_interrupted(newest(saver))
     await graph.ainvoke(None, CONFIG)
     assert not is_interrupted(newest(saver))
+
+
+async def test_graph_of_a_kind_that_is_not_known_is_kept_when_in_doubt_unless_it_is_marked() -> None:
+    """A node that never ran left nothing behind that says which channel it waits for."""
+    saver = InMemorySaver()
+    nodes: Any = {
+        "one": NodeBuilder().subscribe_only("a").do(lambda value: value + "1").write_to("b"),
+        "two": NodeBuilder().subscribe_only("b").do(lambda value: value + "2").write_to("c"),
+    }
+    channels: Any = {name: LastValue(str) for name in "abc"}
+    for stops, turn in ((["two"], {"a": "0"}), ([], None)):
+        graph: Any = Pregel(
+            nodes=nodes,
+            channels=channels,
+            input_channels=["a"],
+            output_channels=["c"],
+            interrupt_before_nodes=stops,
+            checkpointer=saver,
+        )
+        await graph.ainvoke(turn, CONFIG)
+        assert (await graph.aget_state(CONFIG)).next == (("two",) if stops else ())
+        assert is_interrupted(newest(saver)), "the next node, or none: it looks the same"
+    done: Any = {**newest(saver).metadata, "thread_status": "completed"}
+    assert not is_interrupted(newest(saver)._replace(metadata=done))
+
+
+@pytest.mark.parametrize("next_channel", ["start:a", "branch:a:condition:b", "a"])
+def test_breakpoint_of_an_older_release_is_an_interruption(next_channel: str) -> None:
+    """As langgraph 0.2 stored it, before the first node, behind a condition, and behind an edge."""
+    checkpoint = empty_checkpoint()
+    checkpoint |= {
+        "v": 2,
+        "channel_values": {"log": ["a"], next_channel: "a"},
+        "channel_versions": {"__start__": "2", "log": "3", next_channel: "3"},
+        "versions_seen": {"__input__": {}, "__start__": {"__start__": "1"}},
+    }
+    found = CheckpointTuple(CONFIG, checkpoint, {"source": "loop", "step": 1})
+    assert is_interrupted(found)
 
 
 async def test_functional_workflow_is_interrupted_by_its_question_only() -> None:

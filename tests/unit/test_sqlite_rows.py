@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
+from enhanced_checkpointing.backends import sqlite_rows
 from enhanced_checkpointing.backends.sqlite_rows import (
     DELETE_CHECKPOINTS_SQL,
     DELETE_WRITES_SQL,
@@ -17,6 +21,7 @@ from enhanced_checkpointing.backends.sqlite_rows import (
     KEEP_LAST_SQL,
     PUT_SQL,
     Row,
+    as_json,
     statements,
 )
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
@@ -90,12 +95,20 @@ def test_other_serializer_is_given_values_made_of_their_bytes_where_there_are_no
 
 
 @pytest.mark.parametrize("value", [2**70, ["a"]])
-def test_serializer_that_may_fall_back_to_pickle_is_given_live_values(value: object) -> None:
+def test_serializer_that_may_fall_back_to_pickle_is_given_whole_values(value: object) -> None:
     serializer = SharingSerializer(JsonPlusSerializer(pickle_fallback=True))
     put = Author(serializer=serializer).put({"log": ["a"], "value": value})
     found = stored(put, serializer)
     assert found[0] == ("pickle" if value == 2**70 else "msgpack")
     assert serializer.loads_typed(found)["channel_values"] == {"log": ["a"], "value": value}
+
+
+@pytest.mark.parametrize("inner", [JsonPlusSerializer(), JsonPlusSerializer(pickle_fallback=True), Noting()])
+def test_node_that_goes_on_changing_its_state_changes_nothing_of_the_row(inner: JsonPlusSerializer) -> None:
+    serializer, log = SharingSerializer(inner), ["a"]
+    put = Author(serializer=serializer).put({"log": log})
+    log.append("b")
+    assert serializer.loads_typed(stored(put, serializer))["channel_values"] == {"log": ["a"]}
 
 
 def test_value_that_is_an_array_of_bytes_is_not_joined() -> None:
@@ -163,3 +176,34 @@ def test_neighbours_of_one_kind_are_one_statement_and_the_order_stays() -> None:
         (PUT_SQL, 1),
     ]
     assert found[0][1] == [*rows_of(operations[0]), *rows_of(operations[1])]
+
+
+# Metadata
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda parts: st.lists(parts) | st.dictionaries(st.text() | st.integers() | st.booleans() | st.none(), parts),
+)
+
+
+@given(st.dictionaries(st.text(), PLAIN))
+def test_json_is_that_of_the_standard_library(value: dict[str, Any]) -> None:
+    assert as_json(value) == json.dumps(value, ensure_ascii=False)
+
+
+def test_json_is_the_same_where_python_has_no_encoder_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"step": 1, "parents": {}, "says": "grüß dich", "score": float("nan")}
+    in_c = as_json(value)
+    monkeypatch.setattr(sqlite_rows, "_make_encoder", None)
+    assert as_json(value) == in_c
+
+
+def test_value_that_is_no_json_is_refused_and_the_next_one_is_not() -> None:
+    parents: dict[str, Any] = {"known": "parent"}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        as_json({"parents": parents, "extra": object()})
+    parents["itself"] = parents
+    with pytest.raises(ValueError, match="Circular"):
+        as_json({"parents": parents})
+    del parents["itself"]
+    assert as_json({"parents": parents}) == '{"parents": {"known": "parent"}}'

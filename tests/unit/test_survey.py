@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,8 @@ import pytest
 from enhanced_checkpointing.journal import survey as module
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.owners import holders, holders_in
-from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook, survey
+from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook, held_in, survey
+from tests.support.held_directory import held_by_another_process
 from tests.support.journals import add, opened_journal
 from tests.support.leaks import LeakWatch
 
@@ -129,6 +126,21 @@ async def test_copies_in_quarantine_and_files_of_strangers_are_told() -> None:
     assert found.strays == ("backup.tar",)
 
 
+async def test_threads_that_any_journal_holds_for_a_database_are_told_waiting_refused_or_damaged() -> None:
+    assert held_in(DIRECTORY, HOME) == frozenset()
+    await leave("waiting", "damaged")
+    file = the_file(".journal")
+    data = bytearray(file.read_bytes())
+    data[data.rindex(b"delete")] ^= 1
+    file.write_bytes(data)
+    async with opened_journal(DIRECTORY, home=HOME) as journal:
+        await journal.bury(await add(journal, "refused"), "a value is too long")
+        async with opened_journal(DIRECTORY, home="postgres://db:5432/other") as others:
+            await add(others, "of another database")
+            assert held_in(DIRECTORY, HOME) == {"waiting", "damaged", "refused"}
+            assert held_in(DIRECTORY, "postgres://db:5432/other") == {"of another database"}
+
+
 async def test_book_without_its_lock_file_is_read_as_an_adoption_would_read_it() -> None:
     await leave("a")
     lock = the_file(".lock")
@@ -136,22 +148,6 @@ async def test_book_without_its_lock_file_is_read_as_an_adoption_would_read_it()
     book = only_book(survey(DIRECTORY))
     assert (book.owner, book.pending, book.home) == (Owner.DEAD, 1, None)
     assert not lock.exists()
-
-
-@contextmanager
-def held_by_another_process(directory: Path) -> Iterator[int]:
-    """The directory as a process holds it that adopts."""
-    program = (
-        "import fcntl, os, sys; handle = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(handle, fcntl.LOCK_EX);"
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process.pid
-        process.kill()
 
 
 async def test_process_that_adopts_for_too_long_is_named_and_nobody_is_taken_for_dead() -> None:

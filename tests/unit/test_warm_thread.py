@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.checkpoint.serde.types import INTERRUPT, _DeltaSnapshot
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.warm_thread import OVERHEAD, WarmThread
@@ -218,6 +219,20 @@ def test_checkpoint_is_stored_as_the_memory_saver_stores_it() -> None:
         setting.write(put)
     assert setting.warm._saver.storage == setting.primary.storage
     assert setting.warm._saver.blobs == setting.primary.blobs
+
+
+def test_writes_are_stored_as_the_memory_saver_stores_them_and_given_again_count_once() -> None:
+    setting = Setting()
+    setting.write(setting.author.put({"n": 1}))
+    first = setting.author.writes(("n", 2), ("log", ["a"]), (INTERRUPT, "?"), task_path="~a")
+    setting.write(first)
+    size = setting.warm.size
+    setting.write(replace(first, writes=first.writes[:2]))
+    assert setting.warm.size == size
+    setting.write(setting.author.writes(("n", 3), ("log", ["b"]), (INTERRUPT, "!")))
+    setting.write(setting.author.writes(("n", 4), task_id="other"))
+    setting.write(setting.author.writes(task_id="nothing"))
+    assert setting.warm._saver.writes == setting.primary.writes
 
 
 def test_bytes_of_a_version_are_given_while_they_are_warm() -> None:

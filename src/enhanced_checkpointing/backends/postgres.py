@@ -90,8 +90,8 @@ class PostgresBackend(Backend):
                 if not self.config.auto_setup:
                     raise CheckpointerConfigurationError(
                         "The checkpoint tables are missing or of an older version, and CHECKPOINT_AUTO_SETUP=false "
-                        "forbids making them. Start once with CHECKPOINT_AUTO_SETUP=true, by a user that may create "
-                        "tables. Nothing was stored."
+                        "forbids making them. Run `checkpointing setup`, or start once with "
+                        "CHECKPOINT_AUTO_SETUP=true, by a user that may create tables. Nothing was stored."
                     )
                 await self._migrate(connection)
             async with self._connections.in_schema(connection):

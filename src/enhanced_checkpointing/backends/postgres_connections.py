@@ -11,8 +11,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,6 +47,8 @@ class PostgresConnections:
         self._pool: AsyncConnectionPool[Connection] | None = None
         self._pools_made = 0
         self._borrowed = 0
+        self._being_made = 0
+        """Connections that a pool counts already and nobody can use yet."""
         self._waiting: dict[asyncio.Task[Any], BaseException | None] = {}
         self._lost = LostSessions()
         self._used_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
@@ -175,8 +177,13 @@ class PostgresConnections:
 
     @property
     def saturated(self) -> bool:
-        """Whether all connections that there may be are in the hands of our own calls."""
-        return self._borrowed >= self._config.pool_max_size
+        """Whether all connections that there may be are in the hands of our own calls: made, and not idle.
+
+        Not what is borrowed: a connection that goes from one call to the next is in nobody's hands for a moment.
+        """
+        statistics = self._pool.get_stats() if self._pool is not None else {}
+        in_use = statistics.get("pool_size", 0) - self._being_made - statistics.get("pool_available", 0)
+        return in_use >= self._config.pool_max_size
 
     def gauges(self) -> dict[str, int]:
         """Sizes of the pool, as its own statistics tell them."""
@@ -247,7 +254,7 @@ class PostgresConnections:
         self._pools_made += 1
         pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             self._conninfo,
-            connection_class=_reporting_connection(self._connect_failed),
+            connection_class=_reporting_connection(self._connecting),
             kwargs={
                 "autocommit": True,
                 "prepare_threshold": self._config.postgres_prepare_threshold,
@@ -266,11 +273,20 @@ class PostgresConnections:
         return pool
 
     async def _configure_pooled(self, connection: Connection) -> None:
-        try:
+        with self._connecting():
             await self._configure(connection)
+
+    @contextmanager
+    def _connecting(self) -> Iterator[None]:
+        """Around what makes a connection of the pool."""
+        self._being_made += 1
+        try:
+            yield
         except psycopg.Error as error:
             self._connect_failed(error)
             raise
+        finally:
+            self._being_made -= 1
 
     async def _configure(self, connection: Connection) -> None:
         self._used_at[connection] = time.monotonic()
@@ -322,17 +338,14 @@ class _Connection(AsyncConnection[DictRow]):
         return await with_addresses(await super()._get_connection_params(conninfo, **kwargs))
 
 
-def _reporting_connection(report: Any) -> type[Connection]:
-    """A connection class that reports every failed connect: the pool itself keeps the reason to itself."""
+def _reporting_connection(connecting: Callable[[], AbstractContextManager[None]]) -> type[Connection]:
+    """A connection class that tells of every connect: the pool keeps it, and why one failed, to itself."""
 
     class CheckpointConnection(_Connection):
         @classmethod
         async def connect(cls, *arguments: Any, **parameters: Any) -> Any:
-            try:
+            with connecting():
                 return await super().connect(*arguments, **parameters)
-            except psycopg.Error as error:
-                report(error)
-                raise
 
     return CheckpointConnection
 

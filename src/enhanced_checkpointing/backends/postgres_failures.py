@@ -75,9 +75,9 @@ _FIXES = {
     "3D": "Create the database, or correct its name in DATABASE_URL.",
     "3F": "Create the schema, or correct CHECKPOINT_POSTGRES_SCHEMA.",
     "57": "Create the database again, or correct its name in DATABASE_URL.",
-    "42P01": "Create the tables: start once with CHECKPOINT_AUTO_SETUP=true. If tables were dropped by hand, drop "
-    "checkpoint_migrations too, so that all are made again.",
-    "42703": "Migrate the tables: start once with CHECKPOINT_AUTO_SETUP=true.",
+    "42P01": "Create the tables: run `checkpointing setup`, or start once with CHECKPOINT_AUTO_SETUP=true. If tables "
+    "were dropped by hand, drop checkpoint_migrations too, so that all are made again.",
+    "42703": "Migrate the tables: run `checkpointing setup`, or start once with CHECKPOINT_AUTO_SETUP=true.",
     "42501": "Grant the user of DATABASE_URL SELECT, INSERT, UPDATE and DELETE on the checkpoint tables (and CREATE on "
     "the schema for CHECKPOINT_AUTO_SETUP=true).",
     "42P05": "A transaction pooler is in between: set CHECKPOINT_POSTGRES_PREPARE_THRESHOLD=off.",

@@ -19,7 +19,7 @@ from psycopg.rows import DictRow
 from enhanced_checkpointing.backends.contract import Judge
 from enhanced_checkpointing.backends.postgres_arrays import text_array
 from enhanced_checkpointing.backends.postgres_connections import PostgresConnections, cut
-from enhanced_checkpointing.backends.postgres_saver import NEWEST_FORMAT, SELECT_SQL, PooledSaver, _value
+from enhanced_checkpointing.backends.postgres_saver import NEWEST_FORMAT, SELECT_SQL, PooledSaver, value_of
 from enhanced_checkpointing.backends.postgres_sql import DELETE_SQL
 from enhanced_checkpointing.backends.postgres_wire import Statement, execute, fetch
 from enhanced_checkpointing.identifiers import is_old
@@ -154,7 +154,7 @@ async def _newest(
     found: dict[str, CheckpointTuple] = {}
     asked = text_array([thread_id.encode() for thread_id in thread_ids])
     for row in await fetch(connection, (NEWEST_SQL, [asked])):
-        value = _value(row)
+        value = value_of(row)
         one = await saver._load_checkpoint_tuple(value)
         parent_id = value["parent_checkpoint_id"]
         if value["checkpoint"]["v"] < NEWEST_FORMAT and parent_id is not None:

@@ -106,7 +106,7 @@ class PooledSaver(AsyncPostgresSaver):
             rows = await fetch(connection, (text, [part.encode() for part in key]))
         if not rows or rows[0][0] is None:
             return None, bool(rows) and rows[0][-1] == TRUE
-        value = _value(rows[0])
+        value = value_of(rows[0])
         if value["checkpoint"]["v"] < NEWEST_FORMAT:
             return await super().aget_tuple(config), True  # which migrates what it finds
         return await self._load_checkpoint_tuple(value), True
@@ -116,7 +116,7 @@ class PooledSaver(AsyncPostgresSaver):
         return PostgresSaver._load_checkpoint_tuple(cast("PostgresSaver", self), value)
 
 
-def _value(row: Row) -> DictRow:
+def value_of(row: Row) -> DictRow:
     """A row of `SELECT_SQL`, as psycopg would give it."""
     thread_id, checkpoint, checkpoint_ns, checkpoint_id, parent_id, metadata, blobs, writes = row[:8]
     return {

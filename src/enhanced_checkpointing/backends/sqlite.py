@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,7 +20,9 @@ from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
 from enhanced_checkpointing.backends.listing import describe, find_heads
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.backends.sqlite_directory import SqliteThreads
+from enhanced_checkpointing.backends.sqlite_failures import classify_sqlite
 from enhanced_checkpointing.backends.sqlite_maintenance import MaintainedSqliteSaver
+from enhanced_checkpointing.backends.sqlite_place import Place
 from enhanced_checkpointing.backends.sqlite_rows import statements
 from enhanced_checkpointing.backends.sqlite_saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -26,7 +30,8 @@ from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failure_kinds import Failure
+from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
 from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")
@@ -46,44 +51,6 @@ is a backstop here. Measured in batches of 64, a row costs two thirds of what it
 FAREWELL_SECONDS = 0.05
 """How long the thread of a connection that could not be opened is given to end."""
 
-_KINDS = {
-    sqlite3.SQLITE_BUSY: FailureKind.TRANSIENT,
-    sqlite3.SQLITE_LOCKED: FailureKind.TRANSIENT,
-    sqlite3.SQLITE_PROTOCOL: FailureKind.TRANSIENT,
-    sqlite3.SQLITE_SCHEMA: FailureKind.TRANSIENT,
-    sqlite3.SQLITE_INTERRUPT: FailureKind.UNKNOWN,
-    sqlite3.SQLITE_IOERR: FailureKind.OUTAGE,
-    sqlite3.SQLITE_FULL: FailureKind.OUTAGE,
-    sqlite3.SQLITE_READONLY: FailureKind.OUTAGE,
-    sqlite3.SQLITE_NOMEM: FailureKind.OUTAGE,
-    sqlite3.SQLITE_CANTOPEN: FailureKind.CONFIGURATION,
-    sqlite3.SQLITE_PERM: FailureKind.CONFIGURATION,
-    sqlite3.SQLITE_AUTH: FailureKind.CONFIGURATION,
-    sqlite3.SQLITE_CORRUPT: FailureKind.CORRUPTION,
-    sqlite3.SQLITE_NOTADB: FailureKind.CORRUPTION,
-}
-"""By primary result code, which is the low byte of an extended one (https://www.sqlite.org/rescode.html)."""
-
-
-def classify_sqlite(error: BaseException) -> Failure:
-    """Say what an error of SQLite means for the data."""
-    code = getattr(error, "sqlite_errorcode", None)
-    text = str(error)
-    if "no such table" in text or "no such column" in text:
-        fix = "Start with CHECKPOINT_AUTO_SETUP=true once, so that the tables are created."
-        return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=fix)
-    if isinstance(code, int):
-        kind = _KINDS.get(code & 0xFF, FailureKind.DATA)
-        fix = "Check that the folder of SQLITE_PATH exists and may be written." * (kind is FailureKind.CONFIGURATION)
-        return Failure(kind, error, answered=True, fix=fix)
-    if isinstance(error, (sqlite3.ProgrammingError, ValueError)) and "closed" in text.lower():
-        return Failure(FailureKind.TRANSIENT, error)  # aiosqlite's answer on a connection that was just replaced
-    if isinstance(error, ValueError) and "no active connection" in text:
-        return Failure(FailureKind.TRANSIENT, error)
-    if isinstance(error, OSError):
-        return Failure(FailureKind.OUTAGE, error)
-    return Failure(FailureKind.DATA, error, answered=True)
-
 
 class SqliteBackend(Backend):
     """A SQLite file in WAL mode with `synchronous=FULL`: a commit is on the disk when it returns."""
@@ -98,6 +65,8 @@ class SqliteBackend(Backend):
         self._path = str(config.database_path)
         self._in_memory = self._path == ":memory:"
         self._saver: OneHopSaver | None = None
+        self._place: Place | None = None
+        """Where the file was when it was last opened."""
         self._retired: set[asyncio.Task[None]] = set()
         self._opening = asyncio.Lock()
         self._threads = SqliteThreads(self._alone, serializer)
@@ -134,13 +103,16 @@ class SqliteBackend(Backend):
         async with self._opening:
             if self._saver is None:
                 connection = await self._connect()
-                self._saver = MaintainedSqliteSaver(connection, self.serializer)
+                place = None if self._in_memory else Place(self._path)
+                self._saver = MaintainedSqliteSaver(connection, self.serializer, place)
+                self._place = place
                 self._saver.is_setup = not self.config.auto_setup
             return self._saver
 
     async def probe(self) -> None:
         if self._in_memory:
             return
+        self._leave_what_was_moved()
         connection = await self._connect()
         try:
             await connection.execute("BEGIN IMMEDIATE")
@@ -154,8 +126,14 @@ class SqliteBackend(Backend):
         finally:
             await connection.close()
 
+    def _leave_what_was_moved(self) -> None:
+        """Give a connection up whose file is not at its path any more."""
+        saver = self._saver
+        if saver is not None and saver.place is not None and not saver.place.is_kept():
+            self.retire(saver)
+
     def home(self) -> str:
-        return MEMORY if self._in_memory else str(Path(self._path).resolve())
+        return MEMORY if self._in_memory else os.path.realpath(self._path)
 
     def classify(self, error: BaseException) -> Failure:
         return classify_sqlite(error)
@@ -286,11 +264,7 @@ class SqliteBackend(Backend):
         """Fold in what no reader needs as it was, without holding up any write. It is not needed for anything to be
         right, and commits do it if need be: so an error here, which would be theirs too, is left for them to meet."""
         with suppress(sqlite3.Error):
-            connection = await self._connect()
-            try:
-                await connection.execute(FOLD_SQL)
-            finally:
-                await connection.close()
+            await in_thread_of_its_own(partial(_fold_in, self._path), "fold the -wal file in")
 
     @asynccontextmanager
     async def _held(self) -> AsyncIterator[OneHopSaver]:
@@ -307,6 +281,13 @@ class SqliteBackend(Backend):
             attempt.let_go()
 
     async def _connect(self) -> aiosqlite.Connection:
+        """A connection of its own.
+
+        Raises:
+            MovedError: the file has gone. SQLite would make an empty one in place of what somebody may put back.
+        """
+        if self._place is not None and self._place.is_vacant:
+            raise self._place.moved()
         milliseconds = int(self.config.deadline * BUSY_SHARE * 1000)
         try:
             connection = await aiosqlite.connect(self._path, timeout=milliseconds / 1000)
@@ -322,6 +303,12 @@ class SqliteBackend(Backend):
             await connection.close()
             raise
         return connection
+
+
+def _fold_in(path: str) -> None:
+    """Fold the -wal file of a database in. Where its file has gone, no empty one is made."""
+    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=rw", uri=True)) as connection:
+        connection.execute(FOLD_SQL).fetchall()
 
 
 async def _close_interrupted(connection: aiosqlite.Connection) -> None:

@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_id
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.checkpoint.sqlite.utils import load_pending_writes, pending_writes_sql
 
+from enhanced_checkpointing.backends.sqlite_place import Place
 from enhanced_checkpointing.backends.sqlite_rows import Statement
 from enhanced_checkpointing.serialization import SharingSerializer
 
@@ -36,13 +37,17 @@ WRITES_SQL = pending_writes_sql(has_task_path=True)
 class OneHopSaver(AsyncSqliteSaver):
     """Reads a checkpoint, and commits any number of statements, in one hop each."""
 
-    def __init__(self, connection: aiosqlite.Connection, serializer: SharingSerializer) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, serializer: SharingSerializer, place: Place | None = None
+    ) -> None:
         super().__init__(connection, serde=serializer)
+        self.place = place
+        """Of the file; None: it has none."""
         self.lock = _RollingBackLock(connection)
 
     async def commit(self, statements: Sequence[Statement]) -> None:
         """Commit the statements as one transaction: all of them, or after an error none."""
-        await self._alone(lambda connection: _commit(connection, statements))
+        await self._alone(lambda connection: self._commit(connection, statements))
 
     @property
     def is_free(self) -> bool:
@@ -52,13 +57,19 @@ class OneHopSaver(AsyncSqliteSaver):
     def commit_at_once(self, statements: Sequence[Statement], answer: asyncio.Future[None]) -> None:
         """Commit the statements as `commit` does, while the saver `is_free`: whoever comes next, comes after them."""
         connection = self.conn._conn
-        self.conn._tx.put_nowait((answer, lambda: _commit(connection, statements)))
+        self.conn._tx.put_nowait((answer, lambda: self._commit(connection, statements)))
+
+    def _commit(self, connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
+        """Returns only if what was committed is in the file that others find."""
+        _commit(connection, statements)
+        if self.place is not None:
+            self.place.check()
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         thread_id = str(config["configurable"]["thread_id"])
         checkpoint_ns = config["configurable"].get("checkpoint_ns", "")
         named = get_checkpoint_id(config)
-        found = await self._alone(lambda connection: _read(connection, thread_id, checkpoint_ns, named))
+        found = await self._alone(lambda connection: read_checkpoint(connection, thread_id, checkpoint_ns, named))
         if found is None:
             return None
         (checkpoint_id, parent_id, tag, checkpoint, metadata), writes = found
@@ -119,7 +130,7 @@ def _commit_one(connection: sqlite3.Connection, text: str, row: Row) -> None:
         connection.isolation_level = level
 
 
-def _read(
+def read_checkpoint(
     connection: sqlite3.Connection, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None
 ) -> tuple[Row, list[Row]] | None:
     """The row of one checkpoint, the newest if none is named, and the rows of its writes."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enhanced_checkpointing.cli.app_journal import journal
-from enhanced_checkpointing.cli.app_moving import export, import_, migrate
+from enhanced_checkpointing.cli.app_moving import moving
 from enhanced_checkpointing.cli.app_retention import retention
 from enhanced_checkpointing.cli.app_threads import threads
-from enhanced_checkpointing.cli.options import DatabaseUrl, EnvFile, Environment, JournalDir, Json, Sqlite
+from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, command
+
+if TYPE_CHECKING:
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.findings import ExitCode
 
 __all__ = ["app"]
 
@@ -72,35 +76,28 @@ def demo(
 app.add_typer(journal, name="journal")
 app.add_typer(threads, name="threads")
 app.add_typer(retention, name="retention")
-app.command()(migrate)
-app.command()(export)
-app.command("import")(import_)
+app.add_typer(moving)
 
 
-@app.command()
+@command(app, takes=DATABASE_AND_JOURNAL)
 def doctor(
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
+    options: Options,
+    as_json: bool,
     timeout: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds that one step may take.")] = 5.0,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Look at everything that a start needs: settings, database, journal, versions, clock. Nothing is changed.
 
     Exit code 0: an application can start. 1: something is to be mended; cause and fix are printed. 2: wrong usage.
     """
-    from enhanced_checkpointing.cli import doctor as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import doctor as work
 
-    options = Options(database_url, sqlite, journal_dir, environment, env_file)
-    raise typer.Exit(guarded(lambda: command.run(options, timeout=timeout, as_json=json), as_json=json))
+    return work.run(options, timeout=timeout, as_json=as_json)
 
 
-@app.command()
+@command(app, takes=DATABASE_AND_JOURNAL)
 def health(
+    options: Options,
+    as_json: bool,
     url: Annotated[
         str | None,
         typer.Option(
@@ -108,49 +105,32 @@ def health(
             show_default=False,
         ),
     ] = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
     timeout: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds that one step may take.")] = 5.0,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Tell how the checkpointer is. From outside, nothing is taken over or drained, and the breaker is not seen.
 
     Exit code 0: healthy. 1: degraded or unhealthy. 2: nobody could find out.
     """
-    from enhanced_checkpointing.cli import health as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import health as work
 
-    options = Options(database_url, sqlite, journal_dir, environment, env_file)
-    raise typer.Exit(guarded(lambda: command.run(options, url=url, timeout=timeout, as_json=json), as_json=json))
+    return work.run(options, url=url, timeout=timeout, as_json=as_json)
 
 
-@app.command()
+@command(app, takes=DATABASE)
 def setup(
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
+    options: Options,
+    as_json: bool,
     wait: Annotated[
         float, typer.Option(min=0.0, max=3600.0, help="Seconds to wait for a database that does not answer.")
     ] = 60.0,
     timeout: Annotated[
         float, typer.Option(min=1.0, max=86_400.0, help="Seconds that making and migrating the tables may take.")
     ] = 600.0,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Make or migrate the tables. Any number of processes may do so at the same time.
 
     Exit code 0: the tables are there, and a write was proven. 1: they could not be made. 2: wrong usage or settings.
     """
-    from enhanced_checkpointing.cli import setup as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import setup as work
 
-    options = Options(database_url, sqlite, None, environment, env_file)
-    raise typer.Exit(
-        guarded(lambda: command.run(options, wait=wait, timeout=timeout, as_json=json), as_json=json),
-    )
+    return work.run(options, wait=wait, timeout=timeout, as_json=as_json)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import DatabaseUrl, EnvFile, Environment, JournalDir, Json, Sqlite
+from enhanced_checkpointing.cli.options import DATABASE_AND_JOURNAL, JOURNAL, command
+
+if TYPE_CHECKING:
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.findings import ExitCode
 
 __all__ = ["journal"]
 
@@ -20,97 +24,68 @@ journal = typer.Typer(
 Timeout = Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds to drain for at most.")]
 
 
-@journal.command()
-def status(journal_dir: JournalDir = None, env_file: EnvFile = None, json: Json = False) -> None:
+@command(journal, takes=JOURNAL)
+def status(options: Options, as_json: bool) -> ExitCode:
     """Show every book in the directory: whose it is, and what waits in it. Nothing is changed."""
-    from enhanced_checkpointing.cli import journal_status as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import journal_status as work
 
-    options = Options(journal_dir=journal_dir, env_file=env_file)
-    raise typer.Exit(guarded(lambda: command.run(options, as_json=json), as_json=json))
+    return work.run(options, as_json=as_json)
 
 
-@journal.command()
+@command(journal, takes=DATABASE_AND_JOURNAL)
 def drain(
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
+    options: Options,
+    as_json: bool,
     timeout: Timeout = 600.0,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Bring what ended processes left to the database. Exit code 0 only when nothing waits in the directory any more.
 
     What running processes hold is theirs: it is left alone, and told.
     """
-    from enhanced_checkpointing.cli import journal_drain as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import journal_drain as work
 
-    options = Options(database_url, sqlite, journal_dir, environment, env_file)
-    raise typer.Exit(guarded(lambda: command.drain(options, timeout=timeout, as_json=json), as_json=json))
+    return work.drain(options, timeout=timeout, as_json=as_json)
 
 
-@journal.command("dead-letters")
-def dead_letters(journal_dir: JournalDir = None, env_file: EnvFile = None, json: Json = False) -> None:
+@command(journal, "dead-letters", takes=JOURNAL)
+def dead_letters(options: Options, as_json: bool) -> ExitCode:
     """List what the database refused for good: thread, operation, error. Nothing is changed."""
-    from enhanced_checkpointing.cli import journal_letters as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import journal_letters as work
 
-    options = Options(journal_dir=journal_dir, env_file=env_file)
-    raise typer.Exit(guarded(lambda: command.run(options, as_json=json), as_json=json))
+    return work.run(options, as_json=as_json)
 
 
-@journal.command()
+@command(journal, takes=DATABASE_AND_JOURNAL)
 def retry(
+    options: Options,
+    as_json: bool,
     thread_id: Annotated[str | None, typer.Argument(help="The thread.", show_default=False)] = None,
     every: Annotated[bool, typer.Option("--all", help="Every thread that has dead letters.")] = False,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
     timeout: Timeout = 600.0,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Try the dead letters of one thread, or of all, once more, and what waits behind them.
 
     Exit code 0: none of them is left. 1: one was refused again. 2: there is none, or a running process holds it.
     """
-    from enhanced_checkpointing.cli import journal_drain as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import journal_drain as work
 
     if (thread_id is None) is not every:
         raise typer.BadParameter("name one thread, or give --all")
-    options = Options(database_url, sqlite, journal_dir, environment, env_file)
-    raise typer.Exit(guarded(lambda: command.retry(options, thread_id, timeout=timeout, as_json=json), as_json=json))
+    return work.retry(options, thread_id, timeout=timeout, as_json=as_json)
 
 
-@journal.command()
+@command(journal, takes=DATABASE_AND_JOURNAL)
 def quarantine(
+    options: Options,
+    as_json: bool,
     copy_to: Annotated[
         Path | None, typer.Option(help="Copy what is damaged into this new folder.", show_default=False)
     ] = None,
     branches: Annotated[
         bool, typer.Option("--branches", help="Ask the database for branches of outages that were put aside, too.")
     ] = False,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Show what is damaged, which threads that freezes, and what can be done. Nothing is changed."""
-    from enhanced_checkpointing.cli import journal_quarantine as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import journal_quarantine as work
 
-    options = Options(database_url, sqlite, journal_dir, environment, env_file)
-    raise typer.Exit(
-        guarded(lambda: command.run(options, copy_to=copy_to, branches=branches, as_json=json), as_json=json)
-    )
+    return work.run(options, copy_to=copy_to, branches=branches, as_json=as_json)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import EnvFile, Environment, Json
+from enhanced_checkpointing.cli.options import PROFILE, Serde, command
 
-__all__ = ["export", "import_", "migrate"]
+if TYPE_CHECKING:
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.findings import ExitCode
+
+__all__ = ["moving"]
+
+moving = typer.Typer()
 
 KINDS = "a URL (postgresql://… or sqlite:///path), the path of a SQLite file, or env for the one that the environment "
 KINDS += "configures"
@@ -21,18 +27,13 @@ Overwrite = Annotated[
     typer.Option("--overwrite", help="Replace threads of which the target has something else, or something newer."),
 ]
 Concurrency = Annotated[int, typer.Option(min=1, max=100, help="Threads that are moved at a time.")]
-Serde = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:NAME",
-        help="The serializer that the application gives to CheckpointerConfig(serde=…). Needed for encrypted values.",
-        show_default=False,
-    ),
-]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing while it goes well.")]
 
 
+@command(moving, takes=PROFILE)
 def migrate(
+    options: Options,
+    as_json: bool,
     source: Source,
     target: Target,
     dry_run: DryRun = False,
@@ -40,11 +41,8 @@ def migrate(
     overwrite: Overwrite = False,
     concurrency: Concurrency = 4,
     serde: Serde = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> ExitCode:
     """Bring every thread of one database into another, and compare the two.
 
     Stop it and run it again at any time: what is there already is compared and left alone.
@@ -55,71 +53,68 @@ def migrate(
 
     Exit code 0: the target has every thread of the source, and equal. 1: it has not; they are named. 2: not possible.
     """
-    from enhanced_checkpointing.cli import migrate as command
+    from enhanced_checkpointing.cli import migrate as work
     from enhanced_checkpointing.cli.moving import Showing
     from enhanced_checkpointing.cli.named_databases import Naming
-    from enhanced_checkpointing.cli.screen import guarded
     from enhanced_checkpointing.threads.moving import Orders
 
     if verify_only and (dry_run or overwrite):
         raise typer.BadParameter("--verify-only changes nothing: it goes with neither --dry-run nor --overwrite")
-    naming = Naming(environment, env_file, serde, concurrency)
+    naming = Naming(options.environment, options.env_file, serde, concurrency)
     orders = Orders(overwrite=overwrite, rehearse=dry_run, compare_only=verify_only)
-    showing = Showing(json, quiet)
-    raise typer.Exit(guarded(lambda: command.run(source, target, naming, orders, showing), as_json=json))
+    showing = Showing(as_json, quiet)
+    return work.run(source, target, naming, orders, showing)
 
 
+@command(moving, takes=PROFILE)
 def export(
+    options: Options,
+    as_json: bool,
     source: Source,
     file: Annotated[str, typer.Argument(help="The file to make, or - for standard output.", show_default=False)],
     thread: Annotated[
         list[str] | None, typer.Option(help="Only the thread with this id; may be given again.", show_default=False)
     ] = None,
     serde: Serde = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> ExitCode:
     """Write threads as JSON lines, which people can read and `import` takes exactly as they were.
 
     With - as the file, what is said of it goes to stderr. What the source gets meanwhile may be missed.
 
     Exit code 0: all is written. 1: some threads cannot be read; they are named. 2: wrong usage, or not possible.
     """
-    from enhanced_checkpointing.cli import exchange as command
+    from enhanced_checkpointing.cli import exchange as work
     from enhanced_checkpointing.cli.moving import Showing
     from enhanced_checkpointing.cli.named_databases import Naming
-    from enhanced_checkpointing.cli.screen import guarded
 
-    naming, showing = Naming(environment, env_file, serde), Showing(json, quiet)
-    raise typer.Exit(guarded(lambda: command.run_export(source, file, thread or (), naming, showing), as_json=json))
+    naming, showing = Naming(options.environment, options.env_file, serde), Showing(as_json, quiet)
+    return work.run_export(source, file, thread or (), naming, showing)
 
 
+@command(moving, "import", takes=PROFILE)
 def import_(
+    options: Options,
+    as_json: bool,
     file: Annotated[str, typer.Argument(help="What was exported, or - for standard input.", show_default=False)],
     target: Target,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     concurrency: Concurrency = 4,
     serde: Serde = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
     quiet: Quiet = False,
-) -> None:
+) -> ExitCode:
     """Bring the threads of an export into a database. Stop it and run it again at any time.
 
     A thread with a damaged line is left out, and the line is named. One that has gone on in the target is refused.
 
     Exit code 0: the target has every thread of the export, and equal. 1: it has not; they are named. 2: not possible.
     """
-    from enhanced_checkpointing.cli import exchange as command
+    from enhanced_checkpointing.cli import exchange as work
     from enhanced_checkpointing.cli.moving import Showing
     from enhanced_checkpointing.cli.named_databases import Naming
-    from enhanced_checkpointing.cli.screen import guarded
     from enhanced_checkpointing.threads.moving import Orders
 
-    naming, showing = Naming(environment, env_file, serde, concurrency), Showing(json, quiet)
+    naming, showing = Naming(options.environment, options.env_file, serde, concurrency), Showing(as_json, quiet)
     orders = Orders(overwrite=overwrite, rehearse=dry_run)
-    raise typer.Exit(guarded(lambda: command.run_import(file, target, naming, orders, showing), as_json=json))
+    return work.run_import(file, target, naming, orders, showing)

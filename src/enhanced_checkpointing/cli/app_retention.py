@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import DatabaseUrl, EnvFile, Environment, JournalDir, Json, Sqlite
+from enhanced_checkpointing.cli.options import DATABASE_AND_JOURNAL, command
+
+if TYPE_CHECKING:
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.findings import ExitCode
 
 __all__ = ["retention"]
 
@@ -20,8 +24,10 @@ def _commands() -> None:
     """Old threads: which ones go, and when."""
 
 
-@retention.command()
+@command(retention, takes=DATABASE_AND_JOURNAL)
 def run(
+    options: Options,
+    as_json: bool,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
     active_days: Days = None,
     completed_days: Days = None,
@@ -30,13 +36,7 @@ def run(
         int | None,
         typer.Option(min=1, help="Newest checkpoints that stay of a thread that is kept, instead.", show_default=False),
     ] = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Look at every thread once: delete the old ones, and shorten the others if --keep or the environment says so.
 
     A thread that waits for somebody stays, as does one of which the journal holds anything. Applications may run.
@@ -45,11 +45,8 @@ def run(
 
     Exit code 0: every thread was looked at. 1: not all could be, or another process is at it. 2: not possible.
     """
-    from enhanced_checkpointing.cli import retention as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.screen import guarded
+    from enhanced_checkpointing.cli import retention as work
 
-    options = Options(database_url, sqlite, journal_dir, environment, env_file)
     wanted = {
         "retention_active_days": active_days,
         "retention_completed_days": completed_days,
@@ -57,4 +54,4 @@ def run(
         "retention_keep": keep,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    raise typer.Exit(guarded(lambda: command.run(options, given, dry_run=dry_run, as_json=json), as_json=json))
+    return work.run(options, given, dry_run=dry_run, as_json=as_json)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import DatabaseUrl, EnvFile, Environment, JournalDir, Json, Sqlite
+from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, Serde, command
+
+if TYPE_CHECKING:
+    from enhanced_checkpointing.cli.configuration import Options
+    from enhanced_checkpointing.cli.findings import ExitCode
 
 __all__ = ["threads"]
 
@@ -23,18 +27,12 @@ Namespace = Annotated[
 ]
 Full = Annotated[bool, typer.Option("--full", help="Shorten nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-Serde = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:NAME",
-        help="The serializer that the application gives to CheckpointerConfig(serde=…). Needed for encrypted values.",
-        show_default=False,
-    ),
-]
 
 
-@threads.command("list")
+@command(threads, "list", takes=DATABASE)
 def list_(
+    options: Options,
+    as_json: bool,
     user: Annotated[str | None, typer.Option(help="Only the threads of this user.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
     before: Annotated[
@@ -51,24 +49,20 @@ def list_(
     status: Annotated[
         str | None, typer.Option(help="Only threads that are active, completed or failed.", show_default=False)
     ] = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """List threads, newest first."""
-    from enhanced_checkpointing.cli import threads_list as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.threads import Target, carried_out
+    from enhanced_checkpointing.cli import threads_list as work
+    from enhanced_checkpointing.cli.threads import Target
 
-    target = Target(Options(database_url, sqlite, None, environment, env_file))
-    wanted = command.Wanted(user, limit, before, tuple(metadata or ()), status)
-    raise typer.Exit(carried_out(lambda: command.run(target, wanted, as_json=json), as_json=json))
+    target = Target(options)
+    wanted = work.Wanted(user, limit, before, tuple(metadata or ()), status)
+    return work.run(target, wanted, as_json=as_json)
 
 
-@threads.command()
+@command(threads, takes=DATABASE_AND_JOURNAL)
 def show(
+    options: Options,
+    as_json: bool,
     thread: Thread,
     checkpoint: Annotated[
         str | None,
@@ -77,32 +71,22 @@ def show(
     namespace: Namespace = "",
     full: Full = False,
     serde: Serde = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Show the state of a conversation: its messages, what it waits for, and what comes next.
 
     Nothing of the application is imported or run, unless --serde names it.
     """
-    from enhanced_checkpointing.cli import threads_show as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.threads import Target, carried_out
+    from enhanced_checkpointing.cli import threads_show as work
+    from enhanced_checkpointing.cli.threads import Target
 
-    target = Target(Options(database_url, sqlite, journal_dir, environment, env_file), serde)
-    raise typer.Exit(
-        carried_out(
-            lambda: command.run(target, thread, checkpoint=checkpoint, namespace=namespace, full=full, as_json=json),
-            as_json=json,
-        )
-    )
+    target = Target(options, serde)
+    return work.run(target, thread, checkpoint=checkpoint, namespace=namespace, full=full, as_json=as_json)
 
 
-@threads.command()
+@command(threads, takes=DATABASE_AND_JOURNAL)
 def history(
+    options: Options,
+    as_json: bool,
     thread: Thread,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many checkpoints at most.")] = 50,
     before: Annotated[
@@ -110,28 +94,19 @@ def history(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Those of subgraphs, too.")] = False,
     serde: Serde = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Draw the tree of a thread's checkpoints with its forks, newest first."""
-    from enhanced_checkpointing.cli import threads_history as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.threads import Target, carried_out
+    from enhanced_checkpointing.cli import threads_history as work
+    from enhanced_checkpointing.cli.threads import Target
 
-    target = Target(Options(database_url, sqlite, journal_dir, environment, env_file), serde)
-    raise typer.Exit(
-        carried_out(
-            lambda: command.run(target, thread, limit=limit, before=before, every=every, as_json=json), as_json=json
-        )
-    )
+    target = Target(options, serde)
+    return work.run(target, thread, limit=limit, before=before, every=every, as_json=as_json)
 
 
-@threads.command()
+@command(threads, takes=DATABASE_AND_JOURNAL)
 def diff(
+    options: Options,
+    as_json: bool,
     thread: Thread,
     first: Annotated[
         str | None,
@@ -143,99 +118,66 @@ def diff(
     namespace: Namespace = "",
     full: Full = False,
     serde: Serde = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Show what changed between two checkpoints; without any, between the newest and its parent.
 
     Ids may be shortened, as `history` shows them.
     """
-    from enhanced_checkpointing.cli import threads_diff as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.threads import Target, carried_out
+    from enhanced_checkpointing.cli import threads_diff as work
+    from enhanced_checkpointing.cli.threads import Target
 
-    target = Target(Options(database_url, sqlite, journal_dir, environment, env_file), serde)
-    raise typer.Exit(
-        carried_out(
-            lambda: command.run(
-                target, thread, command.range_of(first, second), namespace=namespace, full=full, as_json=json
-            ),
-            as_json=json,
-        )
-    )
+    target = Target(options, serde)
+    return work.run(target, thread, work.range_of(first, second), namespace=namespace, full=full, as_json=as_json)
 
 
-@threads.command()
+@command(threads, takes=DATABASE_AND_JOURNAL)
 def delete(
+    options: Options,
+    as_json: bool,
     threads: Threads,
     yes: Yes = False,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Delete threads with everything that is stored of them. Refused while the journal holds anything of one."""
-    from enhanced_checkpointing.cli import threads_change as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.threads import Target, carried_out
+    from enhanced_checkpointing.cli import threads_change as work
+    from enhanced_checkpointing.cli.threads import Target
 
-    target = Target(Options(database_url, sqlite, journal_dir, environment, env_file))
-    raise typer.Exit(carried_out(lambda: command.delete(target, threads, yes=yes, as_json=json), as_json=json))
+    target = Target(options)
+    return work.delete(target, threads, yes=yes, as_json=as_json)
 
 
-@threads.command()
+@command(threads, takes=DATABASE_AND_JOURNAL)
 def copy(
+    options: Options,
+    as_json: bool,
     source: Annotated[str, typer.Argument(help="The thread to copy.", show_default=False)],
     target: Annotated[
         str | None, typer.Argument(help="The id of the copy. Default: a new one, which is printed.", show_default=False)
     ] = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Copy a thread, all of it or nothing. Refused while the journal holds anything of it."""
-    from enhanced_checkpointing.cli import threads_change as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.threads import Target, carried_out
+    from enhanced_checkpointing.cli import threads_change as work
+    from enhanced_checkpointing.cli.threads import Target
 
-    database = Target(Options(database_url, sqlite, journal_dir, environment, env_file))
-    raise typer.Exit(carried_out(lambda: command.copy(database, source, target, as_json=json), as_json=json))
+    database = Target(options)
+    return work.copy(database, source, target, as_json=as_json)
 
 
-@threads.command()
+@command(threads, takes=DATABASE_AND_JOURNAL)
 def prune(
+    options: Options,
+    as_json: bool,
     threads: Threads,
     keep: Annotated[int, typer.Option(min=1, help="So many of the newest checkpoints stay in each namespace.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
     yes: Yes = False,
     serde: Serde = None,
-    database_url: DatabaseUrl = None,
-    sqlite: Sqlite = None,
-    journal_dir: JournalDir = None,
-    environment: Environment = None,
-    env_file: EnvFile = None,
-    json: Json = False,
-) -> None:
+) -> ExitCode:
     """Make threads small: only the newest checkpoints stay, and what they are rebuilt from.
 
     Refused while the journal holds anything of one of them.
     """
-    from enhanced_checkpointing.cli import threads_change as command
-    from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.threads import Target, carried_out
+    from enhanced_checkpointing.cli import threads_change as work
+    from enhanced_checkpointing.cli.threads import Target
 
-    target = Target(Options(database_url, sqlite, journal_dir, environment, env_file), serde)
-    raise typer.Exit(
-        carried_out(
-            lambda: command.prune(target, threads, keep=keep, dry_run=dry_run, yes=yes, as_json=json), as_json=json
-        )
-    )
+    target = Target(options, serde)
+    return work.prune(target, threads, keep=keep, dry_run=dry_run, yes=yes, as_json=as_json)

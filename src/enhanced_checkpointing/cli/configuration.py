@@ -19,7 +19,7 @@ from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.settings import CheckpointerSettings
 
-__all__ = ["Options", "Reading", "Setting", "UsageError", "read_configuration", "reading", "required"]
+__all__ = ["Options", "Reading", "RefusedError", "Setting", "UsageError", "read_configuration", "reading", "required"]
 
 ENVIRONMENT, PROFILE, DEFAULT = "environment", "profile", "default"
 """Where the value of a setting may come from, besides a file and an option, which are named."""
@@ -33,6 +33,14 @@ INSTALL_PSYCOPG = 'Install it where the application runs: pip install "psycopg[b
 
 class UsageError(Exception):
     """What was asked for cannot be done like this; the message says what to do. Ends a command with exit code 2."""
+
+
+class RefusedError(Exception):
+    """What was asked for was not done, or only in part; the message says why and what to do. Exit code 1."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +151,13 @@ def _variables_of(env_file: Path | None) -> dict[str, str]:
         return {}
     if not env_file.is_file():
         raise UsageError(f"--env-file names {env_file}, which is not a file")
-    return {name: value for name, value in dotenv_values(env_file).items() if value and not os.environ.get(name)}
+    try:
+        found = dotenv_values(env_file)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--env-file names {env_file}, which is not UTF-8: byte {error.start + 1} of it is not"
+        ) from None
+    return {name: value for name, value in found.items() if value and not os.environ.get(name)}
 
 
 class _Sources:

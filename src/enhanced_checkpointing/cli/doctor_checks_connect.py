@@ -126,8 +126,20 @@ _LOGINS = (
         "Correct sslmode and sslrootcert in DATABASE_URL, or set the server up for TLS (ssl=on).",
     ),
     _Refusal(
-        ("is not permitted to log in", 'role "'),
-        "The server does not let this user log in: there is no such role, or it may not.",
+        ("too many connections for",),
+        "The server gives this user, or this database, no further connection.",
+        DEGRADED_START,
+        "Allow more: ALTER ROLE name CONNECTION LIMIT -1, or ALTER DATABASE name CONNECTION LIMIT -1; or end some.",
+    ),
+    _Refusal(
+        ("is not permitted to log in",),
+        "The server does not let this user log in.",
+        REFUSED_START,
+        "Allow it: ALTER ROLE name LOGIN; or correct the user in DATABASE_URL.",
+    ),
+    _Refusal(
+        ('role "',),
+        "The server has no such user.",
         REFUSED_START,
         "Create the role: CREATE ROLE name LOGIN PASSWORD '…'; or correct the user in DATABASE_URL.",
     ),

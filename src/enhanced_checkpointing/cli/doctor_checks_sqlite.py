@@ -112,6 +112,14 @@ def check_file(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Findi
         what, means, fix = next((text for start, text in _BY_CODE.items() if code.startswith(start)), unknown)
         said = facts.damage or facts.error
         yield failed(name, f"{what}: {facts.path} ({said}).", means, fix, code=code, error=said)
+    elif facts.never_made:
+        yield failed(
+            name,
+            f"{facts.path} has tables that are not LangGraph's: they lack {', '.join(facts.never_made)}.",
+            NO_START,
+            "Name another file in SQLITE_PATH, or give those tables other names: a start changes none of them.",
+            missing=list(facts.missing or ()),
+        )
     elif facts.missing and not config.auto_setup:
         yield failed(
             name,

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
 
 __all__ = ["main"]
 
@@ -24,7 +28,23 @@ def main() -> None:
 
     from enhanced_checkpointing.cli.app import app  # here, as it cannot be imported without them
 
+    if "--json" in sys.argv[1:]:
+        sys.exit(_run_for_a_script(app))
     app(prog_name="checkpointing")
+
+
+def _run_for_a_script(app: typer.Typer) -> int:
+    """Run a command that is asked for JSON: what is wrong with its options is told in JSON, too."""
+    from enhanced_checkpointing.cli.screen import print_json
+
+    try:
+        return app(prog_name="checkpointing", standalone_mode=False) or 0
+    except Exception as error:  # the parser's errors have no public class in common; others are raised again
+        told = getattr(error, "format_message", None)
+        if told is None:
+            raise
+        print_json({"status": "unknown", "error": told()})
+        return MISSING_PARTS
 
 
 if __name__ == "__main__":

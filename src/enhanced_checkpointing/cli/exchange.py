@@ -76,6 +76,8 @@ async def _imported(
 def _written(file: str) -> Iterator[IO[bytes]]:
     """A stream to write to. A file gets its name when it is whole, so that no other one is taken for an export."""
     if file == STREAM:
+        if sys.stdout is None:
+            raise UsageError("Standard output is closed. Nothing was exported: name a file.")
         yield sys.stdout.buffer
         return
     path, part = Path(file), Path(f"{file}.part")

@@ -1,25 +1,86 @@
-"""The options that many commands have, said once."""
+"""The options that many commands have, said once, and how a function becomes a command that has them."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-__all__ = ["DatabaseUrl", "EnvFile", "Environment", "JournalDir", "Json", "Sqlite"]
+if TYPE_CHECKING:
+    from enhanced_checkpointing.cli.findings import ExitCode
 
-DatabaseUrl = Annotated[
+__all__ = ["DATABASE", "DATABASE_AND_JOURNAL", "JOURNAL", "PROFILE", "Serde", "command"]
+
+DATABASE = ("database_url", "sqlite", "environment", "env_file")
+DATABASE_AND_JOURNAL = ("database_url", "sqlite", "journal_dir", "environment", "env_file")
+JOURNAL = ("journal_dir", "env_file")
+PROFILE = ("environment", "env_file")
+
+Serde = Annotated[
     str | None,
-    typer.Option(help="PostgreSQL as the primary, instead of what the environment says.", show_default=False),
+    typer.Option(
+        metavar="MODULE:NAME",
+        help="The serializer that the application gives to CheckpointerConfig(serde=…). Needed for encrypted values.",
+        show_default=False,
+    ),
 ]
-Sqlite = Annotated[Path | None, typer.Option(help="This SQLite file as the primary, instead.", show_default=False)]
-JournalDir = Annotated[Path | None, typer.Option(help="Directory of the journal, instead.", show_default=False)]
-Environment = Annotated[
-    str | None, typer.Option(help="Profile: development, testing or production.", show_default=False)
-]
-EnvFile = Annotated[
-    Path | None,
-    typer.Option(help="Take variables that the environment does not set from this file.", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+_SHARED: dict[str, Any] = {
+    "database_url": Annotated[
+        str | None,
+        typer.Option(help="PostgreSQL as the primary, instead of what the environment says.", show_default=False),
+    ],
+    "sqlite": Annotated[
+        Path | None, typer.Option(help="This SQLite file as the primary, instead.", show_default=False)
+    ],
+    "journal_dir": Annotated[Path | None, typer.Option(help="Directory of the journal, instead.", show_default=False)],
+    "environment": Annotated[
+        str | None, typer.Option(help="Profile: development, testing or production.", show_default=False)
+    ],
+    "env_file": Annotated[
+        Path | None,
+        typer.Option(help="Take variables that the environment does not set from this file.", show_default=False),
+    ],
+}
+_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+Body = TypeVar("Body", bound=Callable[..., "ExitCode"])
+
+
+def command(app: typer.Typer, name: str | None = None, *, takes: Sequence[str]) -> Callable[[Body], Body]:
+    """Make a command of a function. It is given the `Options` of those that the command `takes`, then whether JSON is
+    wanted, and then what the command has besides.
+    """
+
+    def made(body: Body) -> Body:
+        app.command(name)(_with_options(body, takes))
+        return body
+
+    return made
+
+
+def _with_options(body: Callable[..., ExitCode], takes: Sequence[str]) -> Callable[..., None]:
+    def run(**given: Any) -> None:
+        from enhanced_checkpointing.cli.configuration import Options
+        from enhanced_checkpointing.cli.screen import guarded
+
+        as_json = given.pop("json")
+        options = Options(**{one: given.pop(one) for one in takes})
+        raise typer.Exit(guarded(lambda: body(options, as_json, **given), as_json=as_json))
+
+    # Of a body's own options only: what comes before them is not imported until the command runs.
+    hints = get_type_hints(body, localns={"Options": Any, "ExitCode": Any}, include_extras=True)
+    own = [one.replace(annotation=hints[one.name]) for one in [*inspect.signature(body).parameters.values()][2:]]
+    shared = [_option(one, _SHARED[one], None) for one in takes]
+    parameters = [*own, *shared, _option("json", _JSON, False)]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    run.__name__, run.__doc__ = body.__name__, body.__doc__
+    return run
+
+
+def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)

@@ -20,8 +20,6 @@ from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print
 from enhanced_checkpointing.cli.threads import Target, config_for
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.journal.inheritance import belongs
-from enhanced_checkpointing.journal.survey import survey
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Broadcast
 from enhanced_checkpointing.threads.sweep import Sweep
@@ -54,7 +52,7 @@ async def _sweep(
     config: CheckpointerConfig, journal_dir: Path, *, dry_run: bool, tell: Callable[[Sweep], None]
 ) -> Sweep:
     """Without a journal of its own, and without setting anything up: only what is there is looked at."""
-    config = config.with_overrides(journal="off", retention="off")
+    config = config.with_overrides(journal="off", journal_dir=journal_dir, retention="off")
     telemetry, serializer = Broadcast([]), SharingSerializer(config.serde)
     async with AsyncExitStack() as stack:
         backend = find_backend(config.backend_name)(config, serializer)
@@ -63,20 +61,7 @@ async def _sweep(
         parts = await assemble(
             stack, config=config, backend=backend, journal=None, serializer=serializer, telemetry=telemetry
         )
-        home = backend.home()
-        parts.sweeper.held = lambda: held_in(journal_dir, home)
         return await parts.sweeper.run(dry_run=dry_run, tell=tell)
-
-
-def held_in(directory: Path, home: str) -> frozenset[str]:
-    """The threads of which any process's journal in this directory holds anything for this database."""
-    held: set[str] = set()
-    for book in survey(directory).books:
-        if belongs(book.home, home, adopts_all=False):
-            held.update(thread_id for thread_id, _ in book.waiting)
-            held.update(letter.thread_id for letter in book.dead_letters)
-            held.update(book.damaged_threads)
-    return frozenset(held)
 
 
 def _progress() -> Callable[[Sweep], None]:

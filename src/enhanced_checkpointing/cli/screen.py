@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing.cli.configuration import UsageError
+from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status
 from enhanced_checkpointing.errors import CheckpointerError, redact
 from enhanced_checkpointing.journal.refusals import reason
@@ -47,12 +47,18 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:
-    """Run a command; what keeps it from finding out ends it with one message and exit code 2."""
+    """Run a command. A refusal ends it with one message and exit code 1; what keeps it from finding out, with 2."""
     try:
         return int(run())
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except RefusedError as refused:
+        if as_json:
+            print_json({"status": "failed", "error": str(refused), **refused.details})
+        else:
+            print(refused, file=sys.stderr)
+        return int(ExitCode.WRONG)
     except (UsageError, CheckpointerError, OSError) as error:
         what = _explained(error)
         if as_json:

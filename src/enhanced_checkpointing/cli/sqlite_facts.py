@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import sqlite3
@@ -15,8 +16,15 @@ from enhanced_checkpointing.journal.filesystems import network_filesystem
 
 __all__ = ["SqliteFacts", "ask_sqlite"]
 
-COLUMNS = {"checkpoints": {"checkpoint_ns", "metadata"}, "writes": {"task_path"}}
-"""Tables of the official saver, with columns that its older versions lack."""
+_KEYS = {"thread_id", "checkpoint_ns", "checkpoint_id"}
+COLUMNS = {
+    "checkpoints": {*_KEYS, "parent_checkpoint_id", "type", "checkpoint", "metadata"},
+    "writes": {*_KEYS, "task_id", "idx", "channel", "type", "value", "task_path"},
+}
+"""The tables of the official saver."""
+
+ADDED = "writes.task_path"
+"""The one column that a start adds to a table that is there: older versions of the official saver lack it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +47,24 @@ class SqliteFacts:
     has_index: bool = True
     free_bytes: int = 0
 
+    @property
+    def never_made(self) -> list[str]:
+        """What is missing of a table that is there, and no start adds to it."""
+        return [name for name in self.missing or () if "." in name and name != ADDED]
+
 
 def ask_sqlite(path: Path, seconds: float, *, thorough: bool) -> SqliteFacts:
     """Look at a file, and write to it what the probe of an application writes: a row that is taken out again.
 
     `thorough` reads the whole file for damage. Every wait for a lock takes `seconds` at most.
     """
-    path = path.resolve()
+    given, path = path, Path(os.path.realpath(path))  # which takes a link to itself, too
     folder = next(parent for parent in path.parents if parent.exists())
     facts = SqliteFacts(
         path, folder, path.exists(), network_filesystem(folder), free_bytes=shutil.disk_usage(folder).free
     )
+    if given.is_symlink() and (path.is_symlink() or not path.parent.is_dir()):
+        return replace(facts, folder_error=f"{given} is a link that leads nowhere")
     if not facts.exists:
         return replace(facts, folder_error=_folder_error(folder))
     try:

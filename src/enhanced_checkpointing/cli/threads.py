@@ -6,7 +6,6 @@ No manager is opened: nothing is taken over and nothing is drained, so that they
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,17 +18,15 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead
 from enhanced_checkpointing.cli.checkpoint_view import View, delta_channels, is_sealed, rebuilt, view_of
-from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
-from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.configuration import Options, RefusedError, UsageError, reading, required
 from enhanced_checkpointing.cli.named_databases import imported_serializer
 from enhanced_checkpointing.cli.plain_values import PlainSerializer
 from enhanced_checkpointing.cli.primary import Primary, opened_primary
-from enhanced_checkpointing.cli.screen import guarded, print_json
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerError, redact
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 
-__all__ = ["RefusedError", "Store", "Target", "carried_out", "config_for", "opened_store"]
+__all__ = ["Store", "Target", "config_for", "opened_store"]
 
 T = TypeVar("T")
 
@@ -39,36 +36,12 @@ DEADLINE = 10.0
 SEAL = "It is sealed: give the application's serializer with --serde module:name."
 
 
-class RefusedError(Exception):
-    """What was asked for was not done, or only in part; the message says why and what to do. Exit code 1."""
-
-    def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.details = details
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """Which database is meant; `serde` is `module:name` of the application's serializer."""
 
     options: Options
     serde: str | None = None
-
-
-def carried_out(work: Callable[[], ExitCode], *, as_json: bool) -> int:
-    """Run a command of threads; a refusal ends it with one message and exit code 1."""
-
-    def run() -> ExitCode:
-        try:
-            return work()
-        except RefusedError as refused:
-            if as_json:
-                print_json({"status": "failed", "error": str(refused), **refused.details})
-            else:
-                print(refused, file=sys.stderr)
-            return ExitCode.WRONG
-
-    return guarded(run, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)

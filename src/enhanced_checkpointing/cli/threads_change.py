@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from enhanced_checkpointing.backends.directory import ThreadHead
-from enhanced_checkpointing.cli.configuration import UsageError
+from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.cli.threads import Configured, RefusedError, Store, Target, config_for, run_with
+from enhanced_checkpointing.cli.threads import Configured, Store, Target, config_for, run_with
 from enhanced_checkpointing.cli.threads_journal import holdings
 from enhanced_checkpointing.cli.threads_list import print_whole
 from enhanced_checkpointing.cli.threads_pruning import count_pruned

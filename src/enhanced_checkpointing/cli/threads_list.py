@@ -41,12 +41,12 @@ class Wanted:
 
 def run(target: Target, wanted: Wanted, *, as_json: bool) -> ExitCode:
     """List a page of threads."""
-    metadata = parsed_metadata(wanted.metadata)
+    metadata, place = parsed_metadata(wanted.metadata), _place(wanted.before)
     if wanted.status is not None:
         if wanted.status not in (ACTIVE, COMPLETED, FAILED):
             raise UsageError(f"--status is {ACTIVE}, {COMPLETED} or {FAILED}, not {wanted.status}")
         metadata[THREAD_STATUS] = wanted.status
-    found, following = run_with(config_for(target), lambda store: _found(store, wanted, metadata))
+    found, following = run_with(config_for(target), lambda store: _found(store, wanted, metadata, place))
     if as_json:
         print_json({"threads": found, "next": following})
     else:
@@ -72,9 +72,11 @@ def parsed_metadata(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-async def _found(store: Store, wanted: Wanted, metadata: dict[str, Any]) -> tuple[list[Entry], str | None]:
+async def _found(
+    store: Store, wanted: Wanted, metadata: dict[str, Any], place: Place | None
+) -> tuple[list[Entry], str | None]:
     """A page of threads, and where it ends, unless these are the last ones."""
-    query = HeadQuery(wanted.limit + 1, wanted.user_id, metadata, _place(wanted.before))
+    query = HeadQuery(wanted.limit + 1, wanted.user_id, metadata, place)
     heads = await store.ask("list threads", lambda backend: backend.heads(query))
     page = [entry_of(head) for head in heads[: wanted.limit]]
     last = heads[wanted.limit - 1] if len(heads) > wanted.limit else None
@@ -84,8 +86,10 @@ async def _found(store: Store, wanted: Wanted, metadata: dict[str, Any]) -> tupl
 def _place(before: str | None) -> Place | None:
     if before is None:
         return None
-    checkpoint_id, colon, thread_id = before.partition(":")
-    return Place(checkpoint_id, thread_id if colon else None)
+    checkpoint_id, _, thread_id = before.partition(":")
+    if not checkpoint_id or not thread_id:
+        raise UsageError(f"--before is what the page before said, 'checkpoint id:thread id', not {before!r}")
+    return Place(checkpoint_id, thread_id)
 
 
 def _print(found: list[Entry], following: str | None, wanted: Wanted, console: Console) -> None:

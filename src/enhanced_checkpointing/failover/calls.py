@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.attempts import Begun
@@ -21,10 +21,10 @@ class Call:
     ended: asyncio.Future[None]
     begun: Begun[None] | None = None
     """What it began at the primary, when it did that by itself."""
+    thread_id: str = field(init=False)
 
-    @property
-    def thread_id(self) -> str:
-        return self.operation.thread_id
+    def __post_init__(self) -> None:
+        self.thread_id = self.operation.thread_id
 
     def acknowledge(self, outcome: str) -> None:
         self.scope.outcome = outcome

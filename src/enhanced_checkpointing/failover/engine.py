@@ -47,6 +47,8 @@ from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 T = TypeVar("T")
 
+FOR_THE_READ = 0.1
+"""The share of its deadline that must be left of a read, when its thread is drained, to ask the primary."""
 
 CANNOT_SERVE = (FailureKind.OUTAGE, FailureKind.CONFIGURATION)
 """What the primary said, not what its silence may mean."""
@@ -215,7 +217,8 @@ class Engine:
             deadline = self._new_deadline()
             route = self.writes.route(thread_id)
             if route is Route.JOURNAL and not self._breaker.is_open and await self.drain_first(thread_id, deadline):
-                route = Route.PRIMARY
+                # What was in the journal is warm: it answers where the drain left no time to ask the primary.
+                route = Route.PRIMARY if deadline.remaining() > FOR_THE_READ * deadline.seconds else route
             scope.route = route.value
             if route is Route.JOURNAL:
                 return self._ask_standby(scope, thread_id, standby, None)

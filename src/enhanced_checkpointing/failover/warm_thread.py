@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory, PendingWrite
+from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory, PendingWrite
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.memory import NO_VALUE, BlobKey, blob_of
@@ -87,9 +87,18 @@ class WarmThread:
         self._written_here.add(checkpoint_id)
 
     def put_writes(self, operation: PutWrites) -> None:
-        """Take the writes of one task."""
-        self._saver.put_writes(operation.config(), operation.writes, operation.task_id, operation.task_path)
-        self.size += sum(len(value.data) + 100 for _, value in operation.writes if type(value) is Serialized)
+        """Take the writes of one task.
+
+        As `InMemorySaver.put_writes` would, which wants a config; a test compares the two.
+        """
+        of_checkpoint = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
+        for position, (channel, value) in enumerate(operation.writes):
+            stored, index = self._saver.writes[of_checkpoint], WRITES_IDX_MAP.get(channel, position)
+            key = operation.task_id, index
+            if index < 0 or key not in stored:
+                as_bytes = self._serializer.dumps_typed(value)
+                stored[key] = operation.task_id, channel, as_bytes, operation.task_path
+                self.size += len(as_bytes[1]) + 100
 
     def warm(self, found: CheckpointTuple, *, newest: bool) -> None:
         """Take a checkpoint that was read from the primary; `newest` if it was asked for as the newest."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from enhanced_checkpointing.backends.contract import Backend
@@ -34,8 +35,17 @@ LOOK_EVERY = 0.05
 """Seconds between looks at what waits while all lanes are taken; with a journal, whose time is spared, a look in a
 twentieth of the deadline is enough."""
 
-FOR_THE_JOURNAL = 0.1
-"""The share of its deadline that a write keeps for the journal: the primary is not waited for, or tried, in it."""
+FOR_THE_JOURNAL, SECONDS_FOR_THE_JOURNAL, MOST_FOR_THE_JOURNAL = 0.1, 0.3, 1 / 3
+"""The share of its deadline that a write keeps for the journal, in which the primary is not waited for; at least so
+many seconds, as the sync of a busy disk was seen to take a quarter of one, but never more than the last share."""
+
+FOR_A_TRY = 0.1
+"""The share of its deadline in which it is not worth while to begin with the primary."""
+
+
+def seconds_for_the_journal(deadline: float) -> float:
+    """What a write keeps for the journal of a deadline of so many seconds."""
+    return max(FOR_THE_JOURNAL * deadline, min(SECONDS_FOR_THE_JOURNAL, MOST_FOR_THE_JOURNAL * deadline))
 
 
 class Writes:
@@ -65,10 +75,11 @@ class Writes:
         self._journaling = journaling
         self._telemetry = telemetry
         self._clock = clock
-        self._spared = FOR_THE_JOURNAL * config.deadline if journaling.possible else 0.0
+        self._spared = seconds_for_the_journal(config.deadline) if journaling.possible else 0.0
+        self._too_late = self._spared + FOR_A_TRY * config.deadline if journaling.possible else 0.0
         self.gathered: GroupCommit[Call] = GroupCommit(
             self._send,
-            key=lambda call: call.thread_id,
+            key=attrgetter("thread_id"),
             weight=lambda call: payload_size(call.operation),
             lanes=backend.lanes,
             limit=BATCH if backend.lanes else 1,
@@ -94,8 +105,11 @@ class Writes:
                 return
             deadline = Deadline(self._clock, self._config.deadline)
             call = Call(operation, scope, deadline, asyncio.get_running_loop().create_future())
-            if not await self._went_straight(call):
-                await call.ended
+            if not self._may_go_straight(call):
+                self.gathered.submit(call)
+            elif await self._went_straight(call):
+                return
+            await call.ended
 
     async def _settled_at_once(self, operation: Operation, scope: OperationScope) -> bool:
         """Without a task and a deadline: nothing comes in between while nothing is waited for."""
@@ -109,12 +123,13 @@ class Writes:
         self._newcomers.contact()
         return True  # a primary that is asked without waiting for anything has no need of a warm copy
 
+    def _may_go_straight(self, call: Call) -> bool:
+        """Whether a call is alone, and has nothing in its way to the primary."""
+        return self.gathered.may_enter(call.thread_id) and self.route(call.thread_id) is Route.PRIMARY
+
     async def _went_straight(self, call: Call) -> bool:
         """Try a lone call without a batch, in its caller's task. False: it is with the others, which do all the rest:
         try again, journal it, go on without a caller who was cancelled."""
-        if not self.gathered.may_enter(call.thread_id) or self.route(call.thread_id) is not Route.PRIMARY:
-            self.gathered.submit(call)
-            return False
         lane = self.gathered.enter(call)
         deadline = call.deadline.sparing(self._spared)
         run = partial(self._backend.apply_batch, [call.operation])
@@ -204,6 +219,8 @@ class Writes:
     def _passed_by(self, batch: Sequence[Call]) -> dict[str, str]:
         """The threads of a batch that must not be tried at the primary, or have a call without time for it; and why."""
         reasons: dict[str, str] = {}
+        if self._all_may_pass(batch):
+            return reasons
         for call in batch:
             if call.begun is not None:
                 continue  # it has been tried
@@ -215,9 +232,18 @@ class Writes:
                 reasons[call.thread_id] = "the calls before it took its time"
         return reasons
 
+    def _all_may_pass(self, batch: Sequence[Call]) -> bool:
+        """Whether no call of a batch has anything in its way, which is seen at a fraction of the cost."""
+        if self._breaker.is_open or self._is_too_late(Deadline.first([call.deadline for call in batch])):
+            return False
+        return self._journal is None or not any(self._journal.holds(call.thread_id) for call in batch)
+
     def _has_no_time(self, call: Call) -> bool:
         """Whether what is left of a call's time is for the journal: for a try at the primary it is too little."""
-        return call.deadline.remaining() <= 2 * self._spared
+        return self._is_too_late(call.deadline)
+
+    def _is_too_late(self, deadline: Deadline) -> bool:
+        return deadline.remaining() <= self._too_late
 
     async def _commit(self, calls: Sequence[Call]) -> dict[Call, CallFailed]:
         """Commit calls as one step; where one of them is at fault, the others without it. Returns what failed."""

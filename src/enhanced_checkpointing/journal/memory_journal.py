@@ -73,7 +73,7 @@ class MemoryJournal:
             journaled_at=self._wall_clock(),
             size=size,
         )
-        self._operations[entry.sequence] = operation.replayable()
+        self._operations[entry.sequence] = operation.replayable().detached()
         self._index.add(entry)
         return entry
 

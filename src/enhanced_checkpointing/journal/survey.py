@@ -16,6 +16,7 @@ from pathlib import Path
 from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal.adoption import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
 from enhanced_checkpointing.journal.disk import RealDisk
+from enhanced_checkpointing.journal.inheritance import belongs
 from enhanced_checkpointing.journal.owners import LOCKS, holders
 
 QUARANTINE = "quarantine"
@@ -239,3 +240,14 @@ def _quarantined(folder: Path) -> tuple[QuarantinedFile, ...]:
         known, stat = books_in([path.name]), path.stat()
         found.append(QuarantinedFile(path.name, known[0] if known else None, stat.st_size, stat.st_mtime))
     return tuple(found)
+
+
+def held_in(directory: Path, home: str) -> frozenset[str]:
+    """The threads of which any process's journal in this directory holds anything for this database."""
+    held: set[str] = set()
+    for book in survey(directory).books:
+        if belongs(book.home, home, adopts_all=False):
+            held.update(thread_id for thread_id, _ in book.waiting)
+            held.update(letter.thread_id for letter in book.dead_letters)
+            held.update(book.damaged_threads)
+    return frozenset(held)

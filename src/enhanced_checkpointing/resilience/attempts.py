@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from enhanced_checkpointing.resilience.breaker import Ticket
 from enhanced_checkpointing.resilience.deadline import Deadline, Wake
@@ -33,6 +33,8 @@ class Attempt:
     """When the attempt first got hold of a connection: what it waited before was our own queue."""
     launch: Callable[[], None] | None = None
     """Gives an attempt without a task to the thread that makes it."""
+    tells: bool = False
+    """Whether it is sure to wake whoever watches it, however it ends."""
 
     def hold(self, sever: Callable[[], None]) -> None:
         self.sever = sever
@@ -42,13 +44,15 @@ class Attempt:
     def let_go(self) -> None:
         self.sever = None
 
-    def watched(self, wake: Wake) -> None:
-        """Somebody waits for the attempt. One without a task goes to its thread only now, when there is nothing left to
-        do here: a thread that wakes up while this one is busy must sleep once more."""
+    def watched(self, wake: Wake) -> bool:
+        """Somebody waits for the attempt; says if it is sure to call `wake`. One without a task goes to its thread only
+        now, when there is nothing left to do here: a thread that wakes up while this one is busy must sleep once
+        more."""
         self.wake = wake
         if self.launch is not None:
             launch, self.launch = self.launch, None
             launch()
+        return self.tells
 
     def over(self) -> None:
         """The attempt has ended: the last thing it does, which spares its watcher a turn of the event loop."""
@@ -62,6 +66,7 @@ class Answer(asyncio.Future[None]):
     def __init__(self, attempt: Attempt) -> None:
         super().__init__()
         self._attempt = attempt
+        attempt.tells = True
 
     def set_result(self, result: None) -> None:
         self._attempt.let_go()
@@ -72,6 +77,12 @@ class Answer(asyncio.Future[None]):
         self._attempt.let_go()
         super().set_exception(error)
         self._attempt.over()
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._attempt.over()
+        return cancelled
 
 
 Lone = Callable[[Attempt], Answer | None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -19,7 +20,53 @@ STALL = 0.05
 MOMENT = 0.001
 """Seconds that are not worth a wait of their own; a clock may not even tell them."""
 
+TICK = 0.005
+"""Seconds by which a shared timer may be late: a twentieth of what a call may be."""
+
+NEVER = float("inf")
+
 Wake = Callable[[], None]
+
+
+class Alarm:
+    """Wakes whoever waits when their time is over, at most a tick late. All of them, on one event loop, share one timer
+    of it: a wait that ends well ends long before, and a timer of its own is one of the dearest things about a call."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, dict[Wake, None]] = {}
+        """By the tick at which their time is over."""
+        self._next = NEVER
+        """The tick at which the timer rings."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, wake: Wake, seconds: float) -> Callable[[], object]:
+        """Call `wake` once in so many seconds, unless what this returns is called before."""
+        loop = asyncio.get_running_loop()
+        tick = int((loop.time() + seconds) / TICK) + 1
+        waiting = self._waiting.get(tick)
+        if waiting is None:
+            waiting = self._waiting[tick] = {}
+            if tick < self._next:
+                self._arm(loop, tick)
+        waiting[wake] = None
+        return partial(waiting.pop, wake, None)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, tick: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = tick
+        self._timer = loop.call_at(tick * TICK, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = max(self._next, loop.time() / TICK)
+        self._next, self._timer = NEVER, None
+        over = [waiting for tick, waiting in self._waiting.items() if tick <= now]
+        self._waiting = {tick: waiting for tick, waiting in self._waiting.items() if tick > now and waiting}
+        for waiting in over:
+            for wake in waiting:
+                wake()
+        if self._waiting:
+            self._arm(loop, min(self._waiting))
 
 
 class Deadline:
@@ -85,14 +132,16 @@ class Deadline:
     async def wait_for(
         self,
         future: asyncio.Future[Any],
-        on_wait: Callable[[Wake], None] = lambda _: None,
+        on_wait: Callable[[Wake], bool] = lambda _: False,
         early: float = 0.0,
         on_early: Callable[[], None] = lambda: None,
+        alarm: Alarm | None = None,
     ) -> bool:
         """Wait until `future` is done or the deadline is over; tell whether it is done. It is not cancelled.
 
-        `on_wait` is given a function that ends the wait: a task that calls it as the last thing it does spares its
-        waiter a turn of the event loop. `on_early` is called once if only `early` seconds are left, and a while.
+        `on_wait` is given a function that ends the wait, and says if it is sure to be called when `future` is done: a
+        task that calls it as the last thing it does spares its waiter a turn of the event loop. `on_early` is called
+        once if only `early` seconds are left, and a while. Many waits may share an `alarm`.
         """
         while not future.done():
             left = self.remaining()
@@ -103,14 +152,16 @@ class Deadline:
                 on_early()
             pause = min(left - early, LOOK_EVERY)
             started_at = self._clock()
-            await _wait(future, pause, on_wait)
+            await _wait(future, pause, on_wait, alarm)
             late = self._clock() - started_at - pause
             if late > STALL:
                 self.excuse(late)
         return True
 
 
-async def _wait(future: asyncio.Future[Any], seconds: float, on_wait: Callable[[Wake], None]) -> None:
+async def _wait(
+    future: asyncio.Future[Any], seconds: float, on_wait: Callable[[Wake], bool], alarm: Alarm | None
+) -> None:
     """Wait until `future` is done or `seconds` are over; `asyncio.wait` for one future at a fraction of its cost."""
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
@@ -119,13 +170,13 @@ async def _wait(future: asyncio.Future[Any], seconds: float, on_wait: Callable[[
         if not waiter.done():
             waiter.set_result(None)
 
-    timer = loop.call_later(seconds, wake)
-    future.add_done_callback(wake)
+    turn_off = loop.call_later(seconds, wake).cancel if alarm is None else alarm.set(wake, seconds)
     try:
-        on_wait(wake)
+        if not on_wait(wake):
+            future.add_done_callback(wake)
         await waiter
     finally:
-        timer.cancel()
+        turn_off()
         future.remove_done_callback(wake)
 
 

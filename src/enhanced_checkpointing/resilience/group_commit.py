@@ -7,7 +7,6 @@ the more wait, the more go together.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
@@ -57,7 +56,7 @@ class GroupCommit(Generic[T]):
         self._urgent = urgent
         self._look_every = look_every
         self._patience = patience
-        self._waiting: dict[str, deque[tuple[T, Context]]] = {}
+        self._waiting: dict[str, list[tuple[T, Context]]] = {}
         self._ready: dict[str, None] = {}
         """The keys that may go out now, in the order in which they came to be so."""
         self._busy: set[str] = set()
@@ -85,7 +84,7 @@ class GroupCommit(Generic[T]):
         key = self._key(item)
         queue = self._waiting.get(key)
         if queue is None:
-            queue = self._waiting[key] = deque()
+            queue = self._waiting[key] = []
         queue.append((item, copy_context()))
         if key not in self._busy:
             self._ready[key] = None
@@ -218,7 +217,7 @@ class GroupCommit(Generic[T]):
             self._busy.add(key)
             queue = self._waiting[key]
             while queue and len(batch) < self._limit and weight < self._max_weight:
-                item, _ = queue.popleft()
+                item, _ = queue.pop(0)
                 batch.append(item)
                 weight += self._weight(item)
             if not queue:

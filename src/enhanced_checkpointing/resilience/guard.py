@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.resilience.attempts import Attempt, Begun, Lone, current_attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
-from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.deadline import Alarm, Deadline
 from enhanced_checkpointing.resilience.failure_kinds import (
     BREAKER_FAILURES,
     CallFailed,
@@ -66,6 +66,7 @@ class Guard:
         self._hanging = 0
         """How many of them hang on the backend; the others waited in our own queues."""
         self._budget = RetryBudget()
+        self._alarm = Alarm()
         self._last_answer = float("-inf")
         """The clock's time when the backend last answered anybody."""
         self.on_doubt: Callable[[], None] = lambda: None
@@ -249,7 +250,8 @@ class Guard:
         """The result of what was begun; if its watcher is cancelled it `stays`, or is left behind."""
         task, attempt, deadline = begun.task, begun.attempt, begun.deadline
         try:
-            in_time = await deadline.wait_for(task, attempt.watched, begun.half, partial(self._doubt, begun))
+            doubt = partial(self._doubt, begun)
+            in_time = await deadline.wait_for(task, attempt.watched, begun.half, doubt, self._alarm)
         except asyncio.CancelledError:
             if not stays:
                 self._leave(task, attempt, cut=attempt.writes)
@@ -257,8 +259,7 @@ class Guard:
         if not in_time:
             kept_us_waiting = deadline.now() - (attempt.held_at or begun.began_at)
             silent = self._last_answer < begun.asked_at
-            queued = attempt.held_at is None and (self._saturated() or not silent)
-            ours = queued or kept_us_waiting < deadline.seconds / 2
+            ours = (attempt.held_at is None and not silent) or kept_us_waiting < deadline.seconds / 2
             self._leave(task, attempt, cut=True)
             if not ours and not task.done():
                 self._hanging += 1
@@ -303,8 +304,11 @@ class Guard:
     ) -> NoReturn:
         """Say what a late attempt means. If most of the time went by in `ours`, our own queues, the backend is not to
         blame. If it was `silent` to everybody for that long, no call waits like this one again; if it answered others
-        meanwhile, one connection hangs, and that counts as one failure."""
-        if ours and attempt.held_at is None:
+        meanwhile, one connection hangs, and that counts as one failure.
+
+        Only where others were answered on every connection that there may be is the queue our own doing. Where a
+        connection could not be made in time, or nobody was answered, the call has met a failure like any other."""
+        if attempt.held_at is None and not silent and not self._breaker.is_open and self._saturated():
             busy = TimeoutError(f"all connections were busy with our own calls for {waited:.1f} s")
             raise CallFailed(Failure(FailureKind.SATURATED, busy), timed_out=True)
         late = TimeoutError(f"no answer within {waited:.2f} s")

@@ -15,7 +15,8 @@ from enhanced_checkpointing.failover.saver import FailoverSaver
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import RetentionPolicy
-from enhanced_checkpointing.threads.sweep import Sweep, Sweeper
+from enhanced_checkpointing.threads.sweep import Sweep
+from enhanced_checkpointing.threads.sweeper import Sweeper
 
 Entry: TypeAlias = dict[str, Any]
 """A thread, as plain JSON types."""

@@ -7,7 +7,7 @@ newest checkpoint, so that is where it is looked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from enhanced_checkpointing.backends.directory import (
     TOUCHED_AT,
     ThreadHead,
     status_of,
+    time_of,
 )
 from enhanced_checkpointing.config import CheckpointerConfig
 
@@ -32,6 +33,9 @@ next to nothing, often enough that no thread in use is near its end."""
 
 START, BRANCH, JOIN = "__start__", "branch:to:", "join:"
 """What LangGraph calls the channels that trigger a node: `join:a+b:c` triggers c after a and b."""
+
+WORKFLOW = ("__end__", "__previous__", TASKS)
+"""Channels of functional workflows, and of graphs that only send."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,20 @@ def decide(head: ThreadHead, state: ThreadState, policy: RetentionPolicy, now: d
     return decision if state.unfinished is None else Keep(state.unfinished)
 
 
+def decide_again(
+    head: ThreadHead, found: CheckpointTuple | None, state: ThreadState, policy: RetentionPolicy, now: datetime
+) -> Decision:
+    """What is to become of a thread of which the newest root checkpoint has been read after its head was."""
+    if found is None:
+        return NO_ROOT
+    checkpoint_id = found.checkpoint["id"]
+    if checkpoint_id != head.checkpoint_id:
+        return GONE_ON
+    updated_at = head.updated_at or time_of(checkpoint_id, found.checkpoint.get("ts"))
+    newest = replace(head, metadata=dict(found.metadata), updated_at=updated_at)
+    return decide(newest, replace(state, unfinished=unfinished(found)), policy, now)
+
+
 def wants_touch(head: ThreadHead, read_at: datetime, policy: RetentionPolicy) -> bool:
     """Whether a read is to be written into the thread, so that others know of it."""
     if head.updated_at is None:
@@ -156,14 +174,18 @@ def unfinished(found: CheckpointTuple) -> str | None:
     """What a thread waits for, as a reason to keep it; None: nothing.
 
     A question is always waited for. A node that has not run counts unless it failed, or the thread is marked as failed:
-    nothing else tells a breakpoint from a run that died.
+    nothing else tells a breakpoint from a run that died. Where nobody can tell, the thread waits unless it is marked.
     """
     channels = {channel for _, channel, _ in found.pending_writes or ()}
     if INTERRUPT in channels:
         return "it waits at an interrupt"
     if ERROR in channels or status_of(found.metadata) == FAILED:
         return None
-    return "a node of it was triggered and has not run" if _is_triggered(found) else None
+    if _is_triggered(found):
+        return "a node of it was triggered and has not run"
+    if status_of(found.metadata) != COMPLETED and not _is_of_known_kind(found) and _is_anything_unseen(found):
+        return "nobody can tell whether it waits, as its graph is not of a kind that is known; it goes if it is marked"
+    return None
 
 
 def _is_triggered(found: CheckpointTuple) -> bool:
@@ -183,6 +205,22 @@ def _is_triggered(found: CheckpointTuple) -> bool:
         and versions.get(channel) != ran.get(node, {}).get(channel)
         and _is_complete(channel, values[channel])
         for node, channel in triggers
+    )
+
+
+def _is_of_known_kind(found: CheckpointTuple) -> bool:
+    """Whether the channels that trigger nodes can be told by their names: in what LangGraph 1 compiles of a StateGraph,
+    and in functional workflows. They cannot in graphs of older releases, and in those made of `Pregel` itself."""
+    return any(channel in WORKFLOW or channel.startswith(BRANCH) for channel in found.checkpoint["channel_versions"])
+
+
+def _is_anything_unseen(found: CheckpointTuple) -> bool:
+    """Whether a channel has a value that no node has seen: it may be for one that has not run yet. LangGraph notes at
+    least that there was an input: where not even that is seen, no graph made the checkpoint, and none goes on."""
+    versions, seen_by = found.checkpoint["channel_versions"], found.checkpoint["versions_seen"]
+    return bool(seen_by) and any(
+        all(seen.get(channel) != versions.get(channel) for node, seen in seen_by.items() if node != INTERRUPT)
+        for channel in found.checkpoint["channel_values"]
     )
 
 

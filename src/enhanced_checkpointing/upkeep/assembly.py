@@ -25,7 +25,7 @@ from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import policy_of
-from enhanced_checkpointing.threads.sweep import Sweeper
+from enhanced_checkpointing.threads.sweeper import Sweeper
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.heir import Heir
@@ -160,6 +160,7 @@ async def assemble(
         marks=marks,
         telemetry=telemetry,
         policy=policy_of(config),
+        journal_dir=config.journal_dir if config.backend_name != "memory" else None,
         clock=clock,
     )
     retainer = None

@@ -14,7 +14,7 @@ from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.threads.directory import ThreadDirectory
-from enhanced_checkpointing.threads.sweep import Sweeper
+from enhanced_checkpointing.threads.sweeper import Sweeper
 from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.outages import Outages
 from enhanced_checkpointing.upkeep.prober import Prober

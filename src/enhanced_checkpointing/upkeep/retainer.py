@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from enhanced_checkpointing.threads.sweep import Sweeper
+from enhanced_checkpointing.threads.sweeper import Sweeper
 
 AFTER_AN_OUTAGE = 30.0
 """Seconds until what an outage has stopped is tried again; the interval, if that is shorter."""

@@ -1,0 +1,45 @@
+"""What an error of SQLite means for the data. Pure."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+
+_KINDS = {
+    sqlite3.SQLITE_BUSY: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_LOCKED: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_PROTOCOL: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_SCHEMA: FailureKind.TRANSIENT,
+    sqlite3.SQLITE_INTERRUPT: FailureKind.UNKNOWN,
+    sqlite3.SQLITE_IOERR: FailureKind.OUTAGE,
+    sqlite3.SQLITE_FULL: FailureKind.OUTAGE,
+    sqlite3.SQLITE_READONLY: FailureKind.OUTAGE,
+    sqlite3.SQLITE_NOMEM: FailureKind.OUTAGE,
+    sqlite3.SQLITE_CANTOPEN: FailureKind.CONFIGURATION,
+    sqlite3.SQLITE_PERM: FailureKind.CONFIGURATION,
+    sqlite3.SQLITE_AUTH: FailureKind.CONFIGURATION,
+    sqlite3.SQLITE_CORRUPT: FailureKind.CORRUPTION,
+    sqlite3.SQLITE_NOTADB: FailureKind.CORRUPTION,
+}
+"""By primary result code, which is the low byte of an extended one (https://www.sqlite.org/rescode.html)."""
+
+
+def classify_sqlite(error: BaseException) -> Failure:
+    """Say what an error of SQLite means for the data."""
+    code = getattr(error, "sqlite_errorcode", None)
+    text = str(error)
+    if "no such table" in text or "no such column" in text:
+        fix = "Run `checkpointing setup`, or start once with CHECKPOINT_AUTO_SETUP=true, so that the tables are made."
+        return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=fix)
+    if isinstance(code, int):
+        kind = _KINDS.get(code & 0xFF, FailureKind.DATA)
+        fix = "Check that the folder of SQLITE_PATH exists and may be written." * (kind is FailureKind.CONFIGURATION)
+        return Failure(kind, error, answered=True, fix=fix)
+    if isinstance(error, (sqlite3.ProgrammingError, ValueError)) and "closed" in text.lower():
+        return Failure(FailureKind.TRANSIENT, error)  # aiosqlite's answer on a connection that was just replaced
+    if isinstance(error, ValueError) and "no active connection" in text:
+        return Failure(FailureKind.TRANSIENT, error)
+    if isinstance(error, OSError):
+        return Failure(FailureKind.OUTAGE, error)
+    return Failure(FailureKind.DATA, error, answered=True)
