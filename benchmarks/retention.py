@@ -48,8 +48,9 @@ INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpo
 SELECT thread_id, '', id, CASE WHEN position > 1 THEN parent END,
     jsonb_build_object(
         'v', 4, 'id', id, 'ts', '2025-01-01T00:00:00+00:00', 'channel_values', '{{"summary": "so far"}}'::jsonb,
-        'channel_versions', jsonb_build_object('messages', version, 'summary', version),
-        'versions_seen', jsonb_build_object('agent', jsonb_build_object('messages', version)), 'updated_channels', null
+        'channel_versions', jsonb_build_object('messages', version, 'summary', version, 'branch:to:agent', version),
+        'versions_seen', jsonb_build_object('agent', jsonb_build_object('branch:to:agent', version)),
+        'updated_channels', null
     ),
     jsonb_build_object('source', 'loop', 'step', position, 'parents', '{{}}'::jsonb)
 FROM many

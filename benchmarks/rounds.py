@@ -78,6 +78,14 @@ class Comparison:
         return statistics.median(self.ratios)
 
 
+def joined(comparisons: Sequence[Comparison]) -> Comparison:
+    """What several sittings came to, as if it had been one."""
+    return Comparison(
+        Side([one for comparison in comparisons for one in comparison.bare.rounds]),
+        Side([one for comparison in comparisons for one in comparison.ours.rounds]),
+    )
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """The smallest of `values` that `percent` of them do not exceed."""
     ordered = sorted(values)
