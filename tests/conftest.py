@@ -30,6 +30,7 @@ from tests.support.postgres import (
     running_postgres,
 )
 from tests.support.standstill import StandstillWatch
+from tests.support.virtual_time import new_loop
 
 settings.register_profile("crowded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("crowded")
@@ -90,7 +91,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         watch.run(pyfuncitem.obj, arguments)
         return True
     if inspect.iscoroutinefunction(pyfuncitem.obj):
-        asyncio.run(pyfuncitem.obj(**arguments), debug=False)
+        on_virtual_time = pyfuncitem.get_closest_marker("virtual_time") is not None
+        with asyncio.Runner(loop_factory=new_loop if on_virtual_time else None) as runner:
+            runner.run(pyfuncitem.obj(**arguments))
         return True
     return None
 

@@ -20,7 +20,8 @@ from tests.simulation.platter import Platter
 from tests.simulation.primary import ComparingBackend, SimulatedBackend
 from tests.simulation.server import Server, describe
 from tests.simulation.trace import Trace
-from tests.simulation.world import VirtualLoop, World
+from tests.simulation.world import World
+from tests.support.virtual_time import VirtualLoop
 
 GRACE = 2.0
 """Seconds for which a process that is stopped tries to drain."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
-import selectors
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import blake2b
 from random import Random
-from typing import Any
 
-BEGINNING = 1000.0
+from tests.support.virtual_time import BEGINNING
+
 LAST, MOST_STEPS = BEGINNING + 200.0, 20_000
 """When a run is said to have no end."""
 
@@ -87,36 +85,3 @@ class World:
 
     def trace_hash(self) -> str:
         return blake2b("\n".join(self.lines).encode(), digest_size=8).hexdigest()
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that lets the world's time pass instead of sleeping."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        super().__init__(_NoInput(world))
-
-    def time(self) -> float:
-        return self._world.now
-
-
-class _NoInput(selectors.BaseSelector):
-    """Nothing ever arrives from outside: what it waits for is time."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._keys: dict[Any, selectors.SelectorKey] = {}
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        key = self._keys[fileobj] = selectors.SelectorKey(fileobj, fileobj, events, data)
-        return key
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._keys.pop(fileobj)
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._keys
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._world.advance(timeout)
-        return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -25,6 +24,7 @@ from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice, OperationScope
 from tests.support.author import Author
 from tests.support.recorder import Recorder
+from tests.support.virtual_time import now
 
 
 def label(operation: Operation) -> str:
@@ -161,14 +161,14 @@ class Setting:
         backend: type[MemoryBackend] = Primary,
         with_journal: bool = True,
         capacity: int = 1_000_000,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         **fields: Any,
     ) -> None:
         config = create_memory_checkpointer(**{"deadline": 0.3, "retries": 0, "on_unknown_thread": "raise", **fields})
         self.serializer = SharingSerializer()
         self.any_backend = backend(config, self.serializer)
         self.recorder = ScopeRecorder()
-        self.breaker = Breaker(time.monotonic, BreakerSettings(), lambda opened, reason: None)
+        self.breaker = Breaker(now, BreakerSettings(), lambda opened, reason: None)
         self.journal = SlowJournal(capacity)
         journal = self.journal if with_journal else None
         self.standby = Standby(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,9 +11,12 @@ from typing import Any
 import pytest
 
 from enhanced_checkpointing.resilience import deadline as deadlines
-from enhanced_checkpointing.resilience.deadline import Alarm, Deadline, acquire
+from enhanced_checkpointing.resilience.deadline import TICK, Alarm, Deadline, acquire
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.checkpointer import eventually
+from tests.support.virtual_time import now, stand_still
+
+pytestmark = pytest.mark.virtual_time
 
 
 def test_remaining_falls_with_the_clock_and_never_below_zero() -> None:
@@ -49,22 +51,22 @@ async def test_what_is_done_already_counts_even_when_the_deadline_is_over() -> N
 
 async def test_wait_ends_with_the_deadline_and_leaves_the_future_alone() -> None:
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    started_at = time.monotonic()
-    assert not await Deadline(time.monotonic, 0.05).wait_for(never)
-    assert 0.04 < time.monotonic() - started_at < 0.15
+    started_at = now()
+    assert not await Deadline(now, 0.05).wait_for(never)
+    assert now() - started_at == pytest.approx(0.05)
     assert not never.done()
 
 
 async def test_wait_ends_as_soon_as_the_future_is_done() -> None:
     soon = asyncio.ensure_future(asyncio.sleep(0.02))
-    started_at = time.monotonic()
-    assert await Deadline(time.monotonic, 5.0).wait_for(soon)
-    assert time.monotonic() - started_at < 0.15
+    started_at = now()
+    assert await Deadline(now, 5.0).wait_for(soon)
+    assert now() - started_at == pytest.approx(0.02)
 
 
 async def test_wait_over_several_looks_still_ends_with_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "LOOK_EVERY", 0.01)
-    assert await Deadline(time.monotonic, 5.0).wait_for(asyncio.ensure_future(asyncio.sleep(0.05)))
+    assert await Deadline(now, 5.0).wait_for(asyncio.ensure_future(asyncio.sleep(0.05)))
 
 
 @pytest.mark.parametrize(("stall", "in_time"), [(0.5, True), (0.05, False)])
@@ -149,7 +151,7 @@ def test_without_a_standstill_nothing_is_excused() -> None:
 
 
 async def take(lock: asyncio.Lock, log: list[str], name: str, seconds: float = 5.0) -> bool:
-    if not await acquire(lock, Deadline(time.monotonic, seconds)):
+    if not await acquire(lock, Deadline(now, seconds)):
         return False
     log.append(name)
     lock.release()
@@ -171,11 +173,11 @@ async def test_lock_is_had_first_come_first_served() -> None:
 async def test_lock_that_does_not_come_in_time_is_left_to_the_next() -> None:
     lock, log = asyncio.Lock(), list[str]()
     await lock.acquire()
-    started_at = time.monotonic()
+    started_at = now()
     impatient = asyncio.ensure_future(take(lock, log, "impatient", 0.03))
     patient = asyncio.ensure_future(take(lock, log, "patient"))
     assert await impatient is False
-    assert time.monotonic() - started_at < 0.03 + 0.1
+    assert now() - started_at == pytest.approx(0.03)
     lock.release()
     assert await asyncio.wait_for(patient, 1.0)
     assert log == ["patient"]
@@ -219,7 +221,7 @@ async def test_no_two_have_the_lock_and_nobody_waits_for_ever_whatever_is_cancel
 
     async def visit() -> None:
         nonlocal inside, most
-        if not await acquire(lock, Deadline(time.monotonic, chance.choice([0.001, 0.01, 5.0]))):
+        if not await acquire(lock, Deadline(now, chance.choice([0.001, 0.01, 5.0]))):
             return
         inside += 1
         most = max(most, inside)
@@ -287,7 +289,7 @@ async def test_waits_that_a_standstill_made_late_are_all_woken_at_once() -> None
     alarm, woken = Alarm(), list[int]()
     for number in range(10):
         alarm.set(partial(woken.append, number), 0.01 * (number + 1))
-    asyncio.get_running_loop().call_soon(time.sleep, 0.15)  # the loop stands still
+    asyncio.get_running_loop().call_soon(stand_still, 0.15)  # the loop stands still
     await asyncio.sleep(0.01)
     assert woken == [*range(10)]
 
@@ -304,7 +306,7 @@ async def test_alarm_that_is_turned_off_wakes_nobody_and_the_others_still() -> N
 
 async def test_waits_one_after_the_other_share_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, timers = asyncio.get_running_loop(), counted_timers(monkeypatch)
-    alarm, deadline = Alarm(), Deadline(time.monotonic, 5.0)
+    alarm, deadline = Alarm(), Deadline(now, 5.0)
     for _ in range(50):
         answer: asyncio.Future[None] = loop.create_future()
         loop.call_soon(answer.set_result, None)
@@ -317,9 +319,9 @@ async def test_wait_that_shares_a_timer_ends_with_its_deadline() -> None:
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def seconds_of(deadline: float) -> float:
-        started_at = time.monotonic()
-        assert not await Deadline(time.monotonic, deadline).wait_for(never, alarm=alarm)
-        return time.monotonic() - started_at
+        started_at = now()
+        assert not await Deadline(now, deadline).wait_for(never, alarm=alarm)
+        return now() - started_at
 
     waited = await asyncio.gather(*(seconds_of(seconds) for seconds in (0.1, 0.05, 0.1)))
-    assert waited == pytest.approx([0.1, 0.05, 0.1], abs=0.04)
+    assert waited == pytest.approx([0.1, 0.05, 0.1], abs=1.01 * TICK)

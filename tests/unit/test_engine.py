@@ -16,6 +16,9 @@ from enhanced_checkpointing.telemetry.events import ConfigurationFault, Notice
 from tests.support.author import config_of
 from tests.support.engine_setting import Setting, Wrong, turns
 
+pytestmark = pytest.mark.virtual_time
+
+
 ASKED = config_of("a")
 
 

@@ -16,11 +16,14 @@ from enhanced_checkpointing.journal.contract import Appending, BaseHead
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
-from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.telemetry.events import OperationScope
 from tests.support.author import config_of
 from tests.support.engine_setting import Primary, label
 from tests.support.engine_setting import Setting as EngineSetting
+from tests.support.virtual_time import now
+
+pytestmark = pytest.mark.virtual_time
 
 
 class Refused(Exception):
@@ -56,7 +59,7 @@ class Setting:
         self.recorder, self.backend = made.recorder, made.backend
         self.journal = GatedJournal(capacity)
         self.standby = Standby(made.serializer, 1_000_000, self.journal.holds)
-        breaker = Breaker(time.monotonic, BreakerSettings(), lambda opened, reason: None)
+        breaker = Breaker(now, BreakerSettings(), lambda opened, reason: None)
         breaker.trip("down")
         self.journaling = Journaling(
             backend=self.backend,
@@ -65,12 +68,12 @@ class Setting:
             standby=self.standby,
             newcomers=Newcomers(self.standby, start_fresh=True, wall_clock=time.time, held=self.journal.holds),
             telemetry=self.recorder,
-            clock=time.monotonic,
+            clock=now,
         )
 
     def call(self, operation: Operation, seconds: float = 0.3) -> Call:
         scope = OperationScope(operation.name, Primary.name, operation.thread_id)
-        return Call(operation, scope, Deadline(time.monotonic, seconds), asyncio.get_running_loop().create_future())
+        return Call(operation, scope, Deadline(now, seconds), asyncio.get_running_loop().create_future())
 
     def gate(self, *labels: str) -> None:
         for name in labels:
@@ -122,10 +125,10 @@ async def test_each_waits_until_its_own_deadline_and_not_for_the_one_in_front() 
     setting = Setting()
     patient, hasty = setting.call(setting.next_put("a"), 0.3), setting.call(setting.next_put("b"), 0.1)
     setting.gate("a1", "b1")
-    started_at = time.monotonic()
+    started_at = now()
     settling = setting.settle(patient, hasty)
     (late,) = await told(hasty)
-    assert 0.09 < time.monotonic() - started_at < 0.2
+    assert now() - started_at == pytest.approx(0.1, abs=1.01 * TICK)
     assert isinstance(late, CheckpointUnavailableError)
     assert "did not answer in time" in str(late)
     assert hasty.scope.outcome == "unavailable"

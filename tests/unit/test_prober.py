@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from enhanced_checkpointing.backends.contract import classify_by_type
 from enhanced_checkpointing.backends.memory import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
+from enhanced_checkpointing.resilience.deadline import TICK
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -23,6 +23,10 @@ from enhanced_checkpointing.telemetry.events import ConfigurationFault, ProbeFin
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep.prober import UNREACHED_PAUSE, Finding, Prober, next_pause
 from tests.support.recorder import Recorder
+from tests.support.virtual_time import now
+
+pytestmark = pytest.mark.virtual_time
+
 
 seconds = st.floats(0.01, 60.0)
 
@@ -98,7 +102,7 @@ class Setting:
         self.backend.saver = self.saver
         self.recorder = Recorder()
         self.transitions: list[bool] = []
-        self.breaker = Breaker(time.monotonic, BreakerSettings(), self._moved)
+        self.breaker = Breaker(now, BreakerSettings(), self._moved)
         guard = Guard(
             "memory",
             breaker=self.breaker,
@@ -113,6 +117,7 @@ class Setting:
             breaker=self.breaker,
             telemetry=self.recorder,
             jitter=lambda: 0.5,
+            clock=now,
         )
 
     def _moved(self, opened: bool, reason: str) -> None:
@@ -205,9 +210,9 @@ async def test_silent_server_is_silent_within_the_deadline() -> None:
     setting = Setting()
     await setting.prober.probe()
     setting.saver.hang()
-    started_at = time.monotonic()
+    started_at = now()
     assert await setting.prober.probe() is Finding.SILENT
-    assert time.monotonic() - started_at < 0.1 + 0.1
+    assert now() - started_at == pytest.approx(0.1, abs=1.01 * TICK)
     assert setting.breaker.is_open
 
 

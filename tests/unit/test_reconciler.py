@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -21,7 +20,7 @@ from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEn
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_shared
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
-from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -32,6 +31,9 @@ from enhanced_checkpointing.upkeep.reconciler import Drain, Reconciler
 from tests.support.author import Author, config_of
 from tests.support.checkpointer import eventually
 from tests.support.recorder import Recorder
+from tests.support.virtual_time import now
+
+pytestmark = pytest.mark.virtual_time
 
 
 class Refused(Exception):
@@ -92,7 +94,7 @@ class Setting:
         self.standby = Standby(self.serializer, 10_000_000, self.journal.holds)
         self.recorder = Recorder()
         self.quiet = 0
-        self.breaker = Breaker(time.monotonic, BreakerSettings(), lambda opened, reason: None)
+        self.breaker = Breaker(now, BreakerSettings(), lambda opened, reason: None)
         guard = Guard(
             "memory",
             breaker=self.breaker,
@@ -111,6 +113,7 @@ class Setting:
             serializer=self.serializer,
             telemetry=self.recorder,
             on_drained=self._quiet,
+            clock=now,
         )
 
     def _quiet(self) -> None:
@@ -121,7 +124,7 @@ class Setting:
 
     async def add(self, operation: Operation, base_head: BaseHead = UNKNOWN) -> JournalEntry:
         """Journal an operation as the engine does: the journal, the standby, then a word to the reconciler."""
-        entry = await self.journal.append(operation, base_head, Deadline(time.monotonic, 1.0))
+        entry = await self.journal.append(operation, base_head, Deadline(now, 1.0))
         self.standby.apply(operation)
         self.reconciler.wake()
         return entry
@@ -196,7 +199,7 @@ async def test_record_that_is_stored_without_anybody_telling_is_drained(monkeypa
     setting = Setting()
     async with setting.running():
         await asyncio.sleep(0)  # it has looked, and found nothing
-        await setting.journal.append(setting.author("a").put({"n": 1}), UNKNOWN, Deadline(time.monotonic, 1.0))
+        await setting.journal.append(setting.author("a").put({"n": 1}), UNKNOWN, Deadline(now, 1.0))
         await eventually(lambda: not setting.journal.holds("a"))
     assert len(setting.of("a")) == 1
 
@@ -247,7 +250,7 @@ async def test_frozen_thread_is_not_replayed_past_its_dead_letter() -> None:
     await setting.reconciler.drain_all()
     setting.backend.refusals.clear()
     await setting.reconciler.drain_all()
-    assert not await setting.reconciler.drain_first("bad", Deadline(time.monotonic, 1.0))
+    assert not await setting.reconciler.drain_first("bad", Deadline(now, 1.0))
     assert setting.of("bad") == []
     assert setting.outcomes() == {"bad": "frozen"}
 
@@ -305,7 +308,7 @@ async def test_nothing_is_drained_while_the_breaker_is_open() -> None:
     await setting.add_steps("a")
     setting.breaker.trip("down")
     assert not await setting.reconciler.drain_all()
-    assert not await setting.reconciler.drain_first("a", Deadline(time.monotonic, 1.0))
+    assert not await setting.reconciler.drain_first("a", Deadline(now, 1.0))
     assert setting.recorder.events == []
     assert setting.quiet == 0
 
@@ -362,7 +365,7 @@ async def test_thread_that_a_read_waits_for_is_drained_ahead_of_the_others() -> 
     setting = Setting(drain_concurrency=1)
     await setting.add_steps("first")
     await setting.add_steps("wanted")
-    assert await setting.reconciler.drain_first("wanted", Deadline(time.monotonic, 1.0))
+    assert await setting.reconciler.drain_first("wanted", Deadline(now, 1.0))
     assert len(setting.of("wanted")) == 3
     assert setting.of("first") == []
 
@@ -371,9 +374,7 @@ async def test_drain_that_is_under_way_is_shared_and_not_done_twice() -> None:
     setting = Setting()
     setting.backend.gate = asyncio.Event()
     await setting.add_steps("a")
-    asking = [
-        asyncio.ensure_future(setting.reconciler.drain_first("a", Deadline(time.monotonic, 2.0))) for _ in range(3)
-    ]
+    asking = [asyncio.ensure_future(setting.reconciler.drain_first("a", Deadline(now, 2.0))) for _ in range(3)]
     draining = asyncio.ensure_future(setting.reconciler.drain_all())
     await eventually(lambda: setting.backend.running == 1)
     setting.backend.gate.set()
@@ -386,9 +387,9 @@ async def test_read_waits_no_longer_than_its_deadline_and_the_drain_goes_on() ->
     setting = Setting(deadline=2.0)
     setting.backend.gate = asyncio.Event()
     await setting.add_steps("a")
-    started_at = time.monotonic()
-    assert not await setting.reconciler.drain_first("a", Deadline(time.monotonic, 0.05))
-    assert time.monotonic() - started_at < 0.15
+    started_at = now()
+    assert not await setting.reconciler.drain_first("a", Deadline(now, 0.05))
+    assert now() - started_at == pytest.approx(0.05, abs=1.01 * TICK)
     setting.backend.gate.set()
     assert await setting.reconciler.wait_drained(1.0)
     assert len(setting.of("a")) == 3
@@ -745,9 +746,9 @@ async def test_it_goes_on_at_once_when_the_primary_is_back_after_it_was_lost_in_
 async def test_waiting_ends_with_its_time_and_tells_that_something_is_left() -> None:
     setting = Setting()
     await setting.add_steps("a")
-    started_at = time.monotonic()
+    started_at = now()
     assert not await setting.reconciler.wait_drained(0.03)
-    assert time.monotonic() - started_at < 0.13
+    assert now() - started_at == pytest.approx(0.03, abs=1.01 * TICK)
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1
 
@@ -883,5 +884,5 @@ async def test_record_that_nobody_told_of_is_looked_for_now_and_then(monkeypatch
     async with setting.running():
         await asyncio.sleep(0.07)  # it looks, and there is nothing
         put = setting.author("a").put({"n": 1})
-        await setting.journal.append(put, UNKNOWN, Deadline(time.monotonic, 1.0))
+        await setting.journal.append(put, UNKNOWN, Deadline(now, 1.0))
         await eventually(lambda: setting.of("a") == [put.replayable()])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +17,16 @@ from enhanced_checkpointing.failover import journaling, writes
 from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.operations import DeleteThread, Operation, frozen_size
 from enhanced_checkpointing.resilience import group_commit
-from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, FailedOver, Notice, OperationScope
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import config_of
 from tests.support.engine_setting import THREAD, Primary, Setting, Wrong, answers_by_a_thread, turns
+from tests.support.virtual_time import now
+
+pytestmark = pytest.mark.virtual_time
+
 
 NOT_AT_FAULT = [kind for kind in FailureKind if kind not in (FailureKind.DATA, FailureKind.CORRUPTION)]
 
@@ -32,7 +35,7 @@ class MovableClock(FakeClock):
     """Real time, and more when it is told to."""
 
     def __call__(self) -> float:
-        return time.monotonic() + super().__call__()
+        return now() + super().__call__()
 
 
 async def occupied(setting: Setting, thread_id: str = "x") -> tuple[asyncio.Task[None], asyncio.Event]:
@@ -334,9 +337,9 @@ async def test_other_threads_go_on_while_one_waits_for_room_in_the_journal() -> 
     await results(await setting.begin(first))
     waiting = await setting.begin_puts("a")
     await turns()
-    started_at = time.monotonic()
+    started_at = now()
     assert await results(await setting.begin_puts("b", "c")) == [None] * 2
-    assert time.monotonic() - started_at < 0.5
+    assert now() - started_at < 0.5
     assert not waiting[0].done()
     await setting.journal.mark_applied(setting.journal.entries("a"))
     assert await results(waiting) == [None]
@@ -459,7 +462,7 @@ async def test_batch_has_the_time_of_the_call_in_it_that_has_the_least() -> None
     setting = Setting(deadline=0.6)
     await setting.know("a", "b")
     first, gate = await occupied(setting)
-    started_at = time.monotonic()
+    started_at = now()
     early = await setting.begin_puts("a")
     await asyncio.sleep(0.1)
     late = await setting.begin_puts("b")
@@ -467,7 +470,7 @@ async def test_batch_has_the_time_of_the_call_in_it_that_has_the_least() -> None
     gate.set()
     assert await results([first, *early, *late]) == [None] * 3
     assert setting.backend.asked == [["x1"], ["a1", "b1"]]
-    assert 0.35 < time.monotonic() - started_at < 0.6, "and a third of so little is kept for the journal"
+    assert now() - started_at == pytest.approx(0.4, abs=1.01 * TICK), "and a third of so little is kept for the journal"
     assert (setting.journaled("a"), setting.journaled("b")) == (["a1"], ["b1"])
 
 
@@ -478,11 +481,11 @@ async def test_call_whose_thread_was_busy_does_not_wait_for_younger_calls_that_h
     first = await setting.begin_puts("a")
     await asyncio.sleep(0.2)
     second = await setting.begin_puts("a")
-    called_at = time.monotonic()
+    called_at = now()
     await asyncio.sleep(0.6)
     younger = await setting.begin_puts("b")
     assert await results([*first, *second]) == [None, None]
-    assert time.monotonic() - called_at < 1.0 + 0.1
+    assert now() - called_at < 1.0 + 1.01 * TICK
     assert setting.journaled("a") == ["a1", "a2"]
     assert await results(younger) == [None]
 
@@ -642,10 +645,10 @@ async def latest_of_six() -> float:
     late: list[float] = []
 
     async def timed(operation: Operation) -> None:
-        started_at = time.monotonic()
+        started_at = now()
         with pytest.raises((JournalFullError, CheckpointUnavailableError)):
             await setting.engine.writes.settle(operation)
-        late.append(time.monotonic() - started_at - 0.4)
+        late.append(now() - started_at - 0.4)
 
     async with asyncio.timeout(10):
         await asyncio.gather(*(timed(setting.next_put(thread_id)) for thread_id in "abcabc"))
@@ -822,9 +825,9 @@ async def test_lone_write_is_journaled_in_time_when_the_primary_hangs() -> None:
     setting = Setting()
     await setting.know("a")
     setting.backend.gate = asyncio.Event()
-    started_at = time.monotonic()
+    started_at = now()
     await setting.put()
-    assert time.monotonic() - started_at < 0.4
+    assert now() - started_at < 0.4
     assert setting.journaled("a") == ["a1"]
 
 

@@ -258,7 +258,7 @@ class Guard:
             raise
         if not in_time:
             kept_us_waiting = deadline.now() - (attempt.held_at or begun.began_at)
-            silent = self._last_answer < begun.asked_at
+            silent = self._last_answer <= begun.asked_at
             ours = (attempt.held_at is None and not silent) or kept_us_waiting < deadline.seconds / 2
             self._leave(task, attempt, cut=True)
             if not ours and not task.done():
@@ -282,7 +282,7 @@ class Guard:
 
     def _doubt(self, begun: Begun[Any]) -> None:
         """Half the time is over. Only calls about threads doubt: a probe is what doubts are settled by."""
-        if begun.attempt.subjects and self._last_answer < begun.asked_at and not self._breaker.is_open:
+        if begun.attempt.subjects and self._last_answer <= begun.asked_at and not self._breaker.is_open:
             self.on_doubt()
 
     def _failed(self, ticket: Ticket, error: BaseException) -> CallFailed:
