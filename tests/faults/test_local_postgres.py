@@ -162,7 +162,8 @@ def test_close_keeps_a_cluster_that_was_there_before(cluster_template: ClusterTe
 @pytest.mark.parametrize("state", ["running", "frozen"])
 def test_server_dies_and_its_files_go_when_our_process_is_ended(number: signal.Signals, state: str) -> None:
     script = (
-        "import sys, time; from pathlib import Path\n"
+        "import signal, sys, time; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # who is started in the background ignores it
         "from enhanced_checkpointing.cli.local_postgres import LocalPostgres\n"
         "server = LocalPostgres(Path(sys.argv[1])); server.start()\n"
         "if sys.argv[2] == 'frozen': server.freeze()\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import pytest
@@ -12,6 +11,9 @@ from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
 
 from enhanced_checkpointing.companions import Companions
+from tests.support.virtual_time import now
+
+pytestmark = pytest.mark.virtual_time
 
 
 class Checked:
@@ -137,9 +139,9 @@ async def test_check_that_hangs_is_bounded_and_unhealthy() -> None:
         async def health_check(self) -> None:
             await asyncio.sleep(30)
 
-    started_at = time.monotonic()
+    started_at = now()
     assert await checked(Hanging(), 0.03) == {"healthy": False, "checked": True, "error": "TimeoutError"}
-    assert time.monotonic() - started_at < 0.15
+    assert now() - started_at == pytest.approx(0.03)
 
 
 async def test_companion_that_recovered_is_healthy_again() -> None:
