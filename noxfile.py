@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = [
-    *("lint", "imports", "types", "unit", "simulation", "conformance", "faults", "chaos", "examples", "serving"),
-    *("deploy", "docs", "lowest", "newest"),
-]
+nox.options.sessions = ["lint", "together", "unit-3.12", "unit-3.13", "serving", "lowest", "newest"]
 
+SERVERS = ["18", "16"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 PARALLEL = ("-n", "2", "--dist", "worksteal")
 """As many at a time as the smallest machine has cores: tests of deadlines must not starve each other."""
@@ -28,24 +29,6 @@ OF_EACH_SERVER = tuple(
 )
 """Fault tests in which it matters which PostgreSQL serves: run on every version, the others on the newest."""
 INTEGRATION = ("tests/conformance", "tests/faults/test_same_rows.py")
-OF_WHAT_MUST_NOT_FAIL = tuple(
-    f"tests/unit/test_{name}.py"
-    for name in (
-        *("adoption", "book", "breaker", "canary", "codec", "disk", "divergence", "durable_journal", "engine"),
-        *(
-            "filesystems",
-            "frames",
-            "group_commit",
-            "index",
-            "inheritance",
-            "journal_contract",
-            "journal_format",
-            "journaling",
-        ),
-        *("journal_opening", "reconciler", "routes", "standby", "survey", "warm_thread", "worker", "writes"),
-    )
-)
-"""The unit tests of the modules whose every branch is covered."""
 OF_EACH_DEPENDENCY = (
     *(
         f"tests/unit/test_{name}.py"
@@ -56,10 +39,16 @@ OF_EACH_DEPENDENCY = (
 """What tells whether a version of a dependency works."""
 
 
-def install(session: nox.Session, *groups: str, extras: str = "otlp,demo,serving") -> None:
+def install(session: nox.Session, *groups: str) -> None:
+    """Install what a session needs, unless it is the one that has everything already."""
+    if session.name != "together":
+        install_all(session, *groups)
+
+
+def install_all(session: nox.Session, *groups: str) -> None:
     """Install the project as a user would, and the named groups of development tools."""
     project = nox.project.load_toml("pyproject.toml")
-    session.install(f".[{extras}]", *nox.project.dependency_groups(project, *groups))
+    session.install(".[otlp,demo,serving]", *nox.project.dependency_groups(project, *groups))
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
@@ -100,24 +89,17 @@ def unit(session: nox.Session) -> None:
 def simulation(session: nox.Session) -> None:
     """Hundreds of seeded histories on virtual time; with the unit tests, every branch that must not fail is taken."""
     install(session, "test", "coverage")
-    pytest(session, "tests/simulation", *OF_WHAT_MUST_NOT_FAIL, "--cov", "--cov-report=term-missing", *PARALLEL)
+    pytest(session, "tests/unit", "tests/simulation", "--cov", "--cov-report=term-missing", *PARALLEL)
 
 
 @nox.session
-def conformance(session: nox.Session) -> None:
-    """LangGraph's published suite through the saver: healthy, dead, drained."""
-    install(session, "test")
-    pytest(session, "tests/conformance", *PARALLEL)
-
-
-@nox.session
-@nox.parametrize("postgres", ["18", "16"])
+@nox.parametrize("postgres", SERVERS)
 def faults(session: nox.Session, postgres: str) -> None:
-    """Real faults against a real PostgreSQL, whose binaries come in a wheel."""
+    """Real faults against a real PostgreSQL, whose binaries come in a wheel; LangGraph's suite before, in and after."""
     install(session, "test")
     session.env["TEST_POSTGRES_VERSION"] = postgres
     if postgres == "18":
-        pytest(session, "tests/faults", *PARALLEL, "-m", "not alone")
+        pytest(session, "tests/conformance", "tests/faults", *PARALLEL, "-m", "not alone")
         pytest(session, "tests/faults", "-m", "alone")
     else:
         pytest(session, *OF_EACH_SERVER, *PARALLEL)
@@ -135,14 +117,14 @@ def chaos(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """The examples and the README's code, run."""
     install(session, "test")
-    pytest(session, "tests/examples")
+    pytest(session, "tests/examples", *PARALLEL)
 
 
 @nox.session
 def serving(session: nox.Session) -> None:
     """What is served, against a real PostgreSQL: in a real Chromium, and in LangGraph's own server."""
     install(session, "test", "langgraph-server")
-    pytest(session, "tests/serving")
+    pytest(session, "tests/serving", *PARALLEL)
 
 
 @nox.session
@@ -163,6 +145,31 @@ def docs(session: nox.Session) -> None:
     else:
         session.run("mkdocs", "build", "--strict", "--quiet")  # into build/site
         pytest(session, "tests/docs")
+
+
+@nox.session
+def together(session: nox.Session) -> None:
+    """All that one Python can tell, in one environment: as many would take minutes to be made and to get warm."""
+    install_all(session, "lint", "types", "coverage")  # `types` has all groups of tests in it
+    parts: dict[str, Callable[[nox.Session], object]] = {
+        "imports": imports,
+        "types": types,
+        "simulation": simulation,
+        "chaos": chaos,
+        "examples": examples,
+        "deploy": deploy,
+        "docs": docs,
+        **{f"faults {version}": partial(faults, postgres=version) for version in SERVERS},
+    }
+    missed = []
+    for name, part in parts.items():
+        session.log(f"together: {name}")
+        try:
+            part(session)
+        except CommandFailed:  # the others are worth a look, too
+            missed.append(name)
+    if missed:
+        session.error(f"failed: {', '.join(missed)}")
 
 
 @nox.session

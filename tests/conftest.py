@@ -22,13 +22,9 @@ from hypothesis import HealthCheck, settings
 from enhanced_checkpointing.backends import postgres
 from enhanced_checkpointing.backends.postgres_rows import statements
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from tests.support.databases import Databases
 from tests.support.leaks import LeakWatch
-from tests.support.postgres import (
-    ClusterTemplate,
-    PostgresServer,
-    fresh_database,
-    running_postgres,
-)
+from tests.support.postgres import ClusterTemplate, PostgresServer, running_postgres
 from tests.support.standstill import StandstillWatch
 from tests.support.virtual_time import new_loop
 
@@ -119,17 +115,25 @@ def postgres_server(cluster_template: ClusterTemplate) -> Iterator[PostgresServe
         yield server
 
 
+@pytest.fixture(scope="session")
+def databases(postgres_server: PostgresServer) -> Iterator[Databases]:
+    """Empty databases on the shared server."""
+    databases = Databases(postgres_server.url())
+    yield databases
+    databases.remove()
+
+
 @pytest.fixture
-def database_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """The URL of a fresh, empty database on the shared server."""
-    with fresh_database(postgres_server.url()) as url:
+def database_url(databases: Databases) -> Iterator[str]:
+    """The URL of an empty database on the shared server."""
+    with databases.one() as url:
         yield url
 
 
 @pytest.fixture
-def twin_database_url(postgres_server: PostgresServer) -> Iterator[str]:
+def twin_database_url(databases: Databases) -> Iterator[str]:
     """A second one, for the run without faults that a faulty run is compared with."""
-    with fresh_database(postgres_server.url()) as url:
+    with databases.one() as url:
         yield url
 
 
