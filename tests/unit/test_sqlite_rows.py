@@ -183,6 +183,7 @@ def test_neighbours_of_one_kind_are_one_statement_and_the_order_stays() -> None:
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda parts: st.lists(parts) | st.dictionaries(st.text() | st.integers() | st.booleans() | st.none(), parts),
+    max_leaves=20,
 )
 
 
