@@ -12,6 +12,9 @@ from pathlib import Path
 import nox
 from nox.command import CommandFailed
 
+# Hundreds of processes are started, each of which would compile all packages anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "together", "unit-3.12", "unit-3.13", "serving", "lowest", "newest"]
