@@ -10,13 +10,6 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from enhanced_checkpointing.cli import (  # noqa: F401  # before a test gives up the rights to read them
-    doctor_postgres,
-    doctor_screen,
-    health,
-    journal_drain,
-    setup,
-)
 from enhanced_checkpointing.cli.app import app
 from enhanced_checkpointing.config import variable_of
 from enhanced_checkpointing.settings import CheckpointerSettings

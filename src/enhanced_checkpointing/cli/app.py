@@ -67,7 +67,7 @@ def demo(
     if database_url and sqlite:
         raise typer.BadParameter("choose one of --database-url and --sqlite")
 
-    from enhanced_checkpointing.cli.demo import Plan, play  # here, as LangGraph takes its time to be imported
+    from enhanced_checkpointing.cli.demo.command import Plan, play  # here, as LangGraph takes its time to be imported
 
     plan = Plan(conversations=conversations, turns=turns, seed=seed, pace=pace, plant_difference=plant_difference)
     raise typer.Exit(play(plan, database_url=database_url, sqlite=sqlite, as_json=json, plain=plain))
@@ -89,7 +89,7 @@ def doctor(
 
     Exit code 0: an application can start. 1: something is to be mended; cause and fix are printed. 2: wrong usage.
     """
-    from enhanced_checkpointing.cli import doctor as work
+    from enhanced_checkpointing.cli.doctor import command as work
 
     return work.run(options, timeout=timeout, as_json=as_json)
 

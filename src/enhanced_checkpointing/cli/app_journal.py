@@ -27,7 +27,7 @@ Timeout = Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds to 
 @command(journal, takes=JOURNAL)
 def status(options: Options, as_json: bool) -> ExitCode:
     """Show every book in the directory: whose it is, and what waits in it. Nothing is changed."""
-    from enhanced_checkpointing.cli import journal_status as work
+    from enhanced_checkpointing.cli.journal import status as work
 
     return work.run(options, as_json=as_json)
 
@@ -42,7 +42,7 @@ def drain(
 
     What running processes hold is theirs: it is left alone, and told.
     """
-    from enhanced_checkpointing.cli import journal_drain as work
+    from enhanced_checkpointing.cli.journal import drain as work
 
     return work.drain(options, timeout=timeout, as_json=as_json)
 
@@ -50,7 +50,7 @@ def drain(
 @command(journal, "dead-letters", takes=JOURNAL)
 def dead_letters(options: Options, as_json: bool) -> ExitCode:
     """List what the database refused for good: thread, operation, error. Nothing is changed."""
-    from enhanced_checkpointing.cli import journal_letters as work
+    from enhanced_checkpointing.cli.journal import letters as work
 
     return work.run(options, as_json=as_json)
 
@@ -67,7 +67,7 @@ def retry(
 
     Exit code 0: none of them is left. 1: one was refused again. 2: there is none, or a running process holds it.
     """
-    from enhanced_checkpointing.cli import journal_drain as work
+    from enhanced_checkpointing.cli.journal import drain as work
 
     if (thread_id is None) is not every:
         raise typer.BadParameter("name one thread, or give --all")
@@ -86,6 +86,6 @@ def quarantine(
     ] = False,
 ) -> ExitCode:
     """Show what is damaged, which threads that freezes, and what can be done. Nothing is changed."""
-    from enhanced_checkpointing.cli import journal_quarantine as work
+    from enhanced_checkpointing.cli.journal import quarantine as work
 
     return work.run(options, copy_to=copy_to, branches=branches, as_json=as_json)

@@ -53,8 +53,8 @@ def migrate(
 
     Exit code 0: the target has every thread of the source, and equal. 1: it has not; they are named. 2: not possible.
     """
-    from enhanced_checkpointing.cli import migrate as work
-    from enhanced_checkpointing.cli.moving import Showing
+    from enhanced_checkpointing.cli.moving import migrate as work
+    from enhanced_checkpointing.cli.moving.progress import Showing
     from enhanced_checkpointing.cli.named_databases import Naming
     from enhanced_checkpointing.threads.moving import Orders
 
@@ -84,8 +84,8 @@ def export(
 
     Exit code 0: all is written. 1: some threads cannot be read; they are named. 2: wrong usage, or not possible.
     """
-    from enhanced_checkpointing.cli import exchange as work
-    from enhanced_checkpointing.cli.moving import Showing
+    from enhanced_checkpointing.cli.moving import exchange as work
+    from enhanced_checkpointing.cli.moving.progress import Showing
     from enhanced_checkpointing.cli.named_databases import Naming
 
     naming, showing = Naming(options.environment, options.env_file, serde), Showing(as_json, quiet)
@@ -110,8 +110,8 @@ def import_(
 
     Exit code 0: the target has every thread of the export, and equal. 1: it has not; they are named. 2: not possible.
     """
-    from enhanced_checkpointing.cli import exchange as work
-    from enhanced_checkpointing.cli.moving import Showing
+    from enhanced_checkpointing.cli.moving import exchange as work
+    from enhanced_checkpointing.cli.moving.progress import Showing
     from enhanced_checkpointing.cli.named_databases import Naming
     from enhanced_checkpointing.threads.moving import Orders
 

@@ -51,8 +51,8 @@ def list_(
     ] = None,
 ) -> ExitCode:
     """List threads, newest first."""
-    from enhanced_checkpointing.cli import threads_list as work
-    from enhanced_checkpointing.cli.threads import Target
+    from enhanced_checkpointing.cli.threads import list as work
+    from enhanced_checkpointing.cli.threads.database import Target
 
     target = Target(options)
     wanted = work.Wanted(user, limit, before, tuple(metadata or ()), status)
@@ -76,8 +76,8 @@ def show(
 
     Nothing of the application is imported or run, unless --serde names it.
     """
-    from enhanced_checkpointing.cli import threads_show as work
-    from enhanced_checkpointing.cli.threads import Target
+    from enhanced_checkpointing.cli.threads import show as work
+    from enhanced_checkpointing.cli.threads.database import Target
 
     target = Target(options, serde)
     return work.run(target, thread, checkpoint=checkpoint, namespace=namespace, full=full, as_json=as_json)
@@ -96,8 +96,8 @@ def history(
     serde: Serde = None,
 ) -> ExitCode:
     """Draw the tree of a thread's checkpoints with its forks, newest first."""
-    from enhanced_checkpointing.cli import threads_history as work
-    from enhanced_checkpointing.cli.threads import Target
+    from enhanced_checkpointing.cli.threads import history as work
+    from enhanced_checkpointing.cli.threads.database import Target
 
     target = Target(options, serde)
     return work.run(target, thread, limit=limit, before=before, every=every, as_json=as_json)
@@ -123,8 +123,8 @@ def diff(
 
     Ids may be shortened, as `history` shows them.
     """
-    from enhanced_checkpointing.cli import threads_diff as work
-    from enhanced_checkpointing.cli.threads import Target
+    from enhanced_checkpointing.cli.threads import diff as work
+    from enhanced_checkpointing.cli.threads.database import Target
 
     target = Target(options, serde)
     return work.run(target, thread, work.range_of(first, second), namespace=namespace, full=full, as_json=as_json)
@@ -138,8 +138,8 @@ def delete(
     yes: Yes = False,
 ) -> ExitCode:
     """Delete threads with everything that is stored of them. Refused while the journal holds anything of one."""
-    from enhanced_checkpointing.cli import threads_change as work
-    from enhanced_checkpointing.cli.threads import Target
+    from enhanced_checkpointing.cli.threads import change as work
+    from enhanced_checkpointing.cli.threads.database import Target
 
     target = Target(options)
     return work.delete(target, threads, yes=yes, as_json=as_json)
@@ -155,8 +155,8 @@ def copy(
     ] = None,
 ) -> ExitCode:
     """Copy a thread, all of it or nothing. Refused while the journal holds anything of it."""
-    from enhanced_checkpointing.cli import threads_change as work
-    from enhanced_checkpointing.cli.threads import Target
+    from enhanced_checkpointing.cli.threads import change as work
+    from enhanced_checkpointing.cli.threads.database import Target
 
     database = Target(options)
     return work.copy(database, source, target, as_json=as_json)
@@ -176,8 +176,8 @@ def prune(
 
     Refused while the journal holds anything of one of them.
     """
-    from enhanced_checkpointing.cli import threads_change as work
-    from enhanced_checkpointing.cli.threads import Target
+    from enhanced_checkpointing.cli.threads import change as work
+    from enhanced_checkpointing.cli.threads.database import Target
 
     target = Target(options, serde)
     return work.prune(target, threads, keep=keep, dry_run=dry_run, yes=yes, as_json=as_json)

@@ -17,7 +17,7 @@ from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import Options, reading
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.cli.threads import Target, config_for
+from enhanced_checkpointing.cli.threads.database import Target, config_for
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.serialization import SharingSerializer

@@ -16,8 +16,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from enhanced_checkpointing.cli.demo_record import Conversation, Event, Record, State
-from enhanced_checkpointing.cli.demo_report import Report, Row
+from enhanced_checkpointing.cli.demo.record import Conversation, Event, Record, State
+from enhanced_checkpointing.cli.demo.report import Report, Row
 
 __all__ = ["Screen", "live_frame", "open_screen", "report_table"]
 

@@ -19,14 +19,14 @@ import psycopg
 from langchain_core.runnables import RunnableConfig
 
 from enhanced_checkpointing import EnhancedCheckpointerManager, initialize_enhanced_checkpointing
-from enhanced_checkpointing.cli.demo_conversations import Twin, converse, plant_difference, run_twin
-from enhanced_checkpointing.cli.demo_databases import open_database
-from enhanced_checkpointing.cli.demo_faults import DemoDatabase
-from enhanced_checkpointing.cli.demo_proof import compare, read_stored
-from enhanced_checkpointing.cli.demo_record import Conversation, Record, State
-from enhanced_checkpointing.cli.demo_report import Report, Row
-from enhanced_checkpointing.cli.demo_screen import Screen, open_screen
-from enhanced_checkpointing.cli.demo_team import Script, write_script
+from enhanced_checkpointing.cli.demo.conversations import Twin, converse, plant_difference, run_twin
+from enhanced_checkpointing.cli.demo.databases import open_database
+from enhanced_checkpointing.cli.demo.faults import DemoDatabase
+from enhanced_checkpointing.cli.demo.proof import compare, read_stored
+from enhanced_checkpointing.cli.demo.record import Conversation, Record, State
+from enhanced_checkpointing.cli.demo.report import Report, Row
+from enhanced_checkpointing.cli.demo.screen import Screen, open_screen
+from enhanced_checkpointing.cli.demo.team import Script, write_script
 from enhanced_checkpointing.cli.local_postgres import PostgresStartError
 from enhanced_checkpointing.errors import CheckpointerError, redact
 

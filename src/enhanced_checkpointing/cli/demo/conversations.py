@@ -10,9 +10,9 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.cli.demo_proof import Stored, plain_messages, read_stored
-from enhanced_checkpointing.cli.demo_record import Conversation, Record
-from enhanced_checkpointing.cli.demo_team import Script, TeamModel, build_team
+from enhanced_checkpointing.cli.demo.proof import Stored, plain_messages, read_stored
+from enhanced_checkpointing.cli.demo.record import Conversation, Record
+from enhanced_checkpointing.cli.demo.team import Script, TeamModel, build_team
 from enhanced_checkpointing.errors import redact
 
 __all__ = ["Twin", "converse", "plant_difference", "run_twin"]

@@ -12,13 +12,13 @@ from langgraph.checkpoint.base import CheckpointTuple
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing.cli.checkpoint_view import is_inner, nodes_between, view_of
 from enhanced_checkpointing.cli.configuration import RefusedError
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.history_graph import Node, drawn, short_length
 from enhanced_checkpointing.cli.screen import age, listed, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.cli.threads import Store, Target, config_for, run_with
-from enhanced_checkpointing.cli.threads_journal import Holding, journal_notes
+from enhanced_checkpointing.cli.threads.checkpoint_view import is_inner, nodes_between, view_of
+from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
+from enhanced_checkpointing.cli.threads.history_graph import Node, drawn, short_length
+from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
 from enhanced_checkpointing.cli.value_texts import brief, one_line
 from enhanced_checkpointing.operations import checkpoint_id_of, namespace_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from enhanced_checkpointing.cli.demo_proof import Comparison
-from enhanced_checkpointing.cli.demo_record import Conversation, Event, Record
+from enhanced_checkpointing.cli.demo.proof import Comparison
+from enhanced_checkpointing.cli.demo.record import Conversation, Event, Record
 
 __all__ = ["Report", "Row"]
 

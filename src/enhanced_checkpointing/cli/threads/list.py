@@ -18,7 +18,7 @@ from enhanced_checkpointing.backends.directory import ACTIVE, COMPLETED, FAILED,
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.cli.threads import Store, Target, config_for, run_with
+from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
 from enhanced_checkpointing.cli.value_texts import one_line
 from enhanced_checkpointing.threads.directory import Entry, entry_of
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from enhanced_checkpointing.cli import doctor_checks_postgres
-from enhanced_checkpointing.cli.doctor_checks_connect import check_host, explain_login, places_of, reach_all
+from enhanced_checkpointing.cli.doctor import checks_postgres
+from enhanced_checkpointing.cli.doctor.checks_connect import check_host, explain_login, places_of, reach_all
 from enhanced_checkpointing.cli.findings import (
     Finding,
     Status,
@@ -53,7 +53,7 @@ async def _judged(
         encrypted=facts.encrypted,
         milliseconds=round(facts.milliseconds, 1),
     )
-    judged = doctor_checks_postgres.judge(facts, config)
+    judged = checks_postgres.judge(facts, config)
     if any(finding.status is Status.FAILED for finding in judged):
         return [login, *judged, skipped("database.probe", "No write is tried before this is mended.")]
     return [login, *judged, await _probe(primary, facts, config, timeout), *await _index(primary, facts, timeout)]

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing.cli.branches import find_branches
 from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.journal import owner_of, surveyed
+from enhanced_checkpointing.cli.journal.books import owner_of, surveyed
+from enhanced_checkpointing.cli.journal.branches import find_branches
 from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.journal.survey import QUARANTINE, Survey, SurveyedBook
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enhanced_checkpointing.backends.pruning import Held, Link, link_of, plan_pruning
-from enhanced_checkpointing.cli.threads import Store
+from enhanced_checkpointing.cli.threads.database import Store
 from enhanced_checkpointing.operations import checkpoint_id_of, namespace_of
 
 __all__ = ["count_pruned"]

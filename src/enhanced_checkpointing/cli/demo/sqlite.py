@@ -12,7 +12,7 @@ from pathlib import Path
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from enhanced_checkpointing import CheckpointerConfig, create_sqlite_checkpointer
-from enhanced_checkpointing.cli.demo_faults import DEADLINE, DemoDatabase, Fault, Saver, in_thread
+from enhanced_checkpointing.cli.demo.faults import DEADLINE, DemoDatabase, Fault, Saver, in_thread
 
 __all__ = ["open_sqlite"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from enhanced_checkpointing.cli.doctor_checks_tables import check_indexes, check_privileges, check_schema
+from enhanced_checkpointing.cli.doctor.checks_tables import check_indexes, check_privileges, check_schema
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
 from enhanced_checkpointing.cli.postgres_facts import PostgresFacts
 from enhanced_checkpointing.cli.screen import plural

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
 
-from enhanced_checkpointing.cli.conversation import Message, conversation_of
 from enhanced_checkpointing.cli.plain_values import as_json
+from enhanced_checkpointing.cli.threads.conversation import Message, conversation_of
 from enhanced_checkpointing.cli.value_texts import shown
 
 __all__ = ["ChannelDifference", "MessageChange", "ValueChange", "differences"]

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import DEFAULT
-from enhanced_checkpointing.cli.doctor import Diagnosis
+from enhanced_checkpointing.cli.doctor.command import Diagnosis
 from enhanced_checkpointing.cli.findings import Status
 from enhanced_checkpointing.cli.screen import line, plural, print_json, problem, stdout
 

@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing.cli.checkpoint_view import View
 from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
-from enhanced_checkpointing.cli.conversation import Message
-from enhanced_checkpointing.cli.differences import ChannelDifference, ValueChange, differences
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.screen import listed, paragraph, print_json, stdout
-from enhanced_checkpointing.cli.threads import Store, Target, config_for, run_with
-from enhanced_checkpointing.cli.threads_journal import Holding, journal_notes
+from enhanced_checkpointing.cli.threads.checkpoint_view import View
+from enhanced_checkpointing.cli.threads.conversation import Message
+from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
+from enhanced_checkpointing.cli.threads.differences import ChannelDifference, ValueChange, differences
+from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
 from enhanced_checkpointing.cli.value_texts import cut, one_line, shown
 
 __all__ = ["Range", "range_of", "run", "show_differences"]

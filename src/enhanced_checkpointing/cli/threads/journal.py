@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enhanced_checkpointing.cli.journal import owner_of
+from enhanced_checkpointing.cli.journal.books import owner_of
 from enhanced_checkpointing.cli.screen import listed, plural
 from enhanced_checkpointing.journal.inheritance import belongs
 from enhanced_checkpointing.journal.refusals import reason

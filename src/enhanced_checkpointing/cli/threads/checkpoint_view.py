@@ -10,8 +10,8 @@ from typing import Any
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.directory import time_of
-from enhanced_checkpointing.cli.conversation import conversation_of, joined
 from enhanced_checkpointing.cli.plain_values import Described, Unreadable, as_json, unwrapped
+from enhanced_checkpointing.cli.threads.conversation import conversation_of, joined
 from enhanced_checkpointing.operations import checkpoint_id_of, namespace_of
 
 __all__ = ["Interrupt", "View", "Write", "delta_channels", "is_inner", "nodes_between", "rebuilt", "view_of"]

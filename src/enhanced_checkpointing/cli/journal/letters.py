@@ -9,7 +9,7 @@ from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import Options
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.journal import letter_as_object, owner_of, surveyed
+from enhanced_checkpointing.cli.journal.books import letter_as_object, owner_of, surveyed
 from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.journal.survey import BuriedRecord, Owner, Survey, SurveyedBook
 

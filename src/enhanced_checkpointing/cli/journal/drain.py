@@ -18,9 +18,9 @@ from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.foreground import Foreground, opened_foreground, within
-from enhanced_checkpointing.cli.journal import as_object, owner_of, user_of
-from enhanced_checkpointing.cli.journal_status import exit_code
+from enhanced_checkpointing.cli.journal.books import as_object, owner_of, user_of
+from enhanced_checkpointing.cli.journal.foreground import Foreground, opened_foreground, within
+from enhanced_checkpointing.cli.journal.status import exit_code
 from enhanced_checkpointing.cli.screen import listed, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enhanced_checkpointing.backends.registry import find_backend
-from enhanced_checkpointing.cli import doctor_checks_journal, doctor_checks_sqlite
 from enhanced_checkpointing.cli.configuration import Options, Reading, Setting, reading
-from enhanced_checkpointing.cli.doctor_checks_machine import check_machine
-from enhanced_checkpointing.cli.doctor_checks_settings import check_settings
-from enhanced_checkpointing.cli.doctor_checks_telemetry import check_telemetry
+from enhanced_checkpointing.cli.doctor import checks_journal, checks_sqlite
+from enhanced_checkpointing.cli.doctor.checks_machine import check_machine
+from enhanced_checkpointing.cli.doctor.checks_settings import check_settings
+from enhanced_checkpointing.cli.doctor.checks_telemetry import check_telemetry
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status, exit_code_of, failed, fine, skipped
 from enhanced_checkpointing.cli.journal_facts import ask_journal
 from enhanced_checkpointing.cli.primary import bounded, opened_primary
@@ -53,7 +53,7 @@ class Diagnosis:
 
 def run(options: Options, *, timeout: float, as_json: bool) -> ExitCode:
     """Diagnose, print, and tell how it ended."""
-    from enhanced_checkpointing.cli.doctor_screen import print_diagnosis
+    from enhanced_checkpointing.cli.doctor.screen import print_diagnosis
 
     with reading(options) as read:
         diagnosis = asyncio.run(diagnose(read, options, timeout))
@@ -122,14 +122,14 @@ async def _journal(config: CheckpointerConfig, home: str | None) -> Sequence[Fin
     if not used and not directory.exists():
         return [skipped("journal", f"No journal on a disk is used (journal is {config.journal}).")]
     facts = await in_thread_of_its_own(lambda: ask_journal(directory, measure=used), "look at the journal")
-    return doctor_checks_journal.judge(facts, config, home, time.time())
+    return checks_journal.judge(facts, config, home, time.time())
 
 
 async def _database(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
     if config.backend_name == "memory":
         return [fine("database", "The primary is memory: nothing outlives the process.")]
     if config.backend_name == "postgres":
-        from enhanced_checkpointing.cli.doctor_postgres import look_at_postgres  # here, as it needs psycopg
+        from enhanced_checkpointing.cli.doctor.postgres import look_at_postgres  # here, as it needs psycopg
 
         return await look_at_postgres(config, timeout)
     if config.backend_name == "sqlite":
@@ -143,7 +143,7 @@ async def _sqlite(config: CheckpointerConfig, timeout: float) -> Sequence[Findin
     path = Path(config.database_path)
     # In a thread of its own, which is left behind when the disk hangs.
     facts = await in_thread_of_its_own(lambda: ask_sqlite(path, timeout, thorough=True), "look at the SQLite file")
-    return doctor_checks_sqlite.judge(facts, config)
+    return checks_sqlite.judge(facts, config)
 
 
 async def _other(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:

@@ -17,11 +17,11 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead
-from enhanced_checkpointing.cli.checkpoint_view import View, delta_channels, is_sealed, rebuilt, view_of
 from enhanced_checkpointing.cli.configuration import Options, RefusedError, UsageError, reading, required
 from enhanced_checkpointing.cli.named_databases import imported_serializer
 from enhanced_checkpointing.cli.plain_values import PlainSerializer
 from enhanced_checkpointing.cli.primary import Primary, opened_primary
+from enhanced_checkpointing.cli.threads.checkpoint_view import View, delta_channels, is_sealed, rebuilt, view_of
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerError, redact
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
-from enhanced_checkpointing.cli.journal import user_of
+from enhanced_checkpointing.cli.journal.books import user_of
 from enhanced_checkpointing.cli.journal_facts import JournalFacts
 from enhanced_checkpointing.cli.screen import age, listed, one_size, plural
 from enhanced_checkpointing.config import CheckpointerConfig

@@ -17,9 +17,9 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from enhanced_checkpointing import CheckpointerConfig, create_postgres_checkpointer
-from enhanced_checkpointing.cli.demo_faults import DEADLINE, DemoDatabase, Fault, Saver, in_thread
-from enhanced_checkpointing.cli.demo_proxy import Proxy
-from enhanced_checkpointing.cli.demo_sqlite import open_sqlite
+from enhanced_checkpointing.cli.demo.faults import DEADLINE, DemoDatabase, Fault, Saver, in_thread
+from enhanced_checkpointing.cli.demo.proxy import Proxy
+from enhanced_checkpointing.cli.demo.sqlite import open_sqlite
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
 from enhanced_checkpointing.errors import redact
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.journaled import how_to_drain, journaled_for
-from enhanced_checkpointing.cli.moving import Showing, as_object, following, show_outcomes, show_problems
+from enhanced_checkpointing.cli.moving.journaled import how_to_drain, journaled_for
+from enhanced_checkpointing.cli.moving.progress import Showing, as_object, following, show_outcomes, show_problems
 from enhanced_checkpointing.cli.named_databases import Naming, home, opened_for_rehearsal, opened_source, opened_target
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.threads.exchange import export_threads, import_threads

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import Options
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.journal import as_object, owner_of, surveyed
+from enhanced_checkpointing.cli.journal.books import as_object, owner_of, surveyed
 from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.journal.survey import Owner, Survey
 

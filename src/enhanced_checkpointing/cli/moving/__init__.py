@@ -1,0 +1,1 @@
+"""`checkpointing migrate`, `export` and `import`."""
