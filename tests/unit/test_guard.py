@@ -802,6 +802,15 @@ async def test_what_was_begun_is_over_when_it_has_ended_or_its_time_has(answers:
     assert told == ["over"]
 
 
+async def test_answer_in_the_moment_of_asking_is_no_sign_of_life_since() -> None:
+    setting, doubts = Setting(), list[float]()
+    setting.guard.on_doubt = lambda: doubts.append(now())
+    assert await setting.call(answer) == "done"
+    await setting.failure(silence, 0.1)
+    assert len(doubts) == 1
+    assert setting.breaker.is_open, "nobody has heard of it for that long"
+
+
 async def test_half_of_the_time_without_a_word_raises_a_doubt_once() -> None:
     setting, thread, doubts = Setting(), Thread(), list[float]()
     setting.guard.on_doubt = lambda: doubts.append(now())
