@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,15 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "together", "unit-3.12", "unit-3.13", "serving", "lowest", "newest"]
 
-SERVERS = ["18", "16"]
 PYTHONS = ["3.11", "3.12", "3.13"]
+THIS = "{}.{}".format(*sys.version_info)
+"""The Python of `together`, which has the unit tests in it."""
+nox.options.sessions = [
+    *("lint", "together", "serving", "lowest", "newest"),
+    *(f"unit-{version}" for version in PYTHONS if version != THIS),
+]
+SERVERS = ["18", "16"]
 PARALLEL = ("-n", "2", "--dist", "worksteal")
 """As many at a time as the smallest machine has cores: tests of deadlines must not starve each other."""
 OF_EACH_SERVER = tuple(
