@@ -26,7 +26,7 @@ from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.databases import Databases
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import ClusterTemplate, PostgresServer, running_postgres
-from tests.support.standstill import StandstillWatch
+from tests.support.standstill import LOOK_EVERY, StandstillWatch
 from tests.support.virtual_time import new_loop
 
 settings.register_profile("crowded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -66,7 +66,10 @@ class AgainAfterStandstill:
 
     def stood_still(self, error: BaseException | None) -> bool:
         """Whether a test met an error while the machine stood still. Returns when that runs again, if it soon does."""
-        if error is None or not self._watch.longest_since(self._began_at):
+        if error is None:
+            return False
+        time.sleep(2 * LOOK_EVERY)  # the watch may have stood still until now, too
+        if not self._watch.longest_since(self._began_at):
             return False
         asked_at = time.monotonic()
         self._watch.wait_for_calm(self._patience)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -308,6 +308,35 @@ async def test_thread_that_another_process_on_the_machine_has_in_its_journal_is_
         let_pass(sweeping, 100)
         found = await sweeping.run_retention()
         assert (found.deleted, found.kept) == (1, {"the journal holds something of it": 1}), found
+
+
+async def test_thread_that_another_process_begins_to_journal_during_a_sweep_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        switched("sqlite", "", tmp_path / "checkpoints.sqlite", journal_dir=tmp_path / "journal") as primary,
+        stage("sqlite", "", tmp_path) as place,
+    ):
+        sweeping = await place.manager(journal="memory")
+        held, free = Thread(saver_of(primary.manager), "held"), Thread(saver_of(primary.manager), "free")
+        for thread in (held, free):
+            await thread.put()
+        sweeper = sweeping._opened.sweeper
+        look = sweeper._held_elsewhere
+
+        async def look_just_before() -> Collection[str]:
+            found = await look()
+            monkeypatch.undo()
+            await primary.off()
+            await held.put()
+            keep_from_draining(primary.manager)
+            await primary.on()
+            return found
+
+        monkeypatch.setattr(sweeper, "_held_elsewhere", look_just_before)
+        let_pass(sweeping, 100)
+        found = await sweeping.run_retention()
+        assert (found.deleted, found.kept) == (1, {"it has been written to since it was looked at": 1}), found
 
 
 async def test_sweep_stops_where_the_journals_cannot_be_read(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from enhanced_checkpointing import (
     CheckpointCorruptionError,
     CheckpointerConfigurationError,
+    CheckpointUnavailableError,
     EnhancedCheckpointerManager,
 )
 from enhanced_checkpointing.backends import sqlite as sqlite_backend
@@ -215,6 +216,32 @@ async def test_nothing_is_acknowledged_into_a_file_that_was_moved_and_all_is_the
     assert stored == {checkpoint_id for thread in threads for checkpoint_id in thread.ids}
 
 
+async def test_mark_is_not_acknowledged_into_a_file_that_was_moved(tmp_path: Path) -> None:
+    path, away = tmp_path / "primary.sqlite", tmp_path / "away"
+    away.mkdir()
+    async with opened(sqlite(path, journal_dir=tmp_path / "journal", probe_interval=60.0)) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        await thread.put()
+        move(path, away)
+        await manager.mark_completed("thread")
+        assert manager.health_status["journal"]["pending"] == 1
+        move(away / path.name, tmp_path)
+        await recovered(manager)
+        found = await manager.get_thread("thread")
+        assert found is not None
+        assert found["status"] == "completed"
+
+
+async def test_maintenance_of_a_file_that_was_moved_is_no_success(tmp_path: Path) -> None:
+    path, away = tmp_path / "primary.sqlite", tmp_path / "away"
+    away.mkdir()
+    async with opened(sqlite(path, journal_dir=tmp_path / "journal", probe_interval=60.0)) as manager:
+        await Thread(saver_of(manager), "thread").put()
+        move(path, away)
+        with pytest.raises(CheckpointUnavailableError, match="was moved, deleted or replaced"):
+            await manager.copy_thread("thread", "copy")
+
+
 async def test_file_that_was_deleted_is_missed_and_what_comes_then_is_in_the_next_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,7 +295,7 @@ def move(path: Path, folder: Path) -> None:
 
 
 async def make_tables(path: Path) -> None:
-    """As `checkpointing setup` does, aside and then put there whole."""
+    """A new database of the official saver's, made aside and put there whole."""
     async with AsyncSqliteSaver.from_conn_string(str(path.with_name("new.sqlite"))) as saver:
         await saver.setup()
     path.with_name("new.sqlite").rename(path)

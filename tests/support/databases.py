@@ -75,6 +75,7 @@ class Databases:
         """Empty a database; False if that is not enough to make it what it was."""
         try:
             with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute("SET lock_timeout = '5s'")
                 connection.execute(_END_SESSIONS)
                 if connection.execute(_SURROUNDINGS).fetchone() != self._surroundings:
                     return False

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from typer.testing import CliRunner
@@ -13,6 +14,17 @@ from typer.testing import CliRunner
 from enhanced_checkpointing.cli.app import app
 from enhanced_checkpointing.config import variable_of
 from enhanced_checkpointing.settings import CheckpointerSettings
+
+for name in (
+    "doctor.command",
+    "doctor.postgres",
+    "doctor.screen",
+    "health",
+    "journal.drain",
+    "journal.status",
+    "setup",
+):
+    import_module(f"enhanced_checkpointing.cli.{name}")  # before a test gives up the rights to read them
 
 WIDTH = 80
 

@@ -36,8 +36,8 @@ class Place:
 
     def moved(self) -> MovedError:
         return MovedError(
-            f"{self.path} was moved, deleted or replaced while it was open. Put it back, or make a new one with "
-            "`checkpointing setup`: what waits in the journal is drained into it."
+            f"{self.path} was moved, deleted or replaced while it was open. Put it back, with its -wal and -shm, or "
+            "make a new one with `checkpointing setup`: what waits in the journal is drained into it."
         )
 
 

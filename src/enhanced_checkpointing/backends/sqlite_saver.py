@@ -47,7 +47,7 @@ class OneHopSaver(AsyncSqliteSaver):
 
     async def commit(self, statements: Sequence[Statement]) -> None:
         """Commit the statements as one transaction: all of them, or after an error none."""
-        await self._alone(lambda connection: self._commit(connection, statements))
+        await self._hop(lambda connection: self._commit(connection, statements))
 
     @property
     def is_free(self) -> bool:
@@ -82,7 +82,19 @@ class OneHopSaver(AsyncSqliteSaver):
         )
 
     async def _alone(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on the connection's thread, between the transactions of all others."""
+        """Run `work` on the connection's thread, between the transactions of all others. Returns only if what it may
+        have changed is in the file that others find."""
+
+        def kept(connection: sqlite3.Connection) -> T:
+            before = connection.total_changes
+            result = work(connection)
+            if self.place is not None and connection.total_changes != before:
+                self.place.check()
+            return result
+
+        return await self._hop(kept)
+
+    async def _hop(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if not self.is_setup:
             await self.setup()
         async with self.lock:

@@ -307,7 +307,7 @@ class Guard:
         meanwhile, one connection hangs, and that counts as one failure.
 
         Only where others were answered on every connection that there may be is the queue our own doing. Where a
-        connection could not be made in time, or nobody was answered, the call has met a failure like any other."""
+        connection could not be made in time, or nobody was answered, nobody knows: a read gets the warm copy."""
         if attempt.held_at is None and not silent and not self._breaker.is_open and self._saturated():
             busy = TimeoutError(f"all connections were busy with our own calls for {waited:.1f} s")
             raise CallFailed(Failure(FailureKind.SATURATED, busy), timed_out=True)

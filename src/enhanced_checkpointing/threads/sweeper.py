@@ -145,6 +145,8 @@ class Sweeper:
                     long.append(head)
                 case Keep(reason):
                     sweep.kept[reason] += 1
+        if doomed or long:  # while others were dealt with, somebody may have begun to journal one of these
+            sweep.held_elsewhere = await self._held_elsewhere()
         for start in range(0, len(doomed), DELETED_AT_ONCE):
             await self._delete(sweep, doomed[start : start + DELETED_AT_ONCE])
         for head in long:
