@@ -30,6 +30,7 @@ from enhanced_checkpointing.telemetry.events import Notice, Telemetry, ThreadRet
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import (
     GONE_ON,
+    IN_JOURNAL,
     YOUNG,
     Decision,
     Delete,
@@ -192,7 +193,8 @@ class Sweeper:
 
         if sweep.dry_run:
             return decisions, frozenset([one for one in by_id if judge(one, await self._newest(sweep, one))])
-        free = [thread_id for thread_id in by_id if not state_of(thread_id).journaled]
+        decisions.update({thread_id: IN_JOURNAL for thread_id in by_id if state_of(thread_id).journaled})
+        free = [thread_id for thread_id in by_id if thread_id not in decisions]
         gone = await self._timed(
             sweep, lambda: self._maintenance.revise(OWNER, free, lambda one: one.delete_if(free, judge))
         )
