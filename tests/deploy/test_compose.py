@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import pytest
 
 from tests.deploy.parts import (
     DEPLOY,
@@ -50,19 +47,6 @@ def assert_reaches(address: str) -> None:
 
 def test_file_is_what_compose_accepts() -> None:
     assert_passes("check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE)
-
-
-def test_compose_itself_accepts_the_file_and_asks_for_a_password(tmp_path: Path) -> None:
-    present = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
-    if present.returncode != 0:
-        pytest.skip("there is no `docker compose`; the published schema has judged the file")
-    command = ["docker", "compose", "--file", str(FILE), "--env-file"]
-    (tmp_path / "given").write_text("POSTGRES_PASSWORD=a-password\n")
-    (tmp_path / "missing").write_text("")
-    for name, code in (("given", 0), ("missing", 1)):
-        arguments = [*command, str(tmp_path / name), "config", "--no-env-resolution", "--quiet"]
-        ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        assert ran.returncode == code, ran.stderr
 
 
 def test_it_has_the_parts_that_the_readme_shows() -> None:
