@@ -39,6 +39,8 @@ class AlternatingSaver(BaseCheckpointSaver[str]):
     async def _for_reading(self) -> BaseCheckpointSaver[str]:
         if self._dead:
             assert self._primary.manager.health_status["journal"]["pending"] > 0, "nothing was journaled"
+            breaker = self._primary.manager._opened.breaker  # it would open later, when slow calls are answered
+            await eventually(lambda: breaker.is_open)
             await self._primary.on()
             self._dead = False
         await recovered(self._primary.manager)
