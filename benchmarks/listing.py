@@ -23,7 +23,10 @@ from enhanced_checkpointing import (
     create_postgres_checkpointer,
     create_sqlite_checkpointer,
 )
-from enhanced_checkpointing.backends import postgres_directory, postgres_index, sqlite_directory, sqlite_index
+from enhanced_checkpointing.backends.postgres import directory as postgres_directory
+from enhanced_checkpointing.backends.postgres import index as postgres_index
+from enhanced_checkpointing.backends.sqlite import directory as sqlite_directory
+from enhanced_checkpointing.backends.sqlite import index as sqlite_index
 
 SMALL, LARGE = 10_000, 1_000_000
 QUICK_SMALL, QUICK_LARGE = 5_000, 10_000

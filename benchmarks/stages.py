@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from benchmarks.laboratory import LOOPBACK, Laboratory, Result, Table
 from benchmarks.workload import Conversation, State
-from enhanced_checkpointing.backends import postgres
+from enhanced_checkpointing.backends.postgres import backend as postgres
 from enhanced_checkpointing.failover import engine
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.resilience.guard import Guard

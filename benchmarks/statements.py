@@ -12,8 +12,8 @@ from psycopg.rows import dict_row
 from benchmarks.laboratory import Laboratory, Result, Table
 from benchmarks.savers import bare_postgres
 from benchmarks.workload import Conversation, State
-from enhanced_checkpointing.backends.postgres_rows import APART, statements
-from enhanced_checkpointing.backends.postgres_wire import execute
+from enhanced_checkpointing.backends.postgres.rows import APART, statements
+from enhanced_checkpointing.backends.postgres.wire import execute
 from enhanced_checkpointing.operations import Operation, accept_put, accept_writes
 from enhanced_checkpointing.serialization import SharingSerializer
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from enhanced_checkpointing.backends import postgres
-from enhanced_checkpointing.backends.postgres_rows import statements
+from enhanced_checkpointing.backends.postgres import backend as postgres
+from enhanced_checkpointing.backends.postgres.rows import statements
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.databases import Databases
 from tests.support.leaks import LeakWatch

@@ -25,8 +25,8 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
-from enhanced_checkpointing.backends.postgres import PostgresBackend
-from enhanced_checkpointing.backends.sqlite import SqliteBackend
+from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
+from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.manager import EnhancedCheckpointerManager
 from enhanced_checkpointing.operations import operations_of, thread_of

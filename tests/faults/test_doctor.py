@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from enhanced_checkpointing.backends.postgres_index import INDEX
+from enhanced_checkpointing.backends.postgres.index import INDEX
 from enhanced_checkpointing.cli import postgres_facts
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.pgbouncer import PgBouncer

@@ -166,7 +166,7 @@ def test_drain_into_memory_or_into_a_database_that_is_down_changes_nothing() -> 
 
 def test_drain_ends_when_its_time_is_over_and_says_what_still_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     leave("a")
-    from enhanced_checkpointing.backends.sqlite import SqliteBackend
+    from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 
     async def never(*arguments: object) -> bool:
         await asyncio.sleep(60)

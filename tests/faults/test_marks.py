@@ -17,7 +17,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
     create_memory_checkpointer,
 )
-from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.operations import Operation, Put
 from tests.support.backends import BACKENDS, checkpoint_id, config_of, opened_backend, put, write
 from tests.support.checkpointer import recovered, saver_of, switched

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing.backends.contract import Heads
-from enhanced_checkpointing.backends.postgres import PostgresBackend
+from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.support.author import Author

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
-from enhanced_checkpointing.backends.postgres import PostgresBackend
+from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
 from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.dump import assert_equal_dumps, dump_postgres

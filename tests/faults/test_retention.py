@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
-from enhanced_checkpointing.backends.postgres import PostgresBackend
+from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from enhanced_checkpointing.threads.sweep import Sweep
 from tests.support.backends import BACKENDS

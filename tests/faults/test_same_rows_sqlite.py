@@ -17,7 +17,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from enhanced_checkpointing.backends.sqlite import SqliteBackend
+from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_to_saver
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer

@@ -21,8 +21,8 @@ from enhanced_checkpointing import (
     CheckpointUnavailableError,
     EnhancedCheckpointerManager,
 )
-from enhanced_checkpointing.backends import sqlite as sqlite_backend
-from enhanced_checkpointing.backends.sqlite import SqliteBackend
+from enhanced_checkpointing.backends.sqlite import backend as sqlite_backend
+from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from enhanced_checkpointing.operations import apply_to_saver
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed

@@ -135,7 +135,7 @@ class WindowsPolicy(asyncio.DefaultEventLoopPolicy):
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("enhanced_checkpointing.backends.postgres.sys.platform", "win32")
+    monkeypatch.setattr("enhanced_checkpointing.backends.postgres.backend.sys.platform", "win32")
     monkeypatch.setattr(asyncio, "ProactorEventLoop", ProactorLoop, raising=False)
     asyncio.set_event_loop_policy(WindowsPolicy())
     yield

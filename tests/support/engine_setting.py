@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from enhanced_checkpointing.backends.contract import classify_by_type
-from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.standby import Standby

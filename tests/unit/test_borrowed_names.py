@@ -38,8 +38,9 @@ from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
 import enhanced_checkpointing
-from enhanced_checkpointing.backends import postgres_sql, sqlite_rows
-from enhanced_checkpointing.backends.postgres_sql import PARTS, arrays_sql, values_sql
+from enhanced_checkpointing.backends.postgres import sql as postgres_sql
+from enhanced_checkpointing.backends.postgres.sql import PARTS, arrays_sql, values_sql
+from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
 from tests.support.author import config_of
 from tests.support.checkpointer import eventually
 

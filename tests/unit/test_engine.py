@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError
 from enhanced_checkpointing.failover.reads import Reads
 from enhanced_checkpointing.resilience.deadline import Deadline

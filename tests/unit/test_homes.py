@@ -10,9 +10,9 @@ import pytest
 
 from enhanced_checkpointing import CheckpointerConfig, create_memory_checkpointer, create_sqlite_checkpointer
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.memory import MemoryBackend
-from enhanced_checkpointing.backends.postgres import PostgresBackend
-from enhanced_checkpointing.backends.sqlite import SqliteBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
+from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
+from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from enhanced_checkpointing.config import create_postgres_checkpointer
 from enhanced_checkpointing.serialization import SharingSerializer
 

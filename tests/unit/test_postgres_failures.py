@@ -7,7 +7,7 @@ import pytest
 from psycopg import errors
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from enhanced_checkpointing.backends.postgres_failures import LostSessionError, classify_postgres
+from enhanced_checkpointing.backends.postgres.failures import LostSessionError, classify_postgres
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enhanced_checkpointing.backends.contract import classify_by_type
-from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK

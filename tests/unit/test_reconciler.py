@@ -12,7 +12,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.contract import Heads, classify_by_type
-from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFullError
 from enhanced_checkpointing.failover.standby import Standby

@@ -9,10 +9,10 @@ import pytest
 
 from enhanced_checkpointing import CheckpointerConfig, EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.memory import MemoryBackend
-from enhanced_checkpointing.backends.postgres import PostgresBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
+from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
 from enhanced_checkpointing.backends.registry import GROUP, find_backend
-from enhanced_checkpointing.backends.sqlite import SqliteBackend
+from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from tests.support.author import config_of
 

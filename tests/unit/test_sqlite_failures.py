@@ -9,7 +9,7 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
-from enhanced_checkpointing.backends.sqlite_failures import classify_sqlite
+from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 
 

@@ -13,8 +13,8 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from enhanced_checkpointing.backends import sqlite_rows
-from enhanced_checkpointing.backends.sqlite_rows import (
+from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
+from enhanced_checkpointing.backends.sqlite.rows import (
     DELETE_CHECKPOINTS_SQL,
     DELETE_WRITES_SQL,
     KEEP_FIRST_SQL,

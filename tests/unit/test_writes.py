@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError, JournalFullError
 from enhanced_checkpointing.failover import journaling, writes
 from enhanced_checkpointing.failover.calls import Call

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.memory import MemoryBackend
+from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
 from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, create_memory_checkpointer

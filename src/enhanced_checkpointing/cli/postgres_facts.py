@@ -12,8 +12,8 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, sql
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.postgres import MISSING_PRIVILEGES
-from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres.backend import MISSING_PRIVILEGES
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 

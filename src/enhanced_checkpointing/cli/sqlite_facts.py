@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enhanced_checkpointing.backends.contract import PROBE_THREAD
-from enhanced_checkpointing.backends.sqlite_index import IS_THERE_SQL
+from enhanced_checkpointing.backends.sqlite.index import IS_THERE_SQL
 from enhanced_checkpointing.journal.filesystems import network_filesystem
 
 __all__ = ["SqliteFacts", "ask_sqlite"]

@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory, PendingWrite
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.backends.memory import NO_VALUE, BlobKey, blob_of
+from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from enhanced_checkpointing.backends.postgres_index import INDEX
+from enhanced_checkpointing.backends.postgres.index import INDEX
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
 from enhanced_checkpointing.cli.postgres_facts import NEWEST_SCHEMA, TABLES, PostgresFacts
 from enhanced_checkpointing.config import CheckpointerConfig

@@ -15,9 +15,9 @@ from langgraph.checkpoint.serde.types import TASKS
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.postgres_arrays import json_of, rows_of, text_of
-from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres_wire import Row, stream
+from enhanced_checkpointing.backends.postgres.arrays import json_of, rows_of, text_of
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres.wire import Row, stream
 from enhanced_checkpointing.backends.reading import Chunks, History, WriteRow, in_chunks, inherits_snapshot, writes_of
 from enhanced_checkpointing.backends.stored_values import from_json, is_snapshot, load
 from enhanced_checkpointing.operations import Operation

@@ -18,8 +18,8 @@ from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_id
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.checkpoint.sqlite.utils import load_pending_writes, pending_writes_sql
 
-from enhanced_checkpointing.backends.sqlite_place import Place
-from enhanced_checkpointing.backends.sqlite_rows import Statement
+from enhanced_checkpointing.backends.sqlite.place import Place
+from enhanced_checkpointing.backends.sqlite.rows import Statement
 from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")

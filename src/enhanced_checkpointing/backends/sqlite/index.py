@@ -10,7 +10,7 @@ import time
 
 import aiosqlite
 
-from enhanced_checkpointing.backends.sqlite_directory import OF_ROOT_WITH_USER, USER_KEY
+from enhanced_checkpointing.backends.sqlite.directory import OF_ROOT_WITH_USER, USER_KEY
 
 INDEX = "checkpoints_newest_of_user"
 CREATE_SQL = f"CREATE INDEX IF NOT EXISTS {INDEX} ON checkpoints ({USER_KEY}, checkpoint_id) WHERE {OF_ROOT_WITH_USER}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from psycopg import errors
 
-from enhanced_checkpointing.backends.postgres_rows import documents
+from enhanced_checkpointing.backends.postgres.rows import documents
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, texts_of
 from enhanced_checkpointing.serialization import Serialized
 

@@ -16,19 +16,21 @@ from psycopg import AsyncConnection, sql
 from psycopg.errors import InvalidTextRepresentation
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends import postgres_reading, postgres_refusals, postgres_retention
 from enhanced_checkpointing.backends.contract import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
 from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
 from enhanced_checkpointing.backends.listing import describe, find_heads
-from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres_directory import PostgresThreads
-from enhanced_checkpointing.backends.postgres_failures import LostSessionError, classify_postgres
-from enhanced_checkpointing.backends.postgres_heads import says_moved, upon_heads
-from enhanced_checkpointing.backends.postgres_home import home_of
-from enhanced_checkpointing.backends.postgres_index import ThreadIndex, is_valid
-from enhanced_checkpointing.backends.postgres_maintenance import MaintainedPooledSaver
-from enhanced_checkpointing.backends.postgres_rows import probe_statement, statements
-from enhanced_checkpointing.backends.postgres_wire import execute
+from enhanced_checkpointing.backends.postgres import reading as postgres_reading
+from enhanced_checkpointing.backends.postgres import refusals as postgres_refusals
+from enhanced_checkpointing.backends.postgres import retention as postgres_retention
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres.directory import PostgresThreads
+from enhanced_checkpointing.backends.postgres.failures import LostSessionError, classify_postgres
+from enhanced_checkpointing.backends.postgres.heads import says_moved, upon_heads
+from enhanced_checkpointing.backends.postgres.home import home_of
+from enhanced_checkpointing.backends.postgres.index import ThreadIndex, is_valid
+from enhanced_checkpointing.backends.postgres.maintenance import MaintainedPooledSaver
+from enhanced_checkpointing.backends.postgres.rows import probe_statement, statements
+from enhanced_checkpointing.backends.postgres.wire import execute
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError

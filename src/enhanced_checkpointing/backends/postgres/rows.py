@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
-from enhanced_checkpointing.backends.postgres_arrays import bytea_array, integer, integer_array, text_array
-from enhanced_checkpointing.backends.postgres_sql import (
+from enhanced_checkpointing.backends.postgres.arrays import bytea_array, integer, integer_array, text_array
+from enhanced_checkpointing.backends.postgres.sql import (
     BYTEA,
     DELETE_SQL,
     INTEGER,
@@ -25,7 +25,7 @@ from enhanced_checkpointing.backends.postgres_sql import (
     carried,
     values_sql,
 )
-from enhanced_checkpointing.backends.postgres_wire import Statement
+from enhanced_checkpointing.backends.postgres.wire import Statement
 from enhanced_checkpointing.backends.reading import StoredMetadata
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized

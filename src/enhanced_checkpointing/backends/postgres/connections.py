@@ -21,9 +21,9 @@ from psycopg import AsyncConnection, conninfo, sql
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from enhanced_checkpointing.backends.postgres_failures import STALE_PLAN, says_too_many
-from enhanced_checkpointing.backends.postgres_fence import LostSessions
-from enhanced_checkpointing.backends.postgres_hosts import with_addresses
+from enhanced_checkpointing.backends.postgres.failures import STALE_PLAN, says_too_many
+from enhanced_checkpointing.backends.postgres.fence import LostSessions
+from enhanced_checkpointing.backends.postgres.hosts import with_addresses
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.resilience.attempts import Attempt, current_attempt
 from enhanced_checkpointing.telemetry.log import PoolNoiseFilter

@@ -18,9 +18,9 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
-from enhanced_checkpointing.backends.postgres_arrays import json_of, rows_of, text_of
-from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres_wire import Row, fetch
+from enhanced_checkpointing.backends.postgres.arrays import json_of, rows_of, text_of
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres.wire import Row, fetch
 from enhanced_checkpointing.serialization import SharingSerializer
 
 SELECT_SQL = """

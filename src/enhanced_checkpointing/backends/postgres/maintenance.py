@@ -15,7 +15,7 @@ from langgraph.checkpoint.serde.types import TASKS
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.postgres_saver import PooledSaver
+from enhanced_checkpointing.backends.postgres.saver import PooledSaver
 from enhanced_checkpointing.backends.pruning import (
     COUNTERS,
     DELETE,

@@ -22,8 +22,8 @@ from enhanced_checkpointing.backends.pruning import (
     plan_removal,
     refuse_copy,
 )
-from enhanced_checkpointing.backends.sqlite_directory import JSON, VALUE_SQL, metadata_of, thread_ids_from
-from enhanced_checkpointing.backends.sqlite_saver import OneHopSaver
+from enhanced_checkpointing.backends.sqlite.directory import JSON, VALUE_SQL, metadata_of, thread_ids_from
+from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 
 T = TypeVar("T")
 Planner = Callable[[dict[str, list[Link]], HeldBy], Plan]

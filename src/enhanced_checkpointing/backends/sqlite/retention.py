@@ -15,9 +15,9 @@ from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.sqlite.utils import load_pending_writes
 
 from enhanced_checkpointing.backends.contract import Judge
-from enhanced_checkpointing.backends.sqlite_directory import metadata_of
-from enhanced_checkpointing.backends.sqlite_maintenance import DROP_THREAD_SQL
-from enhanced_checkpointing.backends.sqlite_saver import read_checkpoint
+from enhanced_checkpointing.backends.sqlite.directory import metadata_of
+from enhanced_checkpointing.backends.sqlite.maintenance import DROP_THREAD_SQL
+from enhanced_checkpointing.backends.sqlite.saver import read_checkpoint
 from enhanced_checkpointing.serialization import SharingSerializer
 
 if sys.platform != "win32":

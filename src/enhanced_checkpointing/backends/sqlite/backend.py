@@ -14,17 +14,20 @@ from typing import Any, ClassVar, TypeVar
 import aiosqlite
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from enhanced_checkpointing.backends import sqlite_index, sqlite_reading, sqlite_retention, sqlite_rows
 from enhanced_checkpointing.backends.contract import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
 from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
 from enhanced_checkpointing.backends.listing import describe, find_heads
 from enhanced_checkpointing.backends.reading import Chunks
-from enhanced_checkpointing.backends.sqlite_directory import SqliteThreads
-from enhanced_checkpointing.backends.sqlite_failures import classify_sqlite
-from enhanced_checkpointing.backends.sqlite_maintenance import MaintainedSqliteSaver
-from enhanced_checkpointing.backends.sqlite_place import Place
-from enhanced_checkpointing.backends.sqlite_rows import statements
-from enhanced_checkpointing.backends.sqlite_saver import OneHopSaver
+from enhanced_checkpointing.backends.sqlite import index as sqlite_index
+from enhanced_checkpointing.backends.sqlite import reading as sqlite_reading
+from enhanced_checkpointing.backends.sqlite import retention as sqlite_retention
+from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
+from enhanced_checkpointing.backends.sqlite.directory import SqliteThreads
+from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
+from enhanced_checkpointing.backends.sqlite.maintenance import MaintainedSqliteSaver
+from enhanced_checkpointing.backends.sqlite.place import Place
+from enhanced_checkpointing.backends.sqlite.rows import statements
+from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal.inheritance import MEMORY

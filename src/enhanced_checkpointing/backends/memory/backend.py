@@ -7,10 +7,10 @@ from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.backends import memory_reading
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead, page_of
-from enhanced_checkpointing.backends.memory_saver import MaintainedMemorySaver
+from enhanced_checkpointing.backends.memory import reading as memory_reading
+from enhanced_checkpointing.backends.memory.saver import MaintainedMemorySaver
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.inheritance import MEMORY

@@ -5,8 +5,8 @@ from __future__ import annotations
 from psycopg import Error
 
 from enhanced_checkpointing.backends.contract import Heads
-from enhanced_checkpointing.backends.postgres_arrays import text_array
-from enhanced_checkpointing.backends.postgres_wire import Statement
+from enhanced_checkpointing.backends.postgres.arrays import text_array
+from enhanced_checkpointing.backends.postgres.wire import Statement
 
 MOVED = "another process has written to this thread since"
 """What the server says, and logs, when a head is not one of those expected."""

@@ -17,11 +17,11 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.contract import Judge
-from enhanced_checkpointing.backends.postgres_arrays import text_array
-from enhanced_checkpointing.backends.postgres_connections import PostgresConnections, cut
-from enhanced_checkpointing.backends.postgres_saver import NEWEST_FORMAT, SELECT_SQL, PooledSaver, value_of
-from enhanced_checkpointing.backends.postgres_sql import DELETE_SQL
-from enhanced_checkpointing.backends.postgres_wire import Statement, execute, fetch
+from enhanced_checkpointing.backends.postgres.arrays import text_array
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections, cut
+from enhanced_checkpointing.backends.postgres.saver import NEWEST_FORMAT, SELECT_SQL, PooledSaver, value_of
+from enhanced_checkpointing.backends.postgres.sql import DELETE_SQL
+from enhanced_checkpointing.backends.postgres.wire import Statement, execute, fetch
 from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.operations import Operation, Put
 

@@ -9,8 +9,8 @@ from psycopg import AsyncConnection, sql
 from psycopg import Error as PsycopgError
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.postgres_connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres_directory import OF_ROOT_WITH_USER, THREAD_ORDER, USER_KEY
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres.directory import OF_ROOT_WITH_USER, THREAD_ORDER, USER_KEY
 from enhanced_checkpointing.errors import redact
 
 INDEX = "checkpoints_newest_of_user_idx"

@@ -1,0 +1,1 @@
+"""Memory: LangGraph's own saver, with what it lacks."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: on the tables of LangGraph's own saver."""

@@ -1,0 +1,1 @@
+"""SQLite: on the tables of LangGraph's own saver."""
