@@ -75,6 +75,11 @@ class FaultProxy:
             self._listener.setblocking(False)
             asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
+    def forward_only_new(self) -> None:
+        """Heal for new connections; what the black hole has, it keeps."""
+        self._passing = asyncio.Event()
+        self.forward()
+
     def refuse(self) -> None:
         """Close the listener and reset what is open: connecting is refused."""
         if self._listener is not None:

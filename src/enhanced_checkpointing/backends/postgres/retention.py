@@ -18,7 +18,8 @@ from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.contract import Judge
 from enhanced_checkpointing.backends.postgres.arrays import text_array
-from enhanced_checkpointing.backends.postgres.connections import PostgresConnections, cut
+from enhanced_checkpointing.backends.postgres.connecting import cut
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres.saver import NEWEST_FORMAT, SELECT_SQL, PooledSaver, value_of
 from enhanced_checkpointing.backends.postgres.sql import DELETE_SQL
 from enhanced_checkpointing.backends.postgres.wire import Statement, execute, fetch
