@@ -72,9 +72,9 @@ async def make(folder: Path) -> None:
         await journal.divert("diverted", "diverted~outage~1")
         await journal.check()
         await add(journal, DeleteThread("thread ü"), UNKNOWN)
-    killed = journal._own
+    killed = journal._shelf.own
     assert killed is not None
-    await journal._run(killed.release)
+    await journal._shelf.run(killed.release)
     remove_spare(folder)
 
 

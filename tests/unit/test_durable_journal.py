@@ -27,6 +27,7 @@ from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.journal.frames import Draft, Kind
+from enhanced_checkpointing.journal.shelf import TRIES
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.telemetry.events import Notice
 from enhanced_checkpointing.testing import FakeClock
@@ -96,8 +97,8 @@ async def test_process_that_was_killed_leaves_the_same_as_one_that_was_closed() 
     dead = durable_journal()
     await dead.open()
     await add(dead, "a")
-    assert dead._own is not None
-    await dead._run(dead._own.release)
+    assert dead._shelf.own is not None
+    await dead._shelf.run(dead._shelf.own.release)
     async with opened_journal() as journal:
         assert journal.held_threads() == ["a"]
         assert await operations_in(journal, "a") == [DeleteThread("a")]
@@ -140,7 +141,7 @@ async def test_dead_letter_is_tried_again_at_the_next_start_in_its_place() -> No
         await add(journal, "b")
     async with opened_journal() as journal:
         assert [entry.name for entry in journal.entries("a")] == [second.name], "once it is taken it is gone"
-        assert journal._adopted[0].buried == {}
+        assert journal._shelf.adopted[0].buried == {}
 
 
 async def test_diverted_threads_survive_a_restart() -> None:
@@ -494,7 +495,7 @@ async def test_thread_of_a_record_that_was_cut_off_again_is_not_held() -> None:
 async def test_error_of_the_code_reaches_everybody_who_waits() -> None:
     """A wrong frame must not let the others wait until their deadlines."""
     async with opened_journal() as journal:
-        book = journal._own
+        book = journal._shelf.own
         assert book is not None
         heard: list[str] = []
         waiting = [
@@ -515,7 +516,7 @@ async def test_error_of_the_code_reaches_everybody_who_waits() -> None:
 
 async def test_waiter_that_was_cancelled_is_not_told() -> None:
     async with opened_journal() as journal:
-        book = journal._own
+        book = journal._shelf.own
         assert book is not None
         stored: list[int] = []
         ended = journal._committer.submit(book, record("x"), stored=stored.append)
@@ -528,7 +529,7 @@ async def test_waiter_that_was_cancelled_is_not_told() -> None:
 async def test_refusal_of_a_waiter_that_was_cancelled_is_not_told() -> None:
     disk = FaultyDisk(HERE)
     async with opened_journal(disk=disk) as journal:
-        book = journal._own
+        book = journal._shelf.own
         assert book is not None
         disk.failing = {"write"}
         failed: list[bool] = []
@@ -705,7 +706,7 @@ async def test_newer_format_is_refused_and_other_books_are_given_back(monkeypatc
 
 async def test_lock_that_somebody_else_took_is_made_up_anew() -> None:
     disk = FaultyDisk(HERE)
-    disk.busy_locks = durable_module.TRIES - 1
+    disk.busy_locks = TRIES - 1
     async with opened_journal(disk=disk) as journal:
         await add(journal, "a")
     assert disk.busy_locks == 0
@@ -713,7 +714,7 @@ async def test_lock_that_somebody_else_took_is_made_up_anew() -> None:
 
 async def test_locks_that_are_all_taken_are_an_error_that_passes() -> None:
     disk = FaultyDisk(HERE)
-    disk.busy_locks = durable_module.TRIES
+    disk.busy_locks = TRIES
     async with opened_journal(disk=disk) as journal:
         assert journal.status().error == "another process took the lock of every book that was begun"
         await add(journal, "a")
@@ -823,7 +824,7 @@ async def test_what_was_in_removed_files_is_drained_and_its_marks_need_no_disk()
             await journal.mark_applied([entry])
         assert journal.status().pending == 0
         await journal.check()  # behind what nobody waits for
-        book = next(book for book in journal._adopted if book.is_lost)
+        book = next(book for book in journal._shelf.adopted if book.is_lost)
         assert (book.is_settled, book.diverted) == (True, {})
     assert everything() == []
     assert [level for level, _ in notices(journal)] == ["ERROR"]

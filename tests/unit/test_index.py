@@ -47,7 +47,7 @@ async def test_thread_is_held_from_the_moment_that_an_append_begins() -> None:
     assert index.holds("a")
     assert index.held_threads() == ["a"]
     assert not index.anything_waits()
-    assert (index.status().pending, index.status().size, index.fill) == (0, 10, 0.1)
+    assert (index.status().pending, index.status().size, index.own_size) == (0, 10, 10)
 
 
 async def test_append_that_was_given_up_leaves_nothing() -> None:
@@ -101,7 +101,7 @@ async def test_what_was_adopted_takes_no_room_of_ours_and_is_counted() -> None:
     others = [adopted(index, "a") for _ in range(3)]
     ours = [await added(index, "a") for _ in range(2)]
     status = index.status()
-    assert (status.pending, status.size, status.adopted_size, index.fill) == (5, 50, 30, 1.0)
+    assert (status.pending, status.size, status.adopted_size, index.own_size) == (5, 50, 30, 20)
     index.remove(others[:2])
     index.bury(others[2], "refused")
     with pytest.raises(JournalFullError, match="holds 20 of 20 bytes"):

@@ -69,11 +69,11 @@ class Heir:
 
 async def killed(journal: DurableJournal) -> None:
     """End a journal as SIGKILL does: its files stay as they are, and nobody has their locks."""
-    book = journal._own
+    book = journal._shelf.own
     assert book is not None
-    await journal._run(book.release)
-    for adopted in journal._adopted:
-        await journal._run(adopted.release)
+    await journal._shelf.run(book.release)
+    for adopted in journal._shelf.adopted:
+        await journal._shelf.run(adopted.release)
 
 
 async def left_by(clock: FakeClock, *threads: str, home: str | None = None) -> None:
@@ -267,11 +267,11 @@ async def test_book_with_a_mark_on_its_way_is_not_given_back() -> None:
         marking = asyncio.ensure_future(journal.mark_applied(journal.entries("a")))
         await asyncio.sleep(0)
         await Heir(journal).adopt()
-        assert len(journal._adopted) == 1
+        assert len(journal._shelf.adopted) == 1
         await marking
         await journal._committer.settle(1.0)
         await Heir(journal).adopt()
-        assert journal._adopted == []
+        assert journal._shelf.adopted == []
     assert books() == set()
 
 
@@ -359,7 +359,7 @@ async def test_books_without_anything_in_them_go_when_they_are_adopted() -> None
         await killed(journal)
     assert len(books()) == 3
     async with opened_journal() as journal:
-        assert books() == {journal._own.identity if journal._own is not None else None}
+        assert books() == {journal._shelf.own.identity if journal._shelf.own is not None else None}
 
 
 async def test_empty_book_that_cannot_be_removed_is_no_fault_and_keeps_nothing_open() -> None:

@@ -332,7 +332,7 @@ async def test_other_threads_go_on_while_one_waits_for_room_in_the_journal() -> 
     setting = Setting(deadline=1.0)
     await setting.know("a")
     first = setting.next_put("a")
-    setting.journal._index._capacity = frozen_size(first) + 100
+    setting.journal._index.capacity = frozen_size(first) + 100
     setting.backend.answers = [Wrong(FailureKind.TRANSIENT)]
     await results(await setting.begin(first))
     waiting = await setting.begin_puts("a")

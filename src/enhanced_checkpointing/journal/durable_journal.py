@@ -7,15 +7,12 @@ earlier processes left is adopted when it is opened.
 from __future__ import annotations
 
 import asyncio
-import errno
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
 
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
@@ -24,7 +21,7 @@ from enhanced_checkpointing.errors import (
     redact,
 )
 from enhanced_checkpointing.journal import codec, marks
-from enhanced_checkpointing.journal.adoption import LOCK, books_in
+from enhanced_checkpointing.journal.alarms import Alarms
 from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.committer import Committer, Run
 from enhanced_checkpointing.journal.contract import (
@@ -42,20 +39,12 @@ from enhanced_checkpointing.journal.estate import Estate
 from enhanced_checkpointing.journal.frames import Draft, Kind, frame_size
 from enhanced_checkpointing.journal.index import Index
 from enhanced_checkpointing.journal.inheritance import Inheritance, Inherited
-from enhanced_checkpointing.journal.refusals import FORBIDDEN, reason, refusal, unreadable, unusable
-from enhanced_checkpointing.journal.worker import Worker
+from enhanced_checkpointing.journal.refusals import FORBIDDEN, refusal, unreadable, unusable
+from enhanced_checkpointing.journal.shelf import Shelf
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
-
-T = TypeVar("T")
-
-ALARM_LEVELS = (0.5, 0.8)
-"""How full the journal is when an operator is told."""
-
-TRIES = 8
-"""How often a name is made up for a book; another process that starts just now may have taken it for a dead one's."""
 
 NO_ANSWER = "The disk of the journal did not answer in time. Nothing was stored."
 
@@ -87,26 +76,18 @@ class DurableJournal:
         wall_clock: Callable[[], float] = time.time,
         make_random: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
-        self._disk = disk
         self._serializer = serializer
         self._telemetry = telemetry
-        self._home = home
         self._estate = Estate(disk, telemetry, wall_clock, home=home, adopts_all=adopts_all)
-        self._wall_clock = wall_clock
-        self._make_random = make_random
+        self._shelf = Shelf(disk, self._estate, home=home, run=run, wall_clock=wall_clock, make_random=make_random)
         self._index = Index(capacity)
-        self._worker: Worker | None = None
-        self._injected_run = run
-        self._own: Book | None = None
-        self._adopted: list[Book] = []
         self._homes: dict[int, tuple[Book, int]] = {}
         """Of every entry: its book, and its sequence there."""
-        self._committer = Committer(self._run, self._told)
+        self._committer = Committer(self._shelf.run, self._told)
         self._doubtful: list[tuple[Book, str, int]] = []
         """Records that were not stored, and may be found all the same: their books, threads and bytes."""
         self._damages = 0
-        self._error: str | None = None
-        self._alarmed = 0
+        self._alarms = Alarms(telemetry)
         self.holds = self._index.holds
         self.is_frozen = self._index.is_frozen
         self.is_damaged = self._index.is_damaged
@@ -127,11 +108,10 @@ class DurableJournal:
         Raises:
             CheckpointerConfigurationError: the directory cannot be used or read, or a file is of a newer format.
         """
-        if self._injected_run is None:
-            self._worker = Worker()
+        self._shelf.open()
         try:
             await self._adopt()
-            await self._run(lambda: self._own_book().check())
+            await self._shelf.check()
         except OSError as error:
             if error.errno in FORBIDDEN:
                 await self.close()
@@ -143,13 +123,13 @@ class DurableJournal:
 
     async def _adopt(self) -> None:
         try:
-            await self._run(self._disk.prepare)
-            inheritance = await self._run(self._inherit)
+            await self._shelf.prepare()
+            inheritance = await self._shelf.inherit()
             for _ in range(LOOKS - 1):
                 if inheritance is not None:
                     break
                 await asyncio.sleep(LOOK_SECONDS)
-                inheritance = await self._run(self._inherit)
+                inheritance = await self._shelf.inherit()
         except OSError as error:
             if error.errno in FORBIDDEN:
                 raise
@@ -161,9 +141,10 @@ class DurableJournal:
             self._have_inherited(inheritance)
 
     async def adopt(self, undrained: Undrained, taken: Taken) -> None:
-        await self._give_back_settled()
+        if self._committer.is_idle:  # else a mark for one of them may be on its way
+            await self._shelf.give_back_settled()
         try:
-            inheritance = await self._run(self._inherit)
+            inheritance = await self._shelf.inherit()
         except (OSError, CheckpointerConfigurationError) as error:
             self._estate.tell_fault(error)
             return
@@ -179,26 +160,6 @@ class DurableJournal:
             taken(thread_id, None if unknown else self._operations_of(records))
         self._have_inherited(inheritance)
 
-    def _inherit(self) -> Inheritance | None:
-        """Runs where the books are used: what it takes over is given back by whoever closes them, come what may."""
-        inheritance = self._estate.inherit({book.identity for book in self._books()})
-        if inheritance is not None:
-            self._adopted += [found.book for found in inheritance.books]
-        return inheritance
-
-    def _books(self) -> list[Book]:
-        return [*self._adopted, *([self._own] if self._own is not None else [])]
-
-    async def _give_back_settled(self) -> None:
-        """Close adopted books of which everything is done, so that a process that lives on holds nothing of them."""
-        if not self._committer.is_idle:
-            return  # a mark for one of them may be on its way
-        settled = [book for book in self._adopted if book.is_settled and not book.missing]
-        self._adopted = [book for book in self._adopted if book not in settled]
-        for book in settled:
-            with suppress(OSError):  # nothing is in it: the next process removes it
-                await self._run(book.close)
-
     def _have_inherited(self, inheritance: Inheritance) -> None:
         self._damages += sum(len(found.faults) for found in inheritance.books)
         self._estate.tell(inheritance)
@@ -206,23 +167,11 @@ class DurableJournal:
     async def close(self) -> None:
         """Let what is on its way arrive, and leave the files to the next process; they go if nothing is in them."""
         await self._committer.settle(CLOSE_SECONDS)
-        if gone := sum(len(book.places) for book in self._books() if book.is_lost):
+        if gone := sum(len(book.places) for book in self._shelf.books if book.is_lost):
             what = f"{gone} acknowledged operations are lost, as somebody has removed the files of the journal"
             self._telemetry.emit(Notice("ERROR", what))
-        closing = asyncio.ensure_future(self._run(self._close_books))
-        done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
-        if done and (error := closing.exception()) is not None:
+        if (error := await self._shelf.close(CLOSE_SECONDS)) is not None:
             self._telemetry.emit(Notice("WARNING", f"the journal was not closed cleanly ({redact(error)})"))
-        if self._worker is not None:
-            self._worker.close()
-
-    def _close_books(self) -> None:
-        """Runs behind all that was asked of the books, also of what nobody waits for any more."""
-        books = self._books()
-        self._adopted, self._own = [], None
-        with ExitStack() as stack:
-            for book in books:
-                stack.callback(book.close)
 
     def _take(self, thread_id: str, records: Sequence[tuple[int, Inherited]], inheritance: Inheritance) -> None:
         """Hold a thread for what was left of it. Its dead letters are tried again: what they met may be mended."""
@@ -263,9 +212,10 @@ class DurableJournal:
     def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
         body = codec.encode(operation, base_head, self._serializer)
         size = frame_size(operation.thread_id, body)
-        if self._own is None or not self._index.takes_at_once(size):
+        book = self._shelf.own
+        if book is None or not self._index.takes_at_once(size):
             return None
-        return self._send(self._own, operation, base_head, body, self._index.reserve(operation.thread_id, size))
+        return self._send(book, operation, base_head, body, self._index.reserve(operation.thread_id, size))
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         body = codec.encode(operation, base_head, self._serializer)
@@ -319,14 +269,14 @@ class DurableJournal:
 
     async def _writable_book(self, deadline: Deadline) -> Book:
         """The book of this process, if its disk lets it begin one by now."""
-        if self._own is None:
+        if self._shelf.own is None:
             checking = asyncio.ensure_future(self.check())
             if not await deadline.wait_for(checking):
                 checking.cancel()
                 raise CheckpointUnavailableError(NO_ANSWER)
             checking.result()
-        assert self._own is not None
-        return self._own
+        assert self._shelf.own is not None
+        return self._shelf.own
 
     async def mark_applied(self, entries: Sequence[JournalEntry]) -> None:
         self._index.check_oldest(entries)
@@ -346,8 +296,8 @@ class DurableJournal:
     async def divert(self, thread_id: str, target: str) -> None:
         last, _ = self._homes[self._index.entries(thread_id)[-1].sequence]
         mark = marks.diverted(thread_id, target)
-        if self._own is not None and self._own is not last:
-            await self._committer.submit(self._own, mark, stored=lambda _: None)  # for what comes behind it
+        if (own := self._shelf.own) is not None and own is not last:
+            await self._committer.submit(own, mark, stored=lambda _: None)  # for what comes behind it
         await self._committer.submit(last, mark, stored=lambda _: self._index.divert(thread_id, target))
 
     def _forget(self, entries: Sequence[JournalEntry], _: int) -> None:
@@ -365,7 +315,7 @@ class DurableJournal:
         Nobody waits for the marks: they are stored before anything that is appended later. A book without a record of
         the thread is not asked where it goes.
         """
-        for book in self._books():
+        for book in self._shelf.books:
             if thread_id in book.diverted:
                 self._committer.submit(book, marks.diverted(thread_id, ""), stored=lambda _: None)
 
@@ -374,7 +324,7 @@ class DurableJournal:
     async def read(self, entries: Sequence[JournalEntry]) -> Sequence[JournalRecord]:
         homes = [self._homes[entry.sequence] for entry in entries]
         try:
-            drafts = await self._run(lambda: [book.read(sequence) for book, sequence in homes])
+            drafts = await self._shelf.run(lambda: [book.read(sequence) for book, sequence in homes])
         except OSError as error:
             raise refusal(error) from None
         return [self._decoded(entry, draft) for entry, draft in zip(entries, drafts, strict=True)]
@@ -394,68 +344,21 @@ class DurableJournal:
 
     async def check(self) -> None:
         try:
-            if (lost := await self._run(self._find_lost)) is not None:
-                what = f"somebody has removed the files of the journal: {len(lost.places)} operations that were "
-                what += "acknowledged live only in this process until they are drained"
-                self._telemetry.emit(Notice("ERROR", f"{what}. What is acknowledged from now on goes to new files"))
-            await self._run(lambda: self._own_book().check())
+            if (lost := await self._shelf.set_lost_aside()) is not None:
+                self._alarms.tell_lost(len(lost.places))
+            await self._shelf.check()
         except OSError as error:
             self._told(error)
             raise refusal(error) from None
         self._told(None)
 
-    def _find_lost(self) -> Book | None:
-        """Put this process's book with those that are only drained, if its files were removed; another one is begun."""
-        book = self._own
-        if book is None or book.is_in_place():
-            return None
-        book.lose()
-        self._own = None
-        self._adopted.append(book)
-        return book
-
     def status(self) -> JournalStatus:
-        return replace(self._index.status(self._damages, self._error), foreign=self._estate.foreign)
-
-    # Telling
+        return replace(self._index.status(self._damages, self._alarms.error), foreign=self._estate.foreign)
 
     def _alarm(self) -> None:
-        """Tell an operator when the journal fills, once for each level."""
-        level = sum(self._index.fill >= level for level in ALARM_LEVELS)
-        if level > self._alarmed:
-            grade = "ERROR" if level == len(ALARM_LEVELS) else "WARNING"
-            status = self._index.status()
-            own_size = status.size - status.adopted_size
-            what = f"the journal holds {own_size:,} of {status.capacity:,} bytes ({self._index.fill:.0%})"
-            self._telemetry.emit(Notice(grade, f"{what}; when it is full, writes are refused"))
-        self._alarmed = level
+        self._alarms.tell_fill(self._index.own_size, self._index.capacity)
 
     def _told(self, error: OSError | None) -> None:
-        """Remember whether the disk takes what it is given, and tell an operator when that changes."""
+        """How the newest write to the disk has ended."""
         self._settle_doubts()
-        before, self._error = self._error, reason(error) if error is not None else None
-        if before is None and self._error is not None:
-            what = f"the journal cannot be written ({self._error}): in an outage, writes would be refused"
-            self._telemetry.emit(Notice("ERROR", what))
-        elif before is not None and self._error is None:
-            self._telemetry.emit(Notice("INFO", "the journal can be written again"))
-
-    def _own_book(self) -> Book:
-        """The book of this process; begun when it is first needed."""
-        if self._own is None:
-            self._disk.prepare()
-            known = [int(identity[:16], 16) for identity in books_in(self._disk.names())]
-            begun_at = max([int(self._wall_clock() * 1e6), *(stamp + 1 for stamp in known)])  # a clock may jump back
-            for _ in range(TRIES):
-                identity = f"{begun_at:016x}{self._make_random()}"
-                if (lock := self._disk.lock(f"{identity}{LOCK}")) is not None:
-                    self._own = Book(self._disk, identity, lock, self._wall_clock, self._home)
-                    return self._own
-            raise OSError(errno.EAGAIN, "another process took the lock of every book that was begun")
-        return self._own
-
-    def _run(self, work: Callable[[], T]) -> Awaitable[T]:
-        if self._injected_run is not None:
-            return self._injected_run(work)
-        assert self._worker is not None
-        return self._worker.run(work)
+        self._alarms.tell_disk(error)

@@ -44,10 +44,12 @@ class Index:
     """The one owner of what is pending. `capacity` is bytes."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
+        """Bytes that it takes at most."""
         self._held: dict[str, _Held] = {}
         self._sequence = 0
-        self._own_size = 0
+        self.own_size = 0
+        """Bytes of what this process accepted."""
         self._adopted: dict[int, int] = {}
         """Bytes of the records that other processes accepted, by sequence: they take no room of this one's."""
         self._pending = 0
@@ -87,14 +89,14 @@ class Index:
 
     def takes_at_once(self, size: int) -> bool:
         """Whether `begin` would neither wait for room nor overtake anybody."""
-        return not self._at_door and self._own_size + size <= self._capacity
+        return not self._at_door and self.own_size + size <= self.capacity
 
     def reserve(self, thread_id: str, size: int) -> int:
         """`begin` without a wait, where it `takes_at_once`."""
         held = self._held.setdefault(thread_id, _Held())
         held.appending += 1
         held.appended += 1
-        self._own_size += size
+        self.own_size += size
         return held.appended
 
     def give_up(self, thread_id: str, size: int) -> None:
@@ -218,19 +220,14 @@ class Index:
         return JournalStatus(
             pending=self._pending,
             oldest_at=min(oldest, default=None),
-            size=self._own_size + sum(self._adopted.values()),
+            size=self.own_size + sum(self._adopted.values()),
             adopted_size=sum(self._adopted.values()),
-            capacity=self._capacity,
+            capacity=self.capacity,
             dead_letters=sum(len(held.dead_letters) for _, held in held_now),
             frozen_threads=frozen,
             damages=damages,
             error=error,
         )
-
-    @property
-    def fill(self) -> float:
-        """How full it is, from 0 to 1, with what this process accepted."""
-        return self._own_size / self._capacity
 
     def _oldest(self, held: _Held) -> float:
         sequences = [letter.entry.sequence for letter in held.dead_letters]
@@ -247,19 +244,19 @@ class Index:
             self._freed(entry.size)
 
     def _freed(self, size: int) -> None:
-        self._own_size -= size
+        self.own_size -= size
         self._room.set()
 
     def full(self, size: int) -> JournalFullError:
         """What a write of `size` bytes is told that found no room."""
         return JournalFullError(
-            f"The journal holds {self._own_size:,} of {self._capacity:,} bytes, so this write of {size:,} bytes was "
+            f"The journal holds {self.own_size:,} of {self.capacity:,} bytes, so this write of {size:,} bytes was "
             "not accepted: it is neither in the primary nor in the journal. Nothing older was dropped. Bring the "
             "primary back, or raise CHECKPOINT_JOURNAL_MAX_BYTES."
         )
 
     async def _wait_for_room(self, size: int, deadline: Deadline) -> None:
-        while self._own_size + size > self._capacity:
+        while self.own_size + size > self.capacity:
             self._room.clear()
             room = asyncio.ensure_future(self._room.wait())
             self.lacks_room = True
