@@ -57,6 +57,19 @@ def test_link_that_leads_nowhere_is_told(target: str) -> None:
     assert command("setup", "--sqlite", "link.sqlite").code == 1
 
 
+def test_log_without_its_file_is_told_and_stays() -> None:
+    with contextlib.closing(sqlite3.connect("other.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE one (number INTEGER)")
+        Path(f"{FILE}-wal").write_bytes(Path("other.sqlite-wal").read_bytes())
+    assert_named(doctor("--sqlite", FILE), "database.file", what="its log is", fix="put the database file back")
+    ended = command("setup", "--sqlite", FILE)
+    assert ended.code == 1
+    assert "put the database file back" in " ".join(ended.out.split())
+    assert Path(f"{FILE}-wal").stat().st_size > 0
+    assert not FILE.exists()
+
+
 def test_file_in_the_place_of_the_folder_is_told() -> None:
     Path("data").touch()
     ended = doctor("--sqlite", "data/file.sqlite")

@@ -242,6 +242,25 @@ async def test_maintenance_of_a_file_that_was_moved_is_no_success(tmp_path: Path
             await manager.copy_thread("thread", "copy")
 
 
+async def test_file_that_went_without_its_log_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    path, left = tmp_path / "primary.sqlite", tmp_path / "left"
+    left.mkdir()
+    async with opened(sqlite(path)) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        await thread.put()
+        for name in ("primary.sqlite", "primary.sqlite-wal"):  # as a process that is killed now leaves them
+            shutil.copy(tmp_path / name, left / name)
+    (left / path.name).rename(tmp_path / "aside")
+    with pytest.raises(CheckpointerConfigurationError, match=r"put the database file back.*Nothing was stored"):
+        await EnhancedCheckpointerManager(sqlite(left / path.name)).initialize()
+    assert os.listdir(left) == ["primary.sqlite-wal"]
+    (tmp_path / "aside").rename(left / path.name)
+    async with opened(sqlite(left / path.name)) as manager:
+        found = await saver_of(manager).aget_tuple(thread.config)
+    assert found is not None
+    assert found.checkpoint["id"] == thread.ids[-1]
+
+
 async def test_file_that_was_deleted_is_missed_and_what_comes_then_is_in_the_next_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

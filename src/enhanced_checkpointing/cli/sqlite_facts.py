@@ -12,6 +12,7 @@ from pathlib import Path
 
 from enhanced_checkpointing.backends.contract import PROBE_THREAD
 from enhanced_checkpointing.backends.sqlite.index import IS_THERE_SQL
+from enhanced_checkpointing.backends.sqlite.place import orphaned_log
 from enhanced_checkpointing.journal.filesystems import network_filesystem
 
 __all__ = ["SqliteFacts", "ask_sqlite"]
@@ -32,7 +33,7 @@ class SqliteFacts:
     """`folder` is the nearest one that is there; `error` of the probe, or of whatever came before it, with `code`.
 
     `missing` names tables and columns that are not there, None where that could not be seen; `has_index` tells of the
-    index of the threads of a user.
+    index of the threads of a user, and `orphaned_log` is what a file that is not there has left.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class SqliteFacts:
     damage: str = ""
     missing: tuple[str, ...] | None = None
     has_index: bool = True
+    orphaned_log: str | None = None
     free_bytes: int = 0
 
     @property
@@ -66,7 +68,7 @@ def ask_sqlite(path: Path, seconds: float, *, thorough: bool) -> SqliteFacts:
     if given.is_symlink() and (path.is_symlink() or not path.parent.is_dir()):
         return replace(facts, folder_error=f"{given} is a link that leads nowhere")
     if not facts.exists:
-        return replace(facts, folder_error=_folder_error(folder))
+        return replace(facts, folder_error=_folder_error(folder), orphaned_log=orphaned_log(str(path)))
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=seconds)) as connection:
             connection.isolation_level = None

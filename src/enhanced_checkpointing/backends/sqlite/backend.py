@@ -25,7 +25,7 @@ from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
 from enhanced_checkpointing.backends.sqlite.directory import SqliteThreads
 from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
 from enhanced_checkpointing.backends.sqlite.maintenance import MaintainedSqliteSaver
-from enhanced_checkpointing.backends.sqlite.place import Place
+from enhanced_checkpointing.backends.sqlite.place import Place, check_log
 from enhanced_checkpointing.backends.sqlite.rows import statements
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -288,9 +288,12 @@ class SqliteBackend(Backend):
 
         Raises:
             MovedError: the file has gone. SQLite would make an empty one in place of what somebody may put back.
+            OrphanedLogError: the file had gone before, and has left something.
         """
         if self._place is not None and self._place.is_vacant:
             raise self._place.moved()
+        if not self._in_memory:
+            check_log(self._path)
         milliseconds = int(self.config.deadline * BUSY_SHARE * 1000)
         try:
             connection = await aiosqlite.connect(self._path, timeout=milliseconds / 1000)

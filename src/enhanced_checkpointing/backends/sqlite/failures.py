@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
+from enhanced_checkpointing.backends.sqlite.place import OrphanedLogError
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 
 _KINDS = {
@@ -24,6 +25,11 @@ _KINDS = {
 }
 """By primary result code, which is the low byte of an extended one (https://www.sqlite.org/rescode.html)."""
 
+ORPHANED_LOG_FIX = (
+    "Commits may be in that log alone, and a new file would make SQLite drop it: put the database file back beside it. "
+    "If it is not needed, move the log away."
+)
+
 
 def classify_sqlite(error: BaseException) -> Failure:
     """Say what an error of SQLite means for the data."""
@@ -40,6 +46,8 @@ def classify_sqlite(error: BaseException) -> Failure:
         return Failure(FailureKind.TRANSIENT, error)  # aiosqlite's answer on a connection that was just replaced
     if isinstance(error, ValueError) and "no active connection" in text:
         return Failure(FailureKind.TRANSIENT, error)
+    if isinstance(error, OrphanedLogError):
+        return Failure(FailureKind.CONFIGURATION, error, fix=ORPHANED_LOG_FIX)
     if isinstance(error, OSError):
         return Failure(FailureKind.OUTAGE, error)
     return Failure(FailureKind.DATA, error, answered=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from enhanced_checkpointing.backends.sqlite.failures import ORPHANED_LOG_FIX
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, thread_index_missing, warning
 from enhanced_checkpointing.cli.screen import one_size
 from enhanced_checkpointing.cli.sqlite_facts import SqliteFacts
@@ -89,6 +90,13 @@ def check_folder(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Fin
             f"{facts.path} is not there and cannot be made: {facts.folder}: {facts.folder_error}.",
             NO_START,
             f"Let the application's user write {facts.folder}, or correct SQLITE_PATH.",
+        )
+    elif facts.orphaned_log is not None:
+        yield failed(
+            name,
+            f"{facts.path} is not there, but its log is: {facts.orphaned_log}.",
+            NO_START,
+            ORPHANED_LOG_FIX,
         )
     elif not config.auto_setup:
         yield failed(
