@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enhanced_checkpointing.failover import writes
 from enhanced_checkpointing.journal import book
 from enhanced_checkpointing.resilience import group_commit
-from enhanced_checkpointing.upkeep import reconciler
+from enhanced_checkpointing.upkeep import replay
 from tests.simulation.callers import Caller
 from tests.simulation.ledger import Ledger
 from tests.simulation.platter import Platter
@@ -161,7 +161,7 @@ class _Play:
 def _small_limits(script: Script) -> Iterator[None]:
     """Make the code's own limits small enough for a few operations to reach them."""
     owners = {
-        "CHUNK": reconciler,
+        "CHUNK": replay,
         "FILE_LIMIT": book,
         "TIDY_ABOVE": book,
         "BATCH": writes,

@@ -27,7 +27,8 @@ from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Notice, ThreadDrained
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep import reconciler
-from enhanced_checkpointing.upkeep.reconciler import Drain, Reconciler
+from enhanced_checkpointing.upkeep.reconciler import Reconciler
+from enhanced_checkpointing.upkeep.replay import Drain
 from tests.support.author import Author, config_of
 from tests.support.checkpointer import eventually
 from tests.support.recorder import Recorder
@@ -815,7 +816,7 @@ async def test_mark_that_cannot_be_stored_leaves_the_thread_to_be_drained_again(
 async def test_live_calls_come_before_the_next_step_of_a_drain_but_not_for_ever() -> None:
     setting = Setting()
     looks = iter([1, 1, 0])
-    setting.reconciler._live_calls = lambda: next(looks, 1)
+    setting.reconciler._replay._live_calls = lambda: next(looks, 1)
     await setting.add_steps("a")
     assert await setting.reconciler.drain_all()
     assert next(looks, None) is None

@@ -1,0 +1,246 @@
+"""Replays what the journal holds of one thread into the primary, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import accumulate, takewhile
+
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.errors import (
+    CheckpointCorruptionError,
+    CheckpointUnavailableError,
+    JournalFullError,
+    redact,
+)
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.journal.contract import UNKNOWN, Journal, JournalEntry, JournalRecord
+from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.resilience.breaker import Clock
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.telemetry.events import (
+    ConfigurationFault,
+    DeadLettered,
+    Telemetry,
+    ThreadDrained,
+)
+from enhanced_checkpointing.upkeep.branches import Branches, Target
+from enhanced_checkpointing.upkeep.divergence import heads_to_grow_from, moved_to
+from enhanced_checkpointing.upkeep.drain_calls import DrainCalls
+
+CHUNK = 4
+CHUNK_BYTES = 1024 * 1024
+"""Records, and bytes of them, that are read, applied and marked together: one commit, and one sync of the journal."""
+
+GIVE_WAY_SECONDS = 0.01
+GLANCE_SECONDS = 0.001
+"""How long a drain waits at most, after each commit, for a moment without live calls, and how often it looks."""
+
+
+class Drain(Enum):
+    """How the draining of one thread ended."""
+
+    DRAINED = "drained"
+    PAUSED = "paused"
+    """The primary could not take it now: nothing else is tried before a pause."""
+    FENCED = "waiting for a lost session"
+    """A session that a write was left behind on still lives: only this thread waits."""
+    FROZEN = "frozen"
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Of the drain of one thread: how many operations it has replayed."""
+
+    operations: int = 0
+
+
+class Replay:
+    """Drains threads, one call of `drain` for each; the same thread never twice at a time.
+
+    `on_drained` hears of each thread of which nothing is left in the journal; `live_calls` tells how many calls of
+    users are under way, which go first.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        calls: DrainCalls,
+        branches: Branches,
+        journal: Journal,
+        standby: Standby,
+        telemetry: Telemetry,
+        on_drained: Callable[[str], None],
+        live_calls: Callable[[], int],
+        clock: Clock,
+    ) -> None:
+        self._backend = backend
+        self._calls = calls
+        self._branches = branches
+        self._journal = journal
+        self._standby = standby
+        self._telemetry = telemetry
+        self._on_drained = on_drained
+        self._live_calls = live_calls
+        self._clock = clock
+        self._forked: set[str] = set()
+        """Threads of which the primary has a branch that the warm copy lacks; until they are drained."""
+        self.operations = 0
+        """Operations replayed so far."""
+        self.dead_letters = 0
+
+    async def drain(self, thread_id: str) -> Drain:
+        """Bring to the primary what the journal holds of a thread, as far as the primary takes it now."""
+        started_at, begun, progress = time.time(), self._clock(), _Progress()
+        outcome = Drain.PAUSED
+        try:
+            outcome = await self._replay(thread_id, progress)
+        except CallFailed as failed:
+            if failed.kind is FailureKind.CONFIGURATION:
+                fault = ConfigurationFault(self._backend.name, redact(failed.error), failed.failure.fix)
+                self._telemetry.emit(fault)
+        except CheckpointCorruptionError:
+            outcome = Drain.FROZEN  # the journal has said why
+        except (CheckpointUnavailableError, JournalFullError):
+            outcome = Drain.PAUSED  # what the primary has could not be marked; it is applied again
+        finally:
+            seconds = self._clock() - begun
+            self._telemetry.emit(
+                ThreadDrained(self._backend.name, thread_id, started_at, seconds, progress.operations, outcome.value)
+            )
+        return outcome
+
+    async def _replay(self, thread_id: str, progress: _Progress) -> Drain:
+        """Replay a thread's records, oldest first, until none is left.
+
+        The thread goes back to the primary by itself: it is on the journal just as long as the journal holds it.
+
+        Raises:
+            CallFailed: the primary could not take a record now; it stays where it is.
+        """
+        if not await self._calls.fence(thread_id):
+            return Drain.FENCED
+        target: Target | None = None
+        moved = False
+        while not self._journal.is_frozen(thread_id) and (entries := self._next_entries(thread_id)):
+            records = await self._journal.read(entries)
+            if isinstance(records[0].operation, DeleteThread):
+                await self._replay_deletion(records[0], progress)
+                target = None  # what is behind it grew from an empty thread, which is looked at anew
+                continue
+            target = target or await self._branches.target(thread_id, moved=moved)
+            if self._journal.diverted(thread_id) is not None:
+                self._forked.add(thread_id)
+            if await self._replay_some(records, target, progress):
+                target = Target(target.thread_id)  # its heads are our own now
+            else:
+                moved, target = True, None
+        if self._journal.is_frozen(thread_id):
+            return Drain.FROZEN
+        if thread_id in self._forked:
+            self._forked.discard(thread_id)
+            self._standby.forget(thread_id)  # the warm copy lacks the other branch
+        self._standby.release(thread_id)
+        self._on_drained(thread_id)
+        return Drain.DRAINED
+
+    def _next_entries(self, thread_id: str) -> Sequence[JournalEntry]:
+        """The oldest records of a thread, as many as are applied and marked together; a deletion is by itself."""
+        entries = self._journal.entries(thread_id, CHUNK)
+        sizes = accumulate(entry.size for entry in entries)
+        before_deletion = takewhile(lambda entry: entry.name != DeleteThread.name, entries)
+        return entries[: max(1, min(sum(size <= CHUNK_BYTES for size in sizes), len(list(before_deletion))))]
+
+    async def _replay_some(self, records: Sequence[JournalRecord], target: Target, progress: _Progress) -> bool:
+        """Apply these records in their order upon the heads of their target, and mark what the primary took.
+
+        One mark stands for all of them: until it is durable the thread is held, and a process that dies before
+        leaves them to be applied again, all of them in the same order, which changes nothing.
+
+        False: somebody else has moved one of those heads since they were looked at.
+        """
+        operations = [moved_to(record.operation, target.thread_id) for record in records]
+        try:
+            if not await self._calls.apply_upon(target.heads, operations):
+                return False
+        except CallFailed as failed:
+            if not failed.at_fault:
+                raise
+            if len(records) > 1:
+                return await self._replay_each(records, target, progress)
+            await self._bury(records[0], failed)
+        else:
+            await self._mark(records, progress)
+        await self._let_live_calls_pass()
+        return True
+
+    async def _replay_each(self, records: Sequence[JournalRecord], target: Target, progress: _Progress) -> bool:
+        """Apply records one by one, up to the one at which they failed together: it is at fault, and is buried."""
+        for record in records:
+            if not await self._replay_some([record], target, progress):
+                return False
+            if self._journal.is_frozen(record.entry.thread_id):
+                break
+            target = Target(target.thread_id)
+        return True
+
+    async def _mark(self, records: Sequence[JournalRecord], progress: _Progress) -> None:
+        await self._journal.mark_applied([record.entry for record in records])
+        self.operations += len(records)
+        progress.operations += len(records)
+
+    async def _replay_deletion(self, record: JournalRecord, progress: _Progress) -> None:
+        """Delete a thread, and what was put into its sibling; but not what somebody else has written to it since."""
+        entry, operation = record.entry, record.operation
+        target = self._journal.diverted(entry.thread_id)
+        found_head: str | None = None
+        try:
+            if target is not None and target != entry.thread_id:
+                await self._calls.apply(moved_to(operation, target))
+            deleted = await self._delete(record, forked=target is not None)
+            if not deleted:
+                found_head = await self._calls.head_if_readable(entry.thread_id)
+        except CallFailed as failed:
+            if not failed.at_fault:
+                raise
+            await self._bury(record, failed)
+            return
+        await self._mark([record], progress)
+        if not deleted:
+            self._forked.add(entry.thread_id)
+            expected_head = None if entry.base_head is UNKNOWN else entry.base_head
+            self._branches.deletion_spared(entry.thread_id, expected_head, found_head)
+
+    async def _delete(self, record: JournalRecord, *, forked: bool) -> bool:
+        """Delete the thread that was meant, unless there is more in it now than whoever deleted it could know of."""
+        entry, operation = record.entry, record.operation
+        if entry.base_head is UNKNOWN:
+            await self._calls.apply(operation)
+            return True
+        if forked:
+            return False
+        heads = heads_to_grow_from(self._journal.entries(entry.thread_id), {"": entry})
+        if self._backend.compares_heads:
+            return await self._calls.apply_upon(heads, [operation])
+        if await self._calls.head_if_readable(entry.thread_id) not in heads[""]:
+            return False
+        await self._calls.apply(operation)
+        return True
+
+    async def _let_live_calls_pass(self) -> None:
+        """Live calls first, but not for ever."""
+        until = self._clock() + GIVE_WAY_SECONDS
+        await asyncio.sleep(0)
+        while self._live_calls() and self._clock() < until:  # noqa: ASYNC110  # what is waited for signals nothing
+            await asyncio.sleep(GLANCE_SECONDS)
+
+    async def _bury(self, record: JournalRecord, failed: CallFailed) -> None:
+        error = redact(failed.error)
+        await self._journal.bury(record.entry, error)
+        self.dead_letters += 1
+        operation = record.operation
+        self._telemetry.emit(DeadLettered(self._backend.name, operation.thread_id, operation.name, error))
