@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from enhanced_checkpointing import (
 from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case, run_case_sync
+from tests.support.leaks import LeakWatch
 
 CASE = GRAPHS["parallel"]
 ROOT = Path(__file__).parents[2]
@@ -226,18 +226,18 @@ async def test_call_after_cleanup_raises_a_clear_error() -> None:
 
 
 @pytest.mark.parametrize("backend", ["memory", "sqlite", "postgres"])
-def test_program_without_a_loop_uses_a_plain_with(backend: str, database_url: str, tmp_path: Path) -> None:
+def test_program_without_a_loop_uses_a_plain_with(
+    backend: str, database_url: str, tmp_path: Path, no_leaks: LeakWatch
+) -> None:
     config = {
         "memory": create_memory_checkpointer(),
         "sqlite": create_sqlite_checkpointer(str(tmp_path / "plain.sqlite")),
         "postgres": create_postgres_checkpointer(database_url),
     }[backend]
-    threads_before = set(threading.enumerate())
     with EnhancedCheckpointerManager(config) as manager:
         first = run_case_sync(CASE, saver_of(manager), "plain")
         assert run_case_sync(CASE, saver_of(manager), "again") == first
         assert manager.health_status["overall_status"] == "healthy"
-    assert set(threading.enumerate()) == threads_before
 
 
 async def test_loop_of_its_own_lets_sync_calls_come_from_the_running_loop(database_url: str) -> None:
