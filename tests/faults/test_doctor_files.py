@@ -57,17 +57,26 @@ def test_link_that_leads_nowhere_is_told(target: str) -> None:
     assert command("setup", "--sqlite", "link.sqlite").code == 1
 
 
-def test_log_without_its_file_is_told_and_stays() -> None:
+@pytest.mark.parametrize("empty", [False, True])
+def test_log_without_its_file_is_told_and_stays(empty: bool) -> None:
+    made(Path("other.sqlite"))
     with contextlib.closing(sqlite3.connect("other.sqlite")) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("CREATE TABLE one (number INTEGER)")
         Path(f"{FILE}-wal").write_bytes(Path("other.sqlite-wal").read_bytes())
-    assert_named(doctor("--sqlite", FILE), "database.file", what="its log is", fix="put the database file back")
-    ended = command("setup", "--sqlite", FILE)
-    assert ended.code == 1
-    assert "put the database file back" in " ".join(ended.out.split())
+    if empty:
+        FILE.touch()
+    what = "is empty, but its log" if empty else "is not there, but its log"
+    assert_named(doctor("--sqlite", FILE), "database.file", what=what, fix="Put back the very file")
+    for arguments in (
+        ("setup", "--sqlite", FILE),
+        ("migrate", "--dry-run", "other.sqlite", FILE),
+        ("export", FILE, "-"),
+    ):
+        ended = command(*arguments)
+        assert ended.code != 0
+        assert "Put back the very file" in " ".join((ended.out + ended.err).split())
     assert Path(f"{FILE}-wal").stat().st_size > 0
-    assert not FILE.exists()
+    assert FILE.exists() is empty
 
 
 def test_file_in_the_place_of_the_folder_is_told() -> None:

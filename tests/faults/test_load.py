@@ -14,9 +14,8 @@ import pytest
 
 from benchmarks.journal import NOBODY, live_calls, write
 from enhanced_checkpointing import CheckpointUnavailableError, create_postgres_checkpointer
-from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
-from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of
+from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.fault_proxy import FaultProxy
 
@@ -79,22 +78,6 @@ async def test_reads_for_which_no_connection_can_be_made_in_time_are_answered_by
         found = await asyncio.gather(*(saver.aget_tuple(thread.config) for thread in threads))
         proxy.forward()
         assert [one.checkpoint["id"] for one in found if one is not None] == [thread.ids[-1] for thread in threads]
-
-
-async def test_connect_that_hangs_in_a_replaced_pool_does_not_hide_that_the_new_one_is_full(database_url: str) -> None:
-    parts = urlsplit(database_url)
-    async with FaultProxy(str(parts.hostname), parts.port or 5432) as proxy:
-        connections = PostgresConnections(postgres(proxy.url(database_url), pool_max_size=1))
-        proxy.black_hole()
-        await connections.open()
-        await eventually(lambda: proxy.connections == 1)
-        assert not connections.saturated
-        proxy.forward_only_new()
-        await connections.renew()
-        async with connections.borrow():
-            assert connections.saturated
-        assert not connections.saturated
-        await connections.close()
 
 
 async def test_queue_at_the_pool_on_a_slow_network_is_not_taken_for_an_outage(database_url: str) -> None:

@@ -34,6 +34,7 @@ from tests.support.disks import bound_by_modes, folder_without_root, set_modes
 from tests.support.dump import dump_sqlite
 from tests.support.graphs import GRAPHS, run_case
 from tests.support.leaks import LeakWatch
+from tests.support.terminal import command
 
 CASE = GRAPHS["counting_chain"]
 DEADLINE = 0.5
@@ -251,7 +252,7 @@ async def test_file_that_went_without_its_log_is_not_replaced_by_an_empty_one(tm
         for name in ("primary.sqlite", "primary.sqlite-wal"):  # as a process that is killed now leaves them
             shutil.copy(tmp_path / name, left / name)
     (left / path.name).rename(tmp_path / "aside")
-    with pytest.raises(CheckpointerConfigurationError, match=r"put the database file back.*Nothing was stored"):
+    with pytest.raises(CheckpointerConfigurationError, match=r"Put back the very file.*Nothing was stored"):
         await EnhancedCheckpointerManager(sqlite(left / path.name)).initialize()
     assert os.listdir(left) == ["primary.sqlite-wal"]
     (tmp_path / "aside").rename(left / path.name)
@@ -259,6 +260,22 @@ async def test_file_that_went_without_its_log_is_not_replaced_by_an_empty_one(tm
         found = await saver_of(manager).aget_tuple(thread.config)
     assert found is not None
     assert found.checkpoint["id"] == thread.ids[-1]
+
+
+async def test_file_that_was_deleted_without_its_log_is_replaced_once_that_is_away(tmp_path: Path) -> None:
+    path = tmp_path / "primary.sqlite"
+    async with opened(sqlite(path, journal_dir=tmp_path / "journal")) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        await thread.put()
+        path.unlink()
+        await thread.put()
+        assert manager.health_status["journal"]["pending"] == 1
+        assert (await asyncio.to_thread(command, "setup", "--sqlite", path)).code == 1
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).rename(tmp_path / f"old{end}")
+        assert (await asyncio.to_thread(command, "setup", "--sqlite", path)).code == 0
+        await recovered(manager)
+    assert [row["checkpoint_id"] for row in dump_sqlite(path)["checkpoints"]] == [thread.ids[-1]]
 
 
 async def test_file_that_was_deleted_is_missed_and_what_comes_then_is_in_the_next_one(

@@ -25,6 +25,8 @@ class _Link:
     """One client's connection and its twin to the server."""
 
     client: socket.socket
+    passing: asyncio.Event
+    """Cleared while it is in the black hole."""
     server: socket.socket = field(default_factory=socket.socket)
     loses_reply: bool = False
     ends: bool = False
@@ -76,7 +78,7 @@ class FaultProxy:
             asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     def forward_only_new(self) -> None:
-        """Heal for new connections; what the black hole has, it keeps."""
+        """Heal for new connections; those that are in the black hole stay there."""
         self._passing = asyncio.Event()
         self.forward()
 
@@ -131,7 +133,7 @@ class FaultProxy:
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):  # the client gave up before we came
             client, _ = listener.accept()
-            link = _Link(client)
+            link = _Link(client, self._passing)
             task = self._group.create_task(self._serve(link))
             self._links[task] = link
             task.add_done_callback(self._forget)
@@ -148,7 +150,7 @@ class FaultProxy:
             for end in (link.client, link.server):
                 end.setblocking(False)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await self._passing.wait()
+            await link.passing.wait()
             await asyncio.get_running_loop().sock_connect(link.server, (self.host, self.target_port))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._carry(link, link.client, link.server, self._deliver_request))
@@ -167,27 +169,27 @@ class FaultProxy:
         loop = asyncio.get_running_loop()
         arrivals: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=1024)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._receive(source, arrivals))
+            group.create_task(self._receive(link, source, arrivals))
             chunk = b"not the end"
             while chunk:
                 due, chunk = await arrivals.get()
                 if (pause := due - loop.time()) > 0:
                     await asyncio.sleep(pause)
-                await self._passing.wait()
+                await link.passing.wait()
                 if chunk:
                     await deliver(link, chunk)
             if link.ends:
                 raise ConnectionResetError("the reply was lost")
             target.shutdown(socket.SHUT_WR)
 
-    async def _receive(self, source: socket.socket, arrivals: asyncio.Queue[tuple[float, bytes]]) -> None:
+    async def _receive(self, link: _Link, source: socket.socket, arrivals: asyncio.Queue[tuple[float, bytes]]) -> None:
         loop = asyncio.get_running_loop()
         chunk = b"not the end"
         while chunk:
             try:
                 chunk = await loop.sock_recv(source, _CHUNK)
             except OSError:
-                await self._passing.wait()  # a black hole swallows a reset too
+                await link.passing.wait()  # a black hole swallows a reset too
                 raise
             await arrivals.put((loop.time() + self._latency, chunk))
 

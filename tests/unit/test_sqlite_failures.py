@@ -10,6 +10,7 @@ import aiosqlite
 import pytest
 
 from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
+from enhanced_checkpointing.backends.sqlite.place import OrphanedLogError
 from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 
 
@@ -53,6 +54,14 @@ def test_error_is_classified_by_its_primary_code(code: int, kind: FailureKind) -
     failure = classify_sqlite(error)
     assert (failure.kind, failure.error, failure.answered) == (kind, error, True)
     assert bool(failure.fix) is (kind is FailureKind.CONFIGURATION)
+
+
+def test_log_without_its_file_is_no_outage_that_passes() -> None:
+    error = OrphanedLogError("file.sqlite is not there, but its log is there")
+    failure = classify_sqlite(error)
+    assert (failure.kind, failure.error) == (FailureKind.CONFIGURATION, error)
+    assert "Put back the very file" in failure.fix
+    assert classify_sqlite(FileNotFoundError()).kind is FailureKind.OUTAGE
 
 
 def raised(work: Callable[[], object]) -> BaseException:

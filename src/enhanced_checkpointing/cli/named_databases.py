@@ -16,6 +16,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.backends.registry import find_backend
+from enhanced_checkpointing.backends.sqlite.failures import ORPHANED_LOG_FIX
+from enhanced_checkpointing.backends.sqlite.place import orphan_text, orphaned_log
 from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
 from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, CheckpointerError, redact
@@ -93,8 +95,11 @@ async def opened_source(config: CheckpointerConfig, role: str = "source") -> Asy
 
     Raises:
         NoTablesError: it has no tables of checkpoints.
-        UsageError: there is none, or it cannot be read.
+        UsageError: there is none, or only its log, or it cannot be read.
     """
+    path = str(config.database_path)
+    if config.backend_name == "sqlite" and (log := orphaned_log(path)) is not None:
+        raise UsageError(f"The {role}, {orphan_text(path, log)}. {ORPHANED_LOG_FIX}")
     if _is_missing(config):
         raise NoTablesError(f"There is no file {config.database_path}, which is named as the {role}.")
     async with _opened(config.with_overrides(auto_setup=False)) as backend:

@@ -33,7 +33,7 @@ class SqliteFacts:
     """`folder` is the nearest one that is there; `error` of the probe, or of whatever came before it, with `code`.
 
     `missing` names tables and columns that are not there, None where that could not be seen; `has_index` tells of the
-    index of the threads of a user, and `orphaned_log` is what a file that is not there has left.
+    index of the threads of a user, and `orphaned_log` is what a file that has gone has left.
     """
 
     path: Path
@@ -67,8 +67,10 @@ def ask_sqlite(path: Path, seconds: float, *, thorough: bool) -> SqliteFacts:
     )
     if given.is_symlink() and (path.is_symlink() or not path.parent.is_dir()):
         return replace(facts, folder_error=f"{given} is a link that leads nowhere")
+    if (log := orphaned_log(str(path))) is not None:
+        return replace(facts, orphaned_log=log)
     if not facts.exists:
-        return replace(facts, folder_error=_folder_error(folder), orphaned_log=orphaned_log(str(path)))
+        return replace(facts, folder_error=_folder_error(folder))
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=seconds)) as connection:
             connection.isolation_level = None

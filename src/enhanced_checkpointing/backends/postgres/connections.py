@@ -164,7 +164,7 @@ class PostgresConnections:
         return self._pool is not None and self._pool.in_use >= self._config.pool_max_size
 
     def gauges(self) -> dict[str, int]:
-        """Sizes of the pool, and of what is left behind."""
+        """Sizes of the pool, not of one that it replaced, and of what is left behind."""
         return {
             "min": self._config.pool_min_size,
             "max": self._config.pool_max_size,

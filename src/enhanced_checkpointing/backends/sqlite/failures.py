@@ -26,8 +26,8 @@ _KINDS = {
 """By primary result code, which is the low byte of an extended one (https://www.sqlite.org/rescode.html)."""
 
 ORPHANED_LOG_FIX = (
-    "Commits may be in that log alone, and a new file would make SQLite drop it: put the database file back beside it. "
-    "If it is not needed, move the log away."
+    "Commits may be in that log alone, and SQLite would drop it for a new file. Put back the very file that it belongs "
+    "to. To begin with a backup or with a new file, move the log away first: beside any other file it does damage."
 )
 
 

@@ -1,4 +1,5 @@
-"""Whether a file is where it was opened: SQLite goes on writing to one that was moved, deleted or replaced since."""
+"""Whether a file is where it should be: SQLite goes on writing to one that was moved, deleted or replaced since it was
+opened, and drops the log of one that has gone for the sake of a new one."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ class MovedError(OSError):
 
 
 class OrphanedLogError(OSError):
-    """There is no file at a path, but the log of one, which SQLite would drop for the sake of a new file."""
+    """There is no file at a path, or an empty one, but the log of one."""
 
 
 class Place:
@@ -40,8 +41,9 @@ class Place:
 
     def moved(self) -> MovedError:
         return MovedError(
-            f"{self.path} was moved, deleted or replaced while it was open. Put it back, with its -wal and -shm, or "
-            "make a new one with `checkpointing setup`: what waits in the journal is drained into it."
+            f"{self.path} was moved, deleted or replaced while it was open. Put it back, with its -wal and -shm; "
+            "or move those two away, too, and make a new one with `checkpointing setup`: what waits in the journal is "
+            "drained into it."
         )
 
 
@@ -49,17 +51,31 @@ def check_log(path: str) -> None:
     """Return if nothing is lost by a new file at a path where there may be none.
 
     Raises:
-        OrphanedLogError: commits of a file that was there are in its log, and only there.
+        OrphanedLogError: commits of a file that was there may be in its log, and only there.
     """
     if (log := orphaned_log(path)) is not None:
-        raise OrphanedLogError(f"{path} is not there, but its log is: {log}")
+        raise OrphanedLogError(orphan_text(path, log))
+
+
+def orphan_text(path: str, log: str) -> str:
+    """What is told of a log without its file."""
+    if os.path.exists(path):
+        return f"{path} is empty, but its log is there: {log}"
+    return f"{path} is not there, but its log is there: {log}"
 
 
 def orphaned_log(path: str) -> str | None:
-    """The file with the commits that waited to be folded into the file at a path, where that one has gone."""
+    """The file with what may wait to be folded into the file at a path, where that one has gone or is empty."""
     log = f"{os.path.realpath(path)}-wal"
-    # In this order: whoever makes a database makes its file first.
-    return log if os.path.exists(log) and os.path.getsize(log) and not os.path.exists(path) else None
+    # In this order: whoever makes a database writes its file first, and whoever closes it last removes its log.
+    return log if _size(log) and not _size(path) else None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # where it is there and cannot be looked at, opening it tells why
+        return 0
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from enhanced_checkpointing.backends.sqlite.failures import ORPHANED_LOG_FIX
+from enhanced_checkpointing.backends.sqlite.place import orphan_text
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, thread_index_missing, warning
 from enhanced_checkpointing.cli.screen import one_size
 from enhanced_checkpointing.cli.sqlite_facts import SqliteFacts
@@ -61,7 +63,13 @@ _BY_CODE = {
 
 def judge(facts: SqliteFacts, config: CheckpointerConfig) -> list[Finding]:
     """All findings of a file, whether it is there or not."""
+    if facts.orphaned_log is not None:
+        return [*check_place(facts), _log_without_file(facts.path, facts.orphaned_log)]
     return [*check_place(facts), *(check_file(facts, config) if facts.exists else check_folder(facts, config))]
+
+
+def _log_without_file(path: Path, log: str) -> Finding:
+    return failed("database.file", f"{orphan_text(str(path), log)}.", NO_START, ORPHANED_LOG_FIX)
 
 
 def check_place(facts: SqliteFacts) -> Iterator[Finding]:
@@ -90,13 +98,6 @@ def check_folder(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Fin
             f"{facts.path} is not there and cannot be made: {facts.folder}: {facts.folder_error}.",
             NO_START,
             f"Let the application's user write {facts.folder}, or correct SQLITE_PATH.",
-        )
-    elif facts.orphaned_log is not None:
-        yield failed(
-            name,
-            f"{facts.path} is not there, but its log is: {facts.orphaned_log}.",
-            NO_START,
-            ORPHANED_LOG_FIX,
         )
     elif not config.auto_setup:
         yield failed(
