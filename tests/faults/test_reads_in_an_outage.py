@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 from uuid import UUID
 
 import psycopg
 import pytest
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple, empty_checkpoint
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command, Durability, interrupt
 
 from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager
 from tests.support.checkpointer import opened, postgres, recovered, saver_of, switched
@@ -52,6 +58,86 @@ async def test_threads_that_are_known_to_be_new_start_in_an_outage(database_url:
         await recovered(manager)
         for thread_id in ("seen-empty", declared, young):
             assert await saver.aget_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}) is not None
+
+
+class Log(TypedDict, total=False):
+    log: Annotated[list[str], operator.add]
+
+
+def nested_calls(checkpointer: BaseCheckpointSaver[str]) -> Any:
+    """Two quick steps, then a subgraph with a subgraph in it, then a node that calls two subgraphs by itself."""
+    inner = StateGraph(Log).add_node("in", lambda _: {"log": ["inner"]}).add_edge(START, "in").compile()
+    middle = StateGraph(Log).add_node("before", lambda _: {"log": ["middle"]}).add_node("inner", inner)
+    middle_graph = middle.add_edge(START, "before").add_edge("before", "inner").compile()
+
+    async def two_calls(_: Log) -> Log:
+        answers = [await inner.ainvoke({"log": [name]}) for name in ("first", "second")]
+        return {"log": [line for answer in answers for line in answer["log"]]}
+
+    graph = StateGraph(Log)
+    graph.add_node("one", lambda _: {"log": ["one"]}).add_node("two", lambda _: {"log": ["two"]})
+    graph.add_node("middle", middle_graph)
+    graph.add_node("calls", RunnableLambda(two_calls))
+    for start, end in pairwise((START, "one", "two", "middle", "calls")):
+        graph.add_edge(start, end)
+    return graph.compile(checkpointer=checkpointer)
+
+
+@pytest.mark.parametrize("durability", ["async", "exit", "sync"])
+@pytest.mark.parametrize("seen", ["in a turn", "by a look"])
+async def test_subgraphs_of_a_thread_that_an_earlier_process_began_are_called_in_an_outage(
+    durability: Durability, seen: str, database_url: str, tmp_path: Path
+) -> None:
+    config: RunnableConfig = {"configurable": {"thread_id": "begun"}}
+    twin, turns = nested_calls(InMemorySaver()), 5 if seen == "in a turn" else 4
+    for turn in range(turns):
+        expected = await twin.ainvoke({"log": [str(turn)]}, config)
+    async with opened(postgres(database_url)) as earlier:
+        await nested_calls(saver_of(earlier)).ainvoke({"log": ["0"]}, config)
+    async with switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary:
+        graph = nested_calls(saver_of(primary.manager))
+        if seen == "in a turn":
+            await graph.ainvoke({"log": ["1"]}, config, durability=durability)
+        else:
+            await graph.aget_state(config)
+        await primary.off()
+        for turn in range(turns - 3, turns):
+            found = await graph.ainvoke({"log": [str(turn)]}, config, durability=durability)
+        assert found == expected
+        await primary.on()
+        await recovered(primary.manager)
+        assert primary.manager.health_status["divergences"]["count"] == 0
+        assert (await graph.aget_state(config)).values == expected
+
+
+async def test_subgraph_that_another_process_went_on_with_is_not_taken_for_new(
+    database_url: str, tmp_path: Path
+) -> None:
+    paid: list[str] = []
+    steps = (
+        StateGraph(Log)
+        .add_node("pay", lambda _: paid.append("paid"))
+        .add_node("ask", lambda _: {"log": [interrupt("sure?")]})
+    )
+    graph = StateGraph(Log).add_node("sub", steps.add_edge(START, "pay").add_edge("pay", "ask").compile())
+    graph.add_edge(START, "sub")
+    config: RunnableConfig = {"configurable": {"thread_id": "shared"}}
+    async with (
+        switched("postgres", database_url, tmp_path, on_unknown_thread="raise") as primary,
+        opened(postgres(database_url)) as other,
+    ):
+        ours = graph.compile(checkpointer=saver_of(primary.manager), interrupt_before=["sub"])
+        await ours.ainvoke({"log": ["go"]}, config)
+        await graph.compile(checkpointer=saver_of(other)).ainvoke(None, config)
+        assert [asked.value for asked in (await ours.aget_state(config)).interrupts] == ["sure?"]
+        await primary.off()
+        with pytest.raises(CheckpointUnavailableError, match="sub:"):
+            await ours.ainvoke(Command(resume="yes"), config)
+        assert paid == ["paid"]
+        await primary.on()
+        await recovered(primary.manager)
+        assert (await ours.ainvoke(Command(resume="yes"), config))["log"] == ["go", "go", "yes"]
+        assert paid == ["paid"]
 
 
 async def test_thread_id_older_than_the_last_contact_is_not_taken_for_new(database_url: str, tmp_path: Path) -> None:

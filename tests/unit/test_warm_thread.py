@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
+from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import INTERRUPT, _DeltaSnapshot
@@ -299,6 +300,10 @@ CALL = "worker:4ab3|tool:9cd1"
         ("worker", {"": "ours"}, False),
         (CALL, {"": "ours", "worker:4ab3": "theirs"}, False),
         (CALL, {"": "theirs", "worker:4ab3": "ours"}, True),
+        ("worker:4ab3|1", {"": "ours"}, True),
+        ("worker:4ab3|1", {"": "theirs"}, False),
+        ("worker:4ab3|2|tool:9cd1", {"": "theirs", "worker:4ab3|2": "ours"}, True),
+        ("1", {"": "ours"}, False),
     ],
 )
 def test_call_of_a_subgraph_by_a_step_of_this_process_cannot_exist_elsewhere(
@@ -316,6 +321,73 @@ def test_call_of_a_subgraph_by_a_step_of_this_process_cannot_exist_elsewhere(
     else:
         with pytest.raises(CheckpointUnavailableError):
             setting.warm.get_tuple(config)
+
+
+def call_of(checkpoint_ns: str, parents: dict[str, str], *, running: bool = True) -> RunnableConfig:
+    """What LangGraph asks with for a subgraph that a running task calls, or without one what anybody asks with."""
+    config = config_of("thread", checkpoint_ns)
+    config["configurable"]["checkpoint_map"] = parents
+    if running:
+        config["configurable"]["__pregel_task_id"] = checkpoint_ns.rpartition(":")[2]
+    return config
+
+
+def test_call_by_a_checkpoint_that_is_being_made_cannot_exist_elsewhere() -> None:
+    setting = Setting()
+    setting.store(setting.author.put({"n": 1}))
+    setting.read()
+    made = setting.author.put({"n": 2})
+    assert isinstance(made, Put)
+    parents = {"": made.checkpoint_id}
+    with pytest.raises(CheckpointUnavailableError):  # somebody may ask for what another process told of
+        setting.warm.get_tuple(call_of("worker:4ab3", parents, running=False))
+    assert setting.warm.get_tuple(call_of("worker:4ab3", parents)) is None
+    inner = {**parents, "worker:4ab3": str(uuid6())}
+    assert setting.warm.get_tuple(call_of("worker:4ab3|tool:9cd1", inner)) is None
+
+
+def test_call_by_a_checkpoint_that_was_read_or_is_not_the_newest_may_exist_elsewhere() -> None:
+    setting = Setting()
+    unread = setting.store(setting.author.put({"n": 1}))
+    read = setting.store(setting.author.put({"n": 2}))
+    assert isinstance(unread, Put)
+    assert isinstance(read, Put)
+    with pytest.raises(CheckpointUnavailableError):  # nothing is known yet of what is newest
+        setting.warm.get_tuple(call_of("worker:4ab3", {"": str(uuid6())}))
+    setting.read()
+    for put in (unread, read):
+        with pytest.raises(CheckpointUnavailableError):
+            setting.warm.get_tuple(call_of("worker:4ab3", {"": put.checkpoint_id}))
+
+
+def test_call_by_a_task_for_which_somebody_else_wrote_may_exist_elsewhere() -> None:
+    setting = Setting()
+    put = setting.store(setting.author.put({"n": 1}))
+    assert isinstance(put, Put)
+    setting.warm.put(put)
+    writes = setting.store(setting.author.writes(("n", 2)))
+    assert isinstance(writes, PutWrites)
+    assert setting.warm.get_tuple(call_of(f"worker:{writes.task_id}", {"": put.checkpoint_id})) is None
+    setting.read()
+    with pytest.raises(CheckpointUnavailableError):
+        setting.warm.get_tuple(call_of(f"tool:{writes.task_id}", {"": put.checkpoint_id}))
+    assert setting.warm.get_tuple(call_of("worker:4ab3", {"": put.checkpoint_id})) is None
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_writes_of_somebody_else_end_what_is_known_to_be_complete(own: bool) -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    put = setting.store(setting.author.put({"n": 1}))
+    assert isinstance(put, Put)
+    setting.warm.put(put)
+    assert setting.warm.complete
+    writes = setting.store(setting.author.writes(("n", 2)))
+    assert isinstance(writes, PutWrites)
+    if own:  # they are read back before they are acknowledged
+        setting.warm.note_own(writes)
+    setting.read()
+    assert setting.warm.complete is own
 
 
 @pytest.mark.parametrize("put_again", [False, True])

@@ -190,7 +190,9 @@ class Engine:
     async def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> None:
-        await self.writes.settle(accept_writes(config, writes, task_id, task_path, serializer=self._serializer))
+        operation = accept_writes(config, writes, task_id, task_path, serializer=self._serializer)
+        self._standby.note_own(operation)
+        await self.writes.settle(operation)
 
     async def delete_thread(self, thread_id: str) -> None:
         if self._journal is not None and self._journal.is_frozen(thread_id):

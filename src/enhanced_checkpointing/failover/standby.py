@@ -13,7 +13,15 @@ from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
 from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
-from enhanced_checkpointing.operations import DeleteThread, Operation, Put, checkpoint_id_of, namespace_of, thread_of
+from enhanced_checkpointing.operations import (
+    DeleteThread,
+    Operation,
+    Put,
+    PutWrites,
+    checkpoint_id_of,
+    namespace_of,
+    thread_of,
+)
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 EMPTY_REMEMBERED = 10_000
@@ -97,10 +105,10 @@ class Standby:
         """Whether anything of a thread is warm, or it is known to be empty."""
         return thread_id in self._threads or thread_id in self._empty
 
-    def note_own(self, put: Put) -> None:
-        """This process has made a checkpoint of a thread, which is not acknowledged yet. A cold thread stays cold."""
-        if (thread := self._threads.get(put.thread_id)) is not None:
-            thread.note_own(put.checkpoint_id)
+    def note_own(self, operation: Put | PutWrites) -> None:
+        """This process has made something of a thread, which is not acknowledged yet. A cold thread stays cold."""
+        if (thread := self._threads.get(operation.thread_id)) is not None:
+            thread.note_own(operation)
 
     def apply(self, operation: Operation) -> None:
         """Take an operation that was acknowledged."""

@@ -21,6 +21,12 @@ OVERHEAD = 600
 MISSING = ""
 """No checkpoint id and no version is empty."""
 
+RUNNING_TASK = "__pregel_task_id"
+"""Where LangGraph names the task that runs right now in this process, in the config of what the task calls."""
+
+TaskKey = tuple[str, str]
+"""Checkpoint id, task id."""
+
 HistoryKey = tuple[str, str, str]
 """Namespace, checkpoint id, channel."""
 
@@ -40,6 +46,10 @@ class WarmThread:
         self._complete_namespaces: set[str] = set()
         self._heads: dict[str, str] = {}
         self._written_here: set[str] = set()
+        self._on_their_way: set[TaskKey] = set()
+        """Tasks for which this process is writing something that is not acknowledged yet."""
+        self._ran_elsewhere: set[TaskKey] = set()
+        """Tasks for which somebody else has written something."""
         self._histories: dict[HistoryKey, tuple[Serialized | None, tuple[tuple[str, Serialized], ...]]] = {}
         self.size = OVERHEAD
 
@@ -82,15 +92,20 @@ class WarmThread:
         self._store(put)
         self._advance(put.checkpoint_ns, put.checkpoint_id)
 
-    def note_own(self, checkpoint_id: str) -> None:
-        """This process is about to write a checkpoint: whatever belongs to it cannot be anywhere else yet."""
-        self._written_here.add(checkpoint_id)
+    def note_own(self, operation: Put | PutWrites) -> None:
+        """This process is about to write this: what belongs to such a checkpoint cannot be anywhere else yet, and such
+        writes are not somebody else's when they are read before they are acknowledged."""
+        if isinstance(operation, Put):
+            self._written_here.add(operation.checkpoint_id)
+        else:
+            self._on_their_way.add((operation.checkpoint_id, operation.task_id))
 
     def put_writes(self, operation: PutWrites) -> None:
         """Take the writes of one task.
 
         As `InMemorySaver.put_writes` would, which wants a config; a test compares the two.
         """
+        self._on_their_way.discard((operation.checkpoint_id, operation.task_id))
         of_checkpoint = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
         for position, (channel, value) in enumerate(operation.writes):
             stored, index = self._saver.writes[of_checkpoint], WRITES_IDX_MAP.get(channel, position)
@@ -111,9 +126,11 @@ class WarmThread:
         stored = checkpoint_id in self._stored(checkpoint_ns)
         if stored and not changed:
             return  # the common case: this process wrote it, and nothing has to be serialized again
-        if not stored:  # somebody else wrote it, and may have written more that was never read
+        theirs = {(checkpoint_id, task_id) for task_id in changed} - self._on_their_way
+        if not stored or theirs:  # somebody else wrote it, and may have written more that was never read
             self.complete = False
             self._complete_namespaces.clear()
+            self._ran_elsewhere |= theirs
         for operation in operations_of(found, self._serializer):
             if isinstance(operation, Put) and not stored:
                 self._store(operation)
@@ -141,7 +158,10 @@ class WarmThread:
         """
         checkpoint_ns, checkpoint_id = namespace_of(config), checkpoint_id_of(config)
         if checkpoint_id is None and checkpoint_ns not in self._heads:
-            if self.is_complete(checkpoint_ns) or self._cannot_exist_elsewhere(config):
+            if self.is_complete(checkpoint_ns):
+                return None
+            if self._cannot_exist_elsewhere(config):
+                self._complete_namespaces.add(checkpoint_ns)  # what comes into it comes from here
                 return None
             raise CheckpointUnavailableError(f"no checkpoint of namespace {checkpoint_ns!r} is warm")
         found = self._saver.get_tuple(config)
@@ -255,13 +275,41 @@ class WarmThread:
     def _cannot_exist_elsewhere(self, config: RunnableConfig) -> bool:
         """Whether a namespace belongs to one call of a subgraph by a step that only this process has run.
 
-        Such a namespace ends in the id of the calling task, after a colon; the task belongs to a checkpoint of the
-        parent graph that LangGraph names in the config, and this process wrote that checkpoint, or is about to: with
-        `durability="async"` the subgraph runs while its parent's checkpoint is still on its way.
+        The task that calls it belongs to a checkpoint of the parent graph that LangGraph names in the config, and for
+        which nobody else has written anything of that task, as far as is known here. This process wrote that
+        checkpoint, or is making it right now.
         """
-        *above, call = namespace_of(config).split("|")
-        parents = config["configurable"].get("checkpoint_map") or {}
-        return ":" in call and parents.get("|".join(above)) in self._written_here
+        above, task_id = _calling_task(namespace_of(config))
+        configurable = config["configurable"]
+        parent = (configurable.get("checkpoint_map") or {}).get(above)
+        if task_id is None or parent is None or (parent, task_id) in self._ran_elsewhere:
+            return False
+        if parent in self._written_here:
+            return True
+        return configurable.get(RUNNING_TASK) == task_id and self._is_being_made(above, parent)
+
+    def _is_being_made(self, checkpoint_ns: str, checkpoint_id: str) -> bool:
+        """Whether a checkpoint on which a graph of this process stands was made by that graph and not put yet: with
+        `durability="async"` it is on its way, with "exit" it waits for the end.
+
+        A graph that did not make it has read it here, newer ones or itself are warm then.
+        """
+        is_newest = checkpoint_id > (self.head(checkpoint_ns) or MISSING)
+        return self.knows_head(checkpoint_ns) and is_newest and checkpoint_id not in self._stored(checkpoint_ns)
 
     def _freeze(self, value: Any) -> Serialized:
         return Serialized(*self._serializer.dumps_typed(value))
+
+
+def _calling_task(checkpoint_ns: str) -> tuple[str, str | None]:
+    """The namespace of the graph whose task called a subgraph, and the task's id; None where a namespace is not that of
+    one call.
+
+    LangGraph ends such a namespace in the name and the id of the task, with a colon between them, and from the task's
+    second subgraph on in a number more: `planner:4ab3|search:9cd1|1`.
+    """
+    *above, call = checkpoint_ns.split("|")
+    while call.isdigit() and above:
+        call = above.pop()
+    _, colon, task_id = call.rpartition(":")
+    return "|".join(above), task_id if colon else None
