@@ -85,6 +85,13 @@ def test_file_in_the_place_of_the_folder_is_told() -> None:
     assert_named(ended, "database.file", what="Not a directory", fix="SQLITE_PATH")
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "/tmp"])
+def test_path_of_something_that_is_no_file_is_told(path: str) -> None:
+    assert_named(doctor("--sqlite", path), "database.file", what="no regular file", fix="correct SQLITE_PATH")
+    ended = command("setup", "--sqlite", path)
+    assert (ended.code, "is no regular file" in ended.words) == (1, True), ended.out
+
+
 def test_file_that_may_not_be_written_is_told() -> None:
     with folder_without_root() as folder:
         path = made(folder / "file.sqlite")

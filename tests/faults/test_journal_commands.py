@@ -85,6 +85,11 @@ def test_directory_that_is_not_there_is_empty() -> None:
         assert (ended.code, JOURNAL.exists()) == (0, False), name
 
 
+def test_directory_that_is_named_and_is_not_there_is_not_taken_for_one_in_which_nothing_waits() -> None:
+    ended = command("journal", "status", "--journal-dir", "jurnal")
+    assert (ended.code, "no directory" in ended.err, "jurnal" in ended.err) == (2, True, True)
+
+
 def test_backlog_of_an_ended_process_is_shown_without_a_change_and_drained() -> None:
     threads = leave("a", "b")
     before = contents()

@@ -245,6 +245,8 @@ WRONG = {
     "no such file": ("nothing.sqlite", "target.sqlite", "There is no file nothing.sqlite"),
     "no tables in the source": ("empty.sqlite", "target.sqlite", "has no tables of checkpoints"),
     "no database": ("text.sqlite", "target.sqlite", "not a database"),
+    "no scheme": ("me:secret@host/x", "target.sqlite", "no URL: it has no scheme"),
+    "misspelt key": ("source.sqlite", "host=h user=me pasword=secret", "no URL: it has no scheme"),
     "unknown scheme": ("mysql://me:secret@host/x", "target.sqlite", "No installed backend is called 'mysql'"),
     "memory": ("source.sqlite", "memory://", "memory"),
     "SQLite without a path": ("source.sqlite", "sqlite://host", "sqlite:///path"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.cli.setup import set_up
 from tests.support.checkpointer import postgres, sqlite
+from tests.support.disks import bound_by_modes, folder_without_root, set_modes
 from tests.support.killed_process import start
 from tests.support.terminal import command
 
@@ -105,6 +107,17 @@ def test_what_waiting_does_not_mend_ends_at_once_and_names_the_fix(database_url:
     Path("latin").write_bytes("SQLITE_PATH=grün.sqlite".encode("latin-1"))
     ended = command("setup", "--env-file", "latin")
     assert (ended.code, "not UTF-8: byte 15" in ended.err) == (2, True), ended.err
+
+
+def test_wait_bounds_a_file_that_answers_and_takes_no_writes() -> None:
+    with folder_without_root() as folder:
+        path = folder / "file.sqlite"
+        sqlite3.connect(path).close()
+        set_modes(folder, 0o444, 0o555)
+        with bound_by_modes():
+            ended = command("setup", "--sqlite", path, "--wait", "0.5")
+    assert (ended.code, ended.seconds < 5) == (1, True)
+    assert "readonly database" in ended.words
 
 
 def test_console_script_sets_up_a_file_and_prints_one_object(tmp_path: Path) -> None:

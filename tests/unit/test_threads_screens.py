@@ -332,6 +332,8 @@ def test_ranges_are_read_as_people_write_them() -> None:
 
 def test_metadata_is_json_or_a_text() -> None:
     assert parsed_metadata(["a=1", 'b="1"', "c=x=y", "d=true"]) == {"a": 1, "b": "1", "c": "x=y", "d": True}
+    deep = "[" * 100_000
+    assert parsed_metadata([f"a={deep}"]) == {"a": deep}
     with pytest.raises(UsageError):
         parsed_metadata(["=1"])
 

@@ -121,7 +121,8 @@ def setup(
     options: Options,
     as_json: bool,
     wait: Annotated[
-        float, typer.Option(min=0.0, max=3600.0, help="Seconds to wait for a database that does not answer.")
+        float,
+        typer.Option(min=0.0, max=3600.0, help="Seconds to wait for a database that does not answer, or is read-only."),
     ] = 60.0,
     timeout: Annotated[
         float, typer.Option(min=1.0, max=86_400.0, help="Seconds that making and migrating the tables may take.")

@@ -187,6 +187,11 @@ def _lacks_tables(error: BaseException) -> bool:
 def _config_of(name: str) -> CheckpointerConfig:
     found = _URL.fullmatch(name.strip())
     if found is None:
+        if ("@" in name or "=" in name) and not Path(name).exists():
+            raise UsageError(
+                "What was named is no file that is there, and no URL: it has no scheme, such as postgresql://. It is "
+                f"not repeated here, as there may be a password in it. Name a database: {KNOWN}."
+            )
         return CheckpointerConfig(checkpointer_type=CheckpointerType.SQLITE, database_path=name)
     scheme, rest = found["scheme"].lower(), found["rest"]
     if scheme in ("postgres", "postgresql"):

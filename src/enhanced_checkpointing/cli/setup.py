@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from rich.text import Text
@@ -81,7 +82,8 @@ def _as_object(outcome: Outcome) -> dict[str, object]:
 
 
 async def set_up(config: CheckpointerConfig, *, wait: float, timeout: float, tell: Callable[[str], None]) -> Outcome:
-    """Wait up to `wait` seconds for a database that does not answer, then set it up within `timeout` seconds."""
+    """Wait up to `wait` seconds for a database that does not answer or takes no writes, then set it up within `timeout`
+    seconds."""
     begun = time.monotonic()
     try:
         async with opened_primary(config) as primary:
@@ -92,7 +94,8 @@ async def set_up(config: CheckpointerConfig, *, wait: float, timeout: float, tel
                 before = await _patiently(lambda: _version(primary, config, contact), wait, tell)
                 telling = asyncio.create_task(_say_that_it_goes_on(tell))
                 try:
-                    await _patiently(lambda: primary.ask("setup", primary.backend.setup, timeout), timeout, tell)
+                    ask = partial(primary.ask, "setup", primary.backend.setup, timeout)
+                    await _patiently(ask, wait, tell, busy=timeout)
                 finally:
                     telling.cancel()
                     await asyncio.wait({telling})
@@ -107,8 +110,10 @@ async def set_up(config: CheckpointerConfig, *, wait: float, timeout: float, tel
     return Outcome(database, True, before, after, _described(before, after, database), fix, time.monotonic() - begun)
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]], seconds: float, tell: Callable[[str], None]) -> T:
-    """Ask again and again, for `seconds`, as long as what it meets may pass.
+async def _patiently(
+    ask: Callable[[], Awaitable[T]], wait: float, tell: Callable[[str], None], busy: float | None = None
+) -> T:
+    """Ask again and again, for `wait` seconds, as long as what it meets may pass; `busy` where it is no outage.
 
     Raises:
         CallFailed: it did not pass, or cannot.
@@ -119,6 +124,7 @@ async def _patiently(ask: Callable[[], Awaitable[T]], seconds: float, tell: Call
             return await ask()
         except CallFailed as failed:
             waited = time.monotonic() - begun
+            seconds = wait if busy is None or failed.kind is FailureKind.OUTAGE else busy
             if failed.kind not in PASSES or waited + PAUSE > seconds:
                 raise
             if time.monotonic() - told_at >= TELL_EVERY:

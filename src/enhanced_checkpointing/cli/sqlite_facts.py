@@ -12,7 +12,7 @@ from pathlib import Path
 
 from enhanced_checkpointing.backends.contract import PROBE_THREAD
 from enhanced_checkpointing.backends.sqlite.index import IS_THERE_SQL
-from enhanced_checkpointing.backends.sqlite.place import orphaned_log
+from enhanced_checkpointing.backends.sqlite.place import is_something_else, orphaned_log
 from enhanced_checkpointing.journal.filesystems import network_filesystem
 
 __all__ = ["SqliteFacts", "ask_sqlite"]
@@ -71,6 +71,8 @@ def ask_sqlite(path: Path, seconds: float, *, thorough: bool) -> SqliteFacts:
         return replace(facts, orphaned_log=log)
     if not facts.exists:
         return replace(facts, folder_error=_folder_error(folder))
+    if is_something_else(str(path)):
+        return replace(facts, error="it is no regular file", code="SQLITE_CANTOPEN")
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=seconds)) as connection:
             connection.isolation_level = None

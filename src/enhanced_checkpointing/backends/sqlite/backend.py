@@ -25,7 +25,7 @@ from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
 from enhanced_checkpointing.backends.sqlite.directory import SqliteThreads
 from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
 from enhanced_checkpointing.backends.sqlite.maintenance import MaintainedSqliteSaver
-from enhanced_checkpointing.backends.sqlite.place import Place, check_log
+from enhanced_checkpointing.backends.sqlite.place import Place, check_log, is_something_else
 from enhanced_checkpointing.backends.sqlite.rows import statements
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -88,6 +88,10 @@ class SqliteBackend(Backend):
                 f"The folder of SQLITE_PATH ({self._path}) cannot be created: {error.strerror}. "
                 "Name a path that may be written. Nothing was stored."
             ) from error
+        if is_something_else(self._path):
+            raise CheckpointerConfigurationError(
+                f"SQLITE_PATH ({self._path}) is no regular file. Name another path. Nothing was stored."
+            )
 
     async def setup(self) -> None:
         saver = await self.connected()

@@ -71,6 +71,11 @@ def orphaned_log(path: str) -> str | None:
     return log if _size(log) and not _size(path) else None
 
 
+def is_something_else(path: str) -> bool:
+    """Whether there is something at a path that is no file, such as a folder or a device."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from enhanced_checkpointing.cli.configuration import Options
+from enhanced_checkpointing.cli.configuration import Options, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.journal.books import as_object, owner_of, surveyed
 from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
@@ -20,6 +20,8 @@ __all__ = ["run"]
 def run(options: Options, *, as_json: bool) -> ExitCode:
     """Look, print, and tell whether anything waits or is wrong."""
     found = surveyed(options)
+    if options.journal_dir is not None and not found.exists:
+        raise UsageError(f"There is no directory {found.directory}, which --journal-dir names: is that the right path?")
     code = exit_code(found)
     if as_json:
         print_json({"status": "failed" if code else "fine", **as_object(found)})

@@ -67,7 +67,7 @@ def parsed_metadata(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--metadata {pair} is not of the form key=value")
         try:
             found[key] = json.loads(value)
-        except ValueError:  # a text without its quotes
+        except (ValueError, RecursionError):  # a text without its quotes
             found[key] = value
     return found
 
