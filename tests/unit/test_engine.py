@@ -288,11 +288,22 @@ async def test_subgraph_whose_parent_checkpoint_is_still_on_its_way_to_the_journ
     asked = config_of("a", "worker:1")
     asked["configurable"]["checkpoint_map"] = {"": made.checkpoint_id}
     assert await setting.engine.get_tuple(asked) is None
+    asked = config_of("a", "worker:2")
     asked["configurable"]["checkpoint_map"] = {"": "another"}
     with pytest.raises(CheckpointUnavailableError):
         await setting.engine.get_tuple(asked)
     setting.journal.gates["a"].set()
     await putting
+
+
+async def test_writes_of_ours_that_are_refused_are_somebody_else_s_where_they_are_found() -> None:
+    setting = Setting()
+    await setting.put()
+    at = config_of("a", checkpoint_id=setting.author("a").head)
+    setting.backend.wrong = Wrong(FailureKind.DATA)
+    with pytest.raises(Wrong):
+        await setting.engine.put_writes(at, [("n", 1)], "task", "")
+    assert not setting.standby._threads["a"]._on_their_way
 
 
 async def test_checkpoint_that_is_put_again_has_its_new_metadata_and_else_what_it_had() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from langgraph.checkpoint.base import DeltaChannelHistory
+from langgraph.checkpoint.serde.types import RESUME
 
+from enhanced_checkpointing import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.warm_thread import OVERHEAD
@@ -12,6 +14,8 @@ from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.support.author import Author, config_of
+from tests.support.checkpointer import opened, saver_of
+from tests.support.checkpoints import Thread
 
 BIG = ["x" * 10_000]
 
@@ -200,6 +204,41 @@ def test_checkpoint_that_is_on_its_way_makes_no_cold_thread_known() -> None:
     setting = Setting()
     setting.standby.note_own(setting.author("a").put({"n": 1}))
     assert not setting.standby.knows("a")
+
+
+def test_writes_that_were_refused_are_not_on_their_way_any_more() -> None:
+    setting = Setting()
+    put = setting.author("a").put({"n": 1})
+    writes = setting.author("a").writes(("value", 1))
+    setting.standby.note_own(writes)
+    setting.standby.note_refused(writes)
+    assert not setting.standby.knows("a")
+    setting.standby.apply(put)
+    thread = setting.standby._threads["a"]
+    for settle in (setting.standby.note_refused, setting.standby.apply):
+        setting.standby.note_own(writes)
+        assert thread._on_their_way.total() == 1
+        settle(writes)
+        assert not thread._on_their_way
+
+
+def test_what_a_read_brings_is_not_kept_if_a_question_was_answered_meanwhile() -> None:
+    setting = Setting()
+    setting.write("a")
+    for written, is_stale in (("value", False), (RESUME, True)):
+        watch = setting.standby.watch("a")
+        setting.standby.apply(setting.author("a").writes((written, 1)))
+        assert watch.is_stale is is_stale
+
+
+async def test_memory_as_the_primary_leaves_no_trace_in_the_warm_copy_that_it_does_not_need() -> None:
+    async with opened(create_memory_checkpointer()) as manager:
+        thread = Thread(saver_of(manager), manager.create_thread_config("a", new=True)["configurable"]["thread_id"])
+        for _ in range(3):
+            await thread.put()
+            await thread.put_writes("task")
+        warm = manager._opened.engine._standby._threads["a"]
+        assert (len(warm._written_here), len(warm._on_their_way)) == (0, 0)
 
 
 def test_answer_that_cannot_be_held_makes_its_thread_cold_and_is_told_of_once(

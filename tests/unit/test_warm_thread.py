@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -287,6 +287,18 @@ def test_writes_that_come_before_their_checkpoint_make_the_thread_not_blank(with
     assert setting.warm.complete is not with_writes
 
 
+@dataclass(eq=False)
+class Odd:
+    """A value that cannot be compared, as an array cannot."""
+
+    number: int
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("no truth")
+
+    __hash__ = None  # type: ignore[assignment]  # what has no equals has no hash
+
+
 CALL = "worker:4ab3|tool:9cd1"
 
 
@@ -388,6 +400,50 @@ def test_writes_of_somebody_else_end_what_is_known_to_be_complete(own: bool) -> 
         setting.warm.note_own(writes)
     setting.read()
     assert setting.warm.complete is own
+
+
+def test_checkpoint_of_ours_that_is_read_before_it_is_acknowledged_is_not_somebody_else_s() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    put = setting.store(setting.author.put({"n": 1}))
+    setting.warm.note_own(put)
+    setting.read()
+    assert setting.warm.complete
+
+
+def test_writes_that_are_settled_are_not_on_their_way_any_more() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    put = setting.write(setting.author.put({"n": 1}))
+    assert isinstance(put, Put)
+    writes = setting.author.writes(("n", 2))
+    setting.warm.note_own(writes)
+    setting.warm.note_own(writes)
+    setting.warm.note_settled(writes)
+    setting.warm.note_settled(replace(writes, task_id="never noted"))
+    setting.store(writes)
+    setting.read()
+    assert setting.warm.complete, "one of two calls is under way"
+    setting.warm.note_settled(writes)
+    setting.store(replace(writes, writes=(("n", 2), ("log", 3))))
+    setting.read()
+    assert not setting.warm.complete
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"), [("a", "a", True), ("a", "b", False), (Odd(1), Odd(1), True), (Odd(1), Odd(2), False)]
+)
+def test_what_took_the_place_of_a_question_is_noticed_by_its_value(ours: Any, theirs: Any, same: bool) -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    setting.write(setting.author.put({"n": 1}))
+    asked = setting.author.writes((INTERRUPT, ours))
+    setting.write(asked)
+    setting.store(replace(asked, writes=((INTERRUPT, theirs),)))
+    found = setting.read()
+    assert setting.warm.complete is same
+    if not isinstance(theirs, Odd):
+        assert setting.warm.get_tuple(NEWEST) == found
 
 
 @pytest.mark.parametrize("put_again", [False, True])

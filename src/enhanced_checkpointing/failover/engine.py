@@ -37,7 +37,7 @@ from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.writes import Writes
 from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import DeleteThread, accept_put, accept_writes, thread_of
+from enhanced_checkpointing.operations import DeleteThread, Put, PutWrites, accept_put, accept_writes, thread_of
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
@@ -173,7 +173,7 @@ class Engine:
             serializer=self._serializer,
             known_blob=self._backend.blob if self._backend.never_waits() else self._standby.blob,
         )
-        self._standby.note_own(put)
+        self._note_own(put)
         # As an old one, the thread may have been deleted by another process after it was read here.
         lacking = put.thread_id in self.estranged or is_old(put.parent_checkpoint_id, self._wall_clock())
         await self.writes.settle(put.complete() if lacking else put)
@@ -191,8 +191,16 @@ class Engine:
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> None:
         operation = accept_writes(config, writes, task_id, task_path, serializer=self._serializer)
-        self._standby.note_own(operation)
-        await self.writes.settle(operation)
+        self._note_own(operation)
+        try:
+            await self.writes.settle(operation)
+        except Exception:  # it is not known whether it is stored; a caller who is cancelled leaves it to be settled
+            self._standby.note_refused(operation)
+            raise
+
+    def _note_own(self, operation: Put | PutWrites) -> None:
+        if not self._backend.never_waits():  # else nothing is kept warm
+            self._standby.note_own(operation)
 
     async def delete_thread(self, thread_id: str) -> None:
         if self._journal is not None and self._journal.is_frozen(thread_id):

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
+from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
 from enhanced_checkpointing.failover.warm_thread import WarmThread
@@ -110,6 +110,11 @@ class Standby:
         if (thread := self._threads.get(operation.thread_id)) is not None:
             thread.note_own(operation)
 
+    def note_refused(self, operation: PutWrites) -> None:
+        """What this process had made was not acknowledged: if it is stored all the same, it is as if others had."""
+        if (thread := self._threads.get(operation.thread_id)) is not None:
+            thread.note_settled(operation)
+
     def apply(self, operation: Operation) -> None:
         """Take an operation that was acknowledged."""
         if isinstance(operation, DeleteThread):
@@ -123,6 +128,9 @@ class Standby:
                 thread.put(operation)
             else:
                 thread.put_writes(operation)
+                thread.note_settled(operation)
+                if any(channel in WRITES_IDX_MAP for channel, _ in operation.writes):
+                    self._tell_of_drop(operation.thread_id)  # what a read brings now may be what this has replaced
         finally:
             self._grown(thread.size - before)
 

@@ -12,6 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.failover.subgraph_calls import SubgraphCall, TaskKey, call_of
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
@@ -20,12 +21,6 @@ OVERHEAD = 600
 
 MISSING = ""
 """No checkpoint id and no version is empty."""
-
-RUNNING_TASK = "__pregel_task_id"
-"""Where LangGraph names the task that runs right now in this process, in the config of what the task calls."""
-
-TaskKey = tuple[str, str]
-"""Checkpoint id, task id."""
 
 HistoryKey = tuple[str, str, str]
 """Namespace, checkpoint id, channel."""
@@ -46,8 +41,8 @@ class WarmThread:
         self._complete_namespaces: set[str] = set()
         self._heads: dict[str, str] = {}
         self._written_here: set[str] = set()
-        self._on_their_way: set[TaskKey] = set()
-        """Tasks for which this process is writing something that is not acknowledged yet."""
+        self._on_their_way: Counter[TaskKey] = Counter()
+        """Tasks for which this process is writing something that is not acknowledged yet: how many calls of each."""
         self._ran_elsewhere: set[TaskKey] = set()
         """Tasks for which somebody else has written something."""
         self._histories: dict[HistoryKey, tuple[Serialized | None, tuple[tuple[str, Serialized], ...]]] = {}
@@ -98,14 +93,21 @@ class WarmThread:
         if isinstance(operation, Put):
             self._written_here.add(operation.checkpoint_id)
         else:
-            self._on_their_way.add((operation.checkpoint_id, operation.task_id))
+            self._on_their_way[operation.checkpoint_id, operation.task_id] += 1
+
+    def note_settled(self, operation: PutWrites) -> None:
+        """Writes that this process has made are acknowledged now, or refused."""
+        key = operation.checkpoint_id, operation.task_id
+        if self._on_their_way[key] <= 1:
+            del self._on_their_way[key]
+        else:
+            self._on_their_way[key] -= 1
 
     def put_writes(self, operation: PutWrites) -> None:
         """Take the writes of one task.
 
         As `InMemorySaver.put_writes` would, which wants a config; a test compares the two.
         """
-        self._on_their_way.discard((operation.checkpoint_id, operation.task_id))
         of_checkpoint = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
         for position, (channel, value) in enumerate(operation.writes):
             stored, index = self._saver.writes[of_checkpoint], WRITES_IDX_MAP.get(channel, position)
@@ -120,14 +122,13 @@ class WarmThread:
         checkpoint_ns, checkpoint_id = namespace_of(found.config), found.checkpoint["id"]
         if newest:
             self._advance(checkpoint_ns, checkpoint_id)
-        known = Counter((task_id, channel) for task_id, channel, _, _ in self._writes(checkpoint_ns, checkpoint_id))
-        read = Counter((task_id, channel) for task_id, channel, _ in found.pending_writes or ())
-        changed = {task_id for task_id, _ in read - known}
+        changed = self._changed_tasks(checkpoint_ns, found)
         stored = checkpoint_id in self._stored(checkpoint_ns)
         if stored and not changed:
             return  # the common case: this process wrote it, and nothing has to be serialized again
-        theirs = {(checkpoint_id, task_id) for task_id in changed} - self._on_their_way
-        if not stored or theirs:  # somebody else wrote it, and may have written more that was never read
+        theirs = {key for task_id in changed if (key := (checkpoint_id, task_id)) not in self._on_their_way}
+        if theirs or not (stored or checkpoint_id in self._written_here):
+            # Somebody else wrote it, and may have written more that was never read.
             self.complete = False
             self._complete_namespaces.clear()
             self._ran_elsewhere |= theirs
@@ -137,6 +138,29 @@ class WarmThread:
             elif isinstance(operation, PutWrites) and operation.task_id in changed:
                 self._forget_writes(operation)
                 self.put_writes(operation)
+
+    def _changed_tasks(self, checkpoint_ns: str, found: CheckpointTuple) -> set[str]:
+        """The tasks of which the primary has other writes than are here."""
+        here = self._writes(checkpoint_ns, found.checkpoint["id"])
+        known = Counter((task_id, channel) for task_id, channel, _, _ in here)
+        read = Counter((task_id, channel) for task_id, channel, _ in found.pending_writes or ())
+        changed = {task_id for task_id, _ in read - known}
+        # Of these a task has one each, and a later one takes its place: what it asks, was answered, and failed with.
+        replaceable = {(task_id, channel): value for task_id, channel, value, _ in here if channel in WRITES_IDX_MAP}
+        for task_id, channel, value in (found.pending_writes or ()) if replaceable else ():
+            own = replaceable.get((task_id, channel))
+            if own is not None and not self._is_same(own, value):
+                changed.add(task_id)
+        return changed
+
+    def _is_same(self, own: tuple[str, bytes], value: Any) -> bool:
+        mine = self._serializer.loads_typed(own)
+        if self._serializer.dumps_typed(mine) == self._serializer.dumps_typed(value):
+            return True
+        try:  # bytes may differ each time that they are made, as those of a cipher do
+            return bool(mine == value)
+        except Exception:  # noqa: BLE001  # whatever a value raises that is no truth, such as an array
+            return False
 
     def warm_history(self, checkpoint_ns: str, checkpoint_id: str, found: Mapping[str, DeltaChannelHistory]) -> None:
         """Take the history of delta channels that the primary gave for one checkpoint."""
@@ -158,10 +182,7 @@ class WarmThread:
         """
         checkpoint_ns, checkpoint_id = namespace_of(config), checkpoint_id_of(config)
         if checkpoint_id is None and checkpoint_ns not in self._heads:
-            if self.is_complete(checkpoint_ns):
-                return None
-            if self._cannot_exist_elsewhere(config):
-                self._complete_namespaces.add(checkpoint_ns)  # what comes into it comes from here
+            if self.is_complete(checkpoint_ns) or self._is_new_call(config, checkpoint_ns):
                 return None
             raise CheckpointUnavailableError(f"no checkpoint of namespace {checkpoint_ns!r} is warm")
         found = self._saver.get_tuple(config)
@@ -182,7 +203,8 @@ class WarmThread:
             CheckpointUnavailableError: some of the checkpoints asked for may be in the primary only.
         """
         checkpoint_ns = config["configurable"].get("checkpoint_ns")
-        if not (self.complete or (checkpoint_ns is not None and self.is_complete(checkpoint_ns))):
+        of_all = self.complete if checkpoint_ns is None else self.is_complete(checkpoint_ns)
+        if not (of_all or (checkpoint_ns is not None and self._is_new_call(config, checkpoint_ns))):
             raise CheckpointUnavailableError("its history is not all warm")
         if any(isinstance(value, (dict, list)) for value in (filter or {}).values()):
             raise CheckpointUnavailableError("only the primary can match nested metadata")
@@ -272,44 +294,28 @@ class WarmThread:
     def _writes(self, checkpoint_ns: str, checkpoint_id: str) -> Sequence[tuple[str, str, tuple[str, bytes], str]]:
         return self._saver._ordered_writes(self._thread_id, checkpoint_ns, checkpoint_id)
 
-    def _cannot_exist_elsewhere(self, config: RunnableConfig) -> bool:
+    def _is_new_call(self, config: RunnableConfig, checkpoint_ns: str) -> bool:
         """Whether a namespace belongs to one call of a subgraph by a step that only this process has run.
 
-        The task that calls it belongs to a checkpoint of the parent graph that LangGraph names in the config, and for
-        which nobody else has written anything of that task, as far as is known here. This process wrote that
-        checkpoint, or is making it right now.
+        This process wrote the checkpoint of that step, or is making it right now; and nobody else has written anything
+        of the task, or of one above it, as far as is known here.
         """
-        above, task_id = _calling_task(namespace_of(config))
-        configurable = config["configurable"]
-        parent = (configurable.get("checkpoint_map") or {}).get(above)
-        if task_id is None or parent is None or (parent, task_id) in self._ran_elsewhere:
+        if checkpoint_ns in self._heads or (call := call_of(config)) is None or call.tasks & self._ran_elsewhere:
             return False
-        if parent in self._written_here:
-            return True
-        return configurable.get(RUNNING_TASK) == task_id and self._is_being_made(above, parent)
+        is_ours = call.caller_id in self._written_here or (call.running and self._is_being_made(call))
+        if is_ours:
+            self._complete_namespaces.add(checkpoint_ns)  # what comes into it comes from here
+        return is_ours
 
-    def _is_being_made(self, checkpoint_ns: str, checkpoint_id: str) -> bool:
-        """Whether a checkpoint on which a graph of this process stands was made by that graph and not put yet: with
+    def _is_being_made(self, call: SubgraphCall) -> bool:
+        """Whether the step on which a graph of this process stands was made by that graph and not put yet: with
         `durability="async"` it is on its way, with "exit" it waits for the end.
 
-        A graph that did not make it has read it here, newer ones or itself are warm then.
+        A graph that did not make it has read it here: newer ones or itself are warm then.
         """
-        is_newest = checkpoint_id > (self.head(checkpoint_ns) or MISSING)
-        return self.knows_head(checkpoint_ns) and is_newest and checkpoint_id not in self._stored(checkpoint_ns)
+        if not self.knows_head(call.caller_ns) or call.caller_id in self._stored(call.caller_ns):
+            return False
+        return call.caller_id > (self.head(call.caller_ns) or MISSING)
 
     def _freeze(self, value: Any) -> Serialized:
         return Serialized(*self._serializer.dumps_typed(value))
-
-
-def _calling_task(checkpoint_ns: str) -> tuple[str, str | None]:
-    """The namespace of the graph whose task called a subgraph, and the task's id; None where a namespace is not that of
-    one call.
-
-    LangGraph ends such a namespace in the name and the id of the task, with a colon between them, and from the task's
-    second subgraph on in a number more: `planner:4ab3|search:9cd1|1`.
-    """
-    *above, call = checkpoint_ns.split("|")
-    while call.isdigit() and above:
-        call = above.pop()
-    _, colon, task_id = call.rpartition(":")
-    return "|".join(above), task_id if colon else None
