@@ -66,6 +66,25 @@ async def test_folder_that_may_not_be_made_ends_the_start(no_leaks: LeakWatch) -
         await manager.cleanup()
 
 
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_file_on_a_read_only_disk_is_told_to_be_read_from_a_copy(mode: str) -> None:
+    with folder_without_root() as folder:
+        path = folder / "backup.sqlite"
+        assert command("setup", "--sqlite", path).code == 0
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            file.execute(f"PRAGMA journal_mode={mode}")
+        set_modes(folder, 0o444, 0o555)
+        with bound_by_modes():
+            ends = [
+                command("export", path, "-"),
+                command("migrate", path, folder / "other.sqlite"),
+                command("threads", "list", "--sqlite", path),
+            ]
+    for ended in ends:
+        assert ended.code == 2
+        assert "can be read from a copy" in " ".join(ended.err.split())
+
+
 @pytest.mark.parametrize("place", ["file", "folder"])
 async def test_path_that_can_be_no_file_ends_the_start(place: str, tmp_path: Path, no_leaks: LeakWatch) -> None:
     (tmp_path / "file").touch()

@@ -53,7 +53,8 @@ def test_error_is_classified_by_its_primary_code(code: int, kind: FailureKind) -
     error = coded(code)
     failure = classify_sqlite(error)
     assert (failure.kind, failure.error, failure.answered) == (kind, error, True)
-    assert bool(failure.fix) is (kind is FailureKind.CONFIGURATION)
+    is_read_only = code == sqlite3.SQLITE_READONLY
+    assert bool(failure.fix) is (kind is FailureKind.CONFIGURATION or is_read_only)
 
 
 def test_log_without_its_file_is_no_outage_that_passes() -> None:

@@ -25,6 +25,11 @@ _KINDS = {
 }
 """By primary result code, which is the low byte of an extended one (https://www.sqlite.org/rescode.html)."""
 
+WRITABLE_FIX = (
+    "Check that the folder of the SQLite file (SQLITE_PATH) exists, and that both may be written: SQLite writes there "
+    "even to read. "
+    "What lies on a read-only disk can be read from a copy, to be made together with its -wal."
+)
 ORPHANED_LOG_FIX = (
     "Commits may be in that log alone, and SQLite would drop it for a new file. Put back the very file that it belongs "
     "to. To begin with a backup or with a new file, move the log away first: beside any other file it does damage."
@@ -40,8 +45,9 @@ def classify_sqlite(error: BaseException) -> Failure:
         return Failure(FailureKind.CONFIGURATION, error, answered=True, fix=fix)
     if isinstance(code, int):
         kind = _KINDS.get(code & 0xFF, FailureKind.DATA)
-        fix = "Check that the folder of SQLITE_PATH exists and may be written." * (kind is FailureKind.CONFIGURATION)
-        return Failure(kind, error, answered=True, fix=fix)
+        is_read_only = code & 0xFF == sqlite3.SQLITE_READONLY and code != sqlite3.SQLITE_READONLY_DBMOVED
+        is_bound = kind is FailureKind.CONFIGURATION or is_read_only
+        return Failure(kind, error, answered=True, fix=WRITABLE_FIX if is_bound else "")
     if isinstance(error, (sqlite3.ProgrammingError, ValueError)) and "closed" in text.lower():
         return Failure(FailureKind.TRANSIENT, error)  # aiosqlite's answer on a connection that was just replaced
     if isinstance(error, ValueError) and "no active connection" in text:
