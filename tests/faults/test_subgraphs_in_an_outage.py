@@ -5,26 +5,20 @@ FAULTS row 33, with two processes on one SQLite file.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import contextlib
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import pytest
-from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.runnables import RunnableLambda
 from langgraph.func import task
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, Durability, interrupt
 
-from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager
-from tests.support.checkpointer import Switched, opened, recovered, saver_of, sqlite, switched
-
-CONFIG: RunnableConfig = {"configurable": {"thread_id": "shared"}}
-
-
-class Log(TypedDict, total=False):
-    log: Annotated[list[str], operator.add]
+from enhanced_checkpointing import CheckpointUnavailableError
+from tests.support.checkpointer import Switched, opened, recovered, saver_of, sqlite
+from tests.support.two_processes import CONFIG, Log, log_of, off, one_node, questions, two_processes
 
 
 class Shop:
@@ -47,32 +41,6 @@ class Shop:
         if self.ship_is_down:
             raise RuntimeError("ship is down")
         return {"log": [interrupt("ship?")]}
-
-
-def one_node(name: str, node: Any) -> StateGraph[Any]:
-    graph: StateGraph[Any] = StateGraph(Log)
-    graph.add_node(name, node)
-    graph.add_edge(START, name)
-    return graph
-
-
-@asynccontextmanager
-async def two_processes(path: Path, **fields: Any) -> AsyncIterator[tuple[Switched, EnhancedCheckpointerManager]]:
-    """Ours, whose primary can be switched off, and another one."""
-    async with (
-        switched("sqlite", "", path / "shared.sqlite", on_unknown_thread="raise", **fields) as ours,
-        opened(sqlite(path / "shared.sqlite")) as other,
-    ):
-        yield ours, other
-
-
-async def off(primary: Switched) -> None:
-    await primary.off()
-    primary.manager._opened.breaker.trip("by a test")
-
-
-async def questions(graph: Any) -> list[Any]:
-    return [asked.value for asked in (await graph.aget_state(CONFIG)).interrupts]
 
 
 async def assert_not_run_twice(ours: Any, shop: Shop, primary: Switched, answer: Command[Any] | None) -> None:
@@ -117,7 +85,7 @@ async def test_node_that_another_process_tried_again_is_not_run_twice(refused: b
         return answer
 
     graph = one_node("work", RunnableLambda(check_and_shop))
-    fields = {"on_outage": "raise", "deadline": 0.5} if refused else {}
+    fields: dict[str, Any] = {"on_outage": "raise", "deadline": 0.5} if refused else {}
     async with two_processes(tmp_path, **fields) as (primary, other):
         ours, theirs = (graph.compile(checkpointer=saver_of(manager)) for manager in (primary.manager, other))
         if refused:
@@ -203,3 +171,95 @@ async def test_time_travel_to_a_step_of_our_own_calls_its_subgraph_anew_in_an_ou
         assert (await ours.ainvoke(None, before))["log"] == answer["log"]
         await primary.on()
         await recovered(primary.manager)
+
+
+class Questions:
+    """A subgraph that asks for an address, then whether to cancel, and pays in between, which is to happen once."""
+
+    def __init__(self) -> None:
+        self.paid = 0
+
+    def graph(self, saver: Any, **options: Any) -> Any:
+        steps = one_node("ask", lambda _: {"log": [interrupt("address?")]})
+        steps.add_node("pay", RunnableLambda(self._pay))
+        steps.add_node("confirm", lambda _: {"log": [interrupt("cancel?")]})
+        steps.add_edge("ask", "pay").add_edge("pay", "confirm")
+        return one_node("order", steps.compile(**options)).compile(checkpointer=saver)
+
+    def _pay(self, _: Log) -> Log:
+        self.paid += 1
+        return {"log": ["paid"]}
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+async def test_answer_in_an_outage_never_goes_to_a_question_that_another_process_has_answered(
+    durability: Durability, tmp_path: Path
+) -> None:
+    order = Questions()
+    async with two_processes(tmp_path) as (primary, other):
+        ours, theirs = order.graph(saver_of(primary.manager)), order.graph(saver_of(other))
+        await ours.ainvoke({"log": ["go"]}, CONFIG, durability=durability)
+        await theirs.ainvoke(Command(resume="Elm Street"), CONFIG)
+        assert await questions(ours) == ["cancel?"]
+        await off(primary)
+        with pytest.raises(CheckpointUnavailableError):
+            await ours.ainvoke(Command(resume="no"), CONFIG, durability=durability)
+        assert order.paid == 1
+        await primary.on()
+        await recovered(primary.manager)
+        await ours.ainvoke(Command(resume="no"), CONFIG)
+        assert (await log_of(theirs), order.paid) == (["go", "go", "Elm Street", "paid", "no"], 1)
+
+
+async def test_subgraph_with_a_memory_that_another_process_went_on_with_is_not_shown_as_it_was(tmp_path: Path) -> None:
+    def remembering(saver: Any) -> Any:
+        say: Any = RunnableLambda(lambda state: {"log": [f"turn {len(state['log'])}"]})
+        inner = one_node("say", say).compile(checkpointer=True)
+        calls = one_node("inner", lambda _: {"log": inner.invoke({"log": ["said"]})["log"][-1:]})
+        return calls.compile(checkpointer=saver)
+
+    async with two_processes(tmp_path) as (primary, other):
+        ours, theirs = remembering(saver_of(primary.manager)), remembering(saver_of(other))
+        await ours.ainvoke({"log": []}, CONFIG)
+        await theirs.ainvoke({"log": []}, CONFIG)
+        assert await log_of(ours) == ["turn 1", "turn 3"]
+        await off(primary)
+        with pytest.raises(CheckpointUnavailableError):
+            await ours.ainvoke({"log": []}, CONFIG)
+        await primary.on()
+        await recovered(primary.manager)
+        await ours.ainvoke({"log": []}, CONFIG)
+        assert await log_of(theirs) == ["turn 1", "turn 3", "turn 5"]
+
+
+async def test_subgraph_beside_a_task_that_another_process_ran_is_not_taken_for_new(tmp_path: Path) -> None:
+    """Both tasks are of one step: whoever ran one of them may have begun with the other."""
+    shop = Shop()
+    paying = asyncio.Event()
+
+    async def pays_and_hangs(_: Log) -> Log:
+        shop.paid += 1
+        paying.set()
+        await asyncio.sleep(60)
+        return {}
+
+    def both(saver: Any, **options: Any) -> Any:
+        graph = one_node("before", lambda _: {"log": ["before"]})
+        graph.add_node("shop", one_node("pay", pays_and_hangs).compile())
+        graph.add_node("beside", lambda _: {"log": ["beside"]})
+        return graph.add_edge("before", "shop").add_edge("before", "beside").compile(checkpointer=saver, **options)
+
+    async with two_processes(tmp_path) as (primary, other):
+        ours = both(saver_of(primary.manager), interrupt_after=["before"])
+        await ours.ainvoke({"log": []}, CONFIG)
+        run = asyncio.create_task(both(saver_of(other)).ainvoke(None, CONFIG))
+        await paying.wait()
+        done = [""]
+        while done != ["beside"]:
+            await asyncio.sleep(0.01)
+            done = [task.name for task in (await ours.aget_state(CONFIG)).tasks if task.result]
+        await off(primary)
+        await assert_not_run_twice(ours, shop, primary, None)
+        run.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await run

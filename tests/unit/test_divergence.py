@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, entry_of
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
-from enhanced_checkpointing.upkeep.divergence import Branch, diverged, moved_to, namespaces_to_check, sibling_id
+from enhanced_checkpointing.upkeep.divergence import (
+    Branch,
+    diverged,
+    is_mark,
+    moved_to,
+    namespaces_to_check,
+    sibling_id,
+)
 from tests.support.author import Author
 
 
@@ -74,6 +81,19 @@ def test_namespace_that_gets_only_writes_cannot_fork() -> None:
     author = Author()
     author.put({"n": 1})
     assert namespaces_to_check(entries_of((author.writes(("n", 2)), "base"))) == {}
+
+
+def test_mark_on_the_newest_checkpoint_is_no_branch_and_tells_what_was_grown_from() -> None:
+    author = Author()
+    marked = author.put({"n": 1})
+    mark = (marked, marked.checkpoint_id)
+    assert is_mark(entries_of(mark)[0])
+    assert not is_mark(entries_of((marked, None))[0])
+    assert not is_mark(entries_of((author.writes(("n", 1)), author.head))[0])
+    assert branches(entries_of(mark), root="theirs") == []
+    entries = entries_of(mark, (author.put({"n": 2}), marked.checkpoint_id))
+    assert branches(entries, root=marked.checkpoint_id) == []
+    assert branches(entries, root="theirs") == [Branch("", marked.checkpoint_id, "theirs")]
 
 
 def test_writes_before_the_first_checkpoint_tell_the_head_that_was_grown_from() -> None:

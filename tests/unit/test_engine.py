@@ -303,7 +303,7 @@ async def test_writes_of_ours_that_are_refused_are_somebody_else_s_where_they_ar
     setting.backend.wrong = Wrong(FailureKind.DATA)
     with pytest.raises(Wrong):
         await setting.engine.put_writes(at, [("n", 1)], "task", "")
-    assert not setting.standby._threads["a"]._on_their_way
+    assert not setting.standby._threads["a"].authorship._on_their_way
 
 
 async def test_checkpoint_that_is_put_again_has_its_new_metadata_and_else_what_it_had() -> None:

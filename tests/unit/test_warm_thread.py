@@ -17,7 +17,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import INTERRUPT, _DeltaSnapshot
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.warm_thread import OVERHEAD, WarmThread
+from enhanced_checkpointing.failover.warm_thread import CHECKPOINT, THREAD, WarmThread
 from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 from tests.support.author import Author, config_of
@@ -372,7 +372,7 @@ def test_call_by_a_checkpoint_that_was_read_or_is_not_the_newest_may_exist_elsew
             setting.warm.get_tuple(call_of("worker:4ab3", {"": put.checkpoint_id}))
 
 
-def test_call_by_a_task_for_which_somebody_else_wrote_may_exist_elsewhere() -> None:
+def test_call_by_a_step_of_which_somebody_else_ran_a_task_may_exist_elsewhere() -> None:
     setting = Setting()
     put = setting.store(setting.author.put({"n": 1}))
     assert isinstance(put, Put)
@@ -381,9 +381,127 @@ def test_call_by_a_task_for_which_somebody_else_wrote_may_exist_elsewhere() -> N
     assert isinstance(writes, PutWrites)
     assert setting.warm.get_tuple(call_of(f"worker:{writes.task_id}", {"": put.checkpoint_id})) is None
     setting.read()
-    with pytest.raises(CheckpointUnavailableError):
-        setting.warm.get_tuple(call_of(f"tool:{writes.task_id}", {"": put.checkpoint_id}))
+    for task_id in (writes.task_id, "4ab3"):  # an answer to a question is written for no task, or for another one
+        with pytest.raises(CheckpointUnavailableError):
+            setting.warm.get_tuple(call_of(f"tool:{task_id}", {"": put.checkpoint_id}))
+
+
+def test_call_by_a_step_from_which_somebody_else_went_on_may_exist_elsewhere() -> None:
+    setting = Setting()
+    put = setting.write(setting.author.put({"n": 1}))
+    setting.store(setting.author.put({"n": 2}))
     assert setting.warm.get_tuple(call_of("worker:4ab3", {"": put.checkpoint_id})) is None
+    setting.read()
+    with pytest.raises(CheckpointUnavailableError):
+        setting.warm.get_tuple(call_of("tool:9c", {"": put.checkpoint_id}))
+
+
+@pytest.mark.parametrize("went_on", [True, False])
+def test_subgraphs_of_a_graph_that_somebody_else_went_on_with_are_read_anew(went_on: bool) -> None:
+    setting = Setting()
+    put = setting.write(setting.author.put({"n": 1}))
+    inner = setting.write(Author("thread", "worker:4ab3", setting.serializer).put({"k": 1}))
+    beside = setting.write(Author("thread", "worker:4ab3|deep:1", setting.serializer).put({"k": 1}))
+    assert isinstance(put, Put)
+    of_inner, of_deep = call_of("worker:4ab3", {"": put.checkpoint_id}), config_of("thread", "worker:4ab3|deep:1")
+    assert setting.warm.get_tuple(of_inner) is not None
+    setting.store(setting.author.put({"n": 2}) if went_on else setting.author.writes(("n", 2)))
+    setting.read()
+    for asked in (of_inner, of_deep):
+        with pytest.raises(CheckpointUnavailableError):
+            setting.warm.get_tuple(asked)
+    setting.read(config_of("thread", "worker:4ab3"))
+    found = setting.warm.get_tuple(of_inner)
+    assert found is not None
+    assert found.checkpoint["id"] == inner.checkpoint_id
+    assert setting.warm.get_tuple(config_of("thread", "worker:4ab3|deep:1", beside.checkpoint_id)) is not None
+
+
+def test_checkpoint_that_is_not_here_may_be_somebody_else_s_also_where_all_that_is_here_began_here() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    assert setting.warm.get_tuple(config_of("thread", "", "some-checkpoint")) is None
+    setting.write(setting.author.put({"n": 1}))
+    other = setting.store(setting.author.put({"n": 2}))
+    with pytest.raises(CheckpointUnavailableError):
+        setting.warm.get_tuple(config_of("thread", "", other.checkpoint_id))
+
+
+def compare(setting: Setting, *, newest: bool = True, whole: bool = True) -> bool:
+    listed = [*setting.primary.list(NEWEST)]
+    return setting.warm.compare(listed, newest=newest, whole_of=(lambda _: True) if whole else None)
+
+
+def test_newest_of_a_listing_is_not_forgotten() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    setting.write(setting.author.put({"n": 1}))
+    other = setting.store(setting.author.put({"n": 2}))
+    assert compare(setting)
+    found = setting.warm.get_tuple(NEWEST)
+    assert found is not None
+    assert found.checkpoint["id"] == other.checkpoint_id
+    with pytest.raises(CheckpointUnavailableError):  # there may be more of theirs
+        listed(setting.warm)
+
+
+def test_listing_of_what_is_all_here_changes_nothing() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    setting.write(setting.author.put({"n": 1}))
+    setting.write(setting.author.put({"n": 2}))
+    size = setting.warm.size
+    assert compare(setting)
+    assert setting.warm.complete
+    assert (len(listed(setting.warm)), setting.warm.size) == (2, size)
+
+
+def test_older_checkpoint_of_somebody_else_in_a_listing_ends_what_is_known_to_be_complete() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    setting.store(setting.author.put({"n": 1}))
+    setting.write(setting.author.put({"n": 2}))
+    assert compare(setting, whole=False)
+    assert not setting.warm.complete
+
+
+def test_listing_that_lacks_what_is_here_tells_of_a_pruned_thread_or_a_deleted_one() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    first = setting.write(setting.author.put({"n": 1}))
+    setting.write(setting.author.put({"n": 2}))
+    del setting.primary.storage["thread"][""][first.checkpoint_id]
+    assert compare(setting, whole=False)
+    assert setting.warm.complete  # others may have been left out
+    assert compare(setting)
+    assert not setting.warm.complete
+    setting.primary.delete_thread("thread")
+    assert compare(setting, whole=False)
+    assert not compare(setting)
+
+
+def test_newest_of_a_listing_from_an_earlier_place_is_not_the_newest() -> None:
+    setting = Setting()
+    setting.warm.note_empty("")
+    setting.store(setting.author.put({"n": 1}))
+    compare(setting, newest=False, whole=False)
+    assert not setting.warm.knows_head("")
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_order_of_what_two_processes_wrote_to_one_delta_channel_is_not_guessed(own_first: bool) -> None:
+    setting = Setting()
+    setting.write(setting.author.put({"log": _DeltaSnapshot([])}))
+    mine = setting.author.writes(("log", "a"), task_id="a", task_path="~pull, a")
+    theirs = setting.author.writes(("log", "b"), task_id="b", task_path="~pull, b")
+    operations = [mine, theirs] if own_first else [theirs, mine]
+    for operation in operations:
+        (setting.write if operation is mine else setting.store)(operation)
+        setting.read()
+    put = setting.write(setting.author.put({}))
+    assert isinstance(put, Put)
+    with pytest.raises(CheckpointUnavailableError, match="order"):
+        setting.warm.delta_history(put.stored_config(), ["log"])
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -397,7 +515,7 @@ def test_writes_of_somebody_else_end_what_is_known_to_be_complete(own: bool) -> 
     writes = setting.store(setting.author.writes(("n", 2)))
     assert isinstance(writes, PutWrites)
     if own:  # they are read back before they are acknowledged
-        setting.warm.note_own(writes)
+        setting.warm.authorship.note_own(writes)
     setting.read()
     assert setting.warm.complete is own
 
@@ -406,7 +524,7 @@ def test_checkpoint_of_ours_that_is_read_before_it_is_acknowledged_is_not_somebo
     setting = Setting()
     setting.warm.note_empty("")
     put = setting.store(setting.author.put({"n": 1}))
-    setting.warm.note_own(put)
+    setting.warm.authorship.note_own(put)
     setting.read()
     assert setting.warm.complete
 
@@ -417,14 +535,14 @@ def test_writes_that_are_settled_are_not_on_their_way_any_more() -> None:
     put = setting.write(setting.author.put({"n": 1}))
     assert isinstance(put, Put)
     writes = setting.author.writes(("n", 2))
-    setting.warm.note_own(writes)
-    setting.warm.note_own(writes)
-    setting.warm.note_settled(writes)
-    setting.warm.note_settled(replace(writes, task_id="never noted"))
+    setting.warm.authorship.note_own(writes)
+    setting.warm.authorship.note_own(writes)
+    setting.warm.authorship.note_settled(writes)
+    setting.warm.authorship.note_settled(replace(writes, task_id="never noted"))
     setting.store(writes)
     setting.read()
     assert setting.warm.complete, "one of two calls is under way"
-    setting.warm.note_settled(writes)
+    setting.warm.authorship.note_settled(writes)
     setting.store(replace(writes, writes=(("n", 2), ("log", 3))))
     setting.read()
     assert not setting.warm.complete
@@ -537,7 +655,7 @@ def test_history_of_a_checkpoint_that_is_not_warm_is_not_known() -> None:
 def test_size_counts_checkpoints_values_writes_and_histories() -> None:
     setting = Setting()
     sizes = [setting.warm.size]
-    assert sizes == [OVERHEAD]
+    assert sizes == [THREAD]
     big = ["x" * 10_000]
 
     def grown() -> int:
@@ -545,14 +663,14 @@ def test_size_counts_checkpoints_values_writes_and_histories() -> None:
         return sizes[-1] - sizes[-2]
 
     setting.warm.put(setting.author.put({"big": big}))
-    assert 10_000 < grown() < 10_000 + 3 * OVERHEAD
+    assert 10_000 < grown() < 10_000 + 3 * CHECKPOINT
     setting.warm.put(setting.author.put({"big": big, "n": 1}))
-    assert OVERHEAD <= grown() < 3 * OVERHEAD, "the same version is held once"
+    assert CHECKPOINT <= grown() < 3 * CHECKPOINT, "the same version is held once"
     setting.warm.put_writes(setting.author.writes(("big", big)))
-    assert 10_000 < grown() < 10_000 + OVERHEAD
+    assert 10_000 < grown() < 10_000 + CHECKPOINT
     history = DeltaChannelHistory(writes=[("task", "log", big)], seed=big)
     setting.warm.warm_history("", "some-checkpoint", {"log": history})
-    assert 20_000 < grown() < 20_000 + 2 * OVERHEAD
+    assert 20_000 < grown() < 20_000 + 2 * CHECKPOINT
     setting.warm.warm_history("", "some-checkpoint", {"log": history})
     assert grown() == 0
 

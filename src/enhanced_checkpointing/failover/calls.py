@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from enhanced_checkpointing.operations import Operation
@@ -19,6 +20,8 @@ class Call:
     scope: OperationScope
     deadline: Deadline
     ended: asyncio.Future[None]
+    unheard: Callable[[Operation], None] = lambda _: None
+    """Hears of a refusal that no caller waits for any more."""
     begun: Begun[None] | None = None
     """What it began at the primary, when it did that by itself."""
     thread_id: str = field(init=False)
@@ -36,3 +39,5 @@ class Call:
             self.ended.cancel()
         elif not self.ended.done():
             self.ended.set_exception(error)
+        elif self.ended.cancelled():
+            self.unheard(self.operation)

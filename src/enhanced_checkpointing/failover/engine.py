@@ -6,6 +6,7 @@ changes something.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -37,7 +38,15 @@ from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.writes import Writes
 from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import DeleteThread, Put, PutWrites, accept_put, accept_writes, thread_of
+from enhanced_checkpointing.operations import (
+    DeleteThread,
+    Put,
+    PutWrites,
+    accept_put,
+    accept_writes,
+    checkpoint_id_of,
+    thread_of,
+)
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
@@ -49,6 +58,9 @@ T = TypeVar("T")
 
 FOR_THE_READ = 0.1
 """The share of its deadline that must be left of a read, when its thread is drained, to ask the primary."""
+
+QUIET_GLANCE = 0.005
+"""Seconds between looks at whether a thread has writes on their way."""
 
 CANNOT_SERVE = (FailureKind.OUTAGE, FailureKind.CONFIGURATION)
 """What the primary said, not what its silence may mean."""
@@ -143,12 +155,13 @@ class Engine:
         async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
             return [found async for found in saver.alist(config, filter=filter, before=before, limit=limit)]
 
+        newest = not filter and before is None and checkpoint_id_of(config) is None
         return await self._read(
             "list",
             config,
             primary=lambda: self._backend.ask(fetch),
             standby=lambda: self._standby.history(config, filter, before, limit),
-            keep=_keep_nothing,
+            keep=lambda found: self._standby.warm_listing(config, found, newest=newest, whole=newest and limit is None),
         )
 
     async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
@@ -176,7 +189,11 @@ class Engine:
         self._note_own(put)
         # As an old one, the thread may have been deleted by another process after it was read here.
         lacking = put.thread_id in self.estranged or is_old(put.parent_checkpoint_id, self._wall_clock())
-        await self.writes.settle(put.complete() if lacking else put)
+        try:
+            await self.writes.settle(put.complete() if lacking else put)
+        except Exception:
+            self._standby.note_refused(put)
+            raise
         return put.stored_config()
 
     async def put_again(self, found: CheckpointTuple) -> None:
@@ -194,7 +211,7 @@ class Engine:
         self._note_own(operation)
         try:
             await self.writes.settle(operation)
-        except Exception:  # it is not known whether it is stored; a caller who is cancelled leaves it to be settled
+        except Exception:  # it is not known whether it is stored; of a caller who is cancelled, `Call` tells
             self._standby.note_refused(operation)
             raise
 
@@ -288,6 +305,12 @@ class Engine:
             raise cold(thread_id, error, failed) from (failed.error if failed is not None else None)
         scope.outcome = "standby"
         return answer
+
+    async def quiet(self, thread_id: str) -> None:
+        """Wait until no write of a thread is on its way, or for a deadline."""
+        deadline = self._new_deadline()
+        while thread_id in self.writes.gathered and deadline.remaining() > 0:  # noqa: ASYNC110  # nothing signals it
+            await asyncio.sleep(QUIET_GLANCE)
 
     # What is known, and said
 

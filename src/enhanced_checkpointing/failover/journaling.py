@@ -11,8 +11,8 @@ from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.failover.explanations import NOT_STORED, unavailable
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.contract import Appending, Journal
-from enhanced_checkpointing.operations import PutWrites
+from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead, Journal
+from enhanced_checkpointing.operations import DeleteThread, Operation, PutWrites
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.telemetry.events import FailedOver, Telemetry
@@ -96,7 +96,7 @@ class Journaling:
                 deadline, journal = self._admit(each.call)
                 appending = None
                 if operation.thread_id not in behind:
-                    appending = journal.begin(operation, self._standby.base_head(operation))
+                    appending = journal.begin(operation, self._base_head(operation))
             except Exception as error:  # noqa: BLE001  # it is the caller's
                 _tell(each.call, error)
                 continue
@@ -121,7 +121,7 @@ class Journaling:
         operation = each.call.operation
         assert self._journal is not None
         try:
-            await self._journal.append(operation, self._standby.base_head(operation), deadline)
+            await self._journal.append(operation, self._base_head(operation), deadline)
             self._acknowledge(each)
         except Exception as error:  # noqa: BLE001  # it is the caller's
             _tell(each.call, error)
@@ -144,6 +144,12 @@ class Journaling:
         if call.deadline.remaining() < LEAST_FOR_THE_JOURNAL:
             return Deadline(self._clock, min(left, LEAST_FOR_THE_JOURNAL)), self._journal
         return call.deadline, self._journal
+
+    def _base_head(self, operation: Operation) -> BaseHead:
+        """What an operation grows from. Who deletes a thread means all of it, also what was taken for nothing."""
+        if isinstance(operation, DeleteThread) and self._newcomers.presumes(operation.thread_id):
+            return UNKNOWN
+        return self._standby.base_head(operation)
 
     def _acknowledge(self, each: Waiting) -> None:
         """The journal first, then the standby."""

@@ -46,21 +46,32 @@ class Maintenance:
         self._standby = standby
         self._engine = engine
         self._telemetry = telemetry
-        self._seconds = PATIENCE * deadline
+        self._seconds = deadline
         self._clock = clock
 
     async def change(
-        self, operation: str, thread_ids: Sequence[str] | None, ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]
+        self,
+        operation: str,
+        thread_ids: Sequence[str] | None,
+        ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
+        *,
+        source: str | None = None,
     ) -> T:
-        """Change these threads, or any thread for None, behind the back of the standby, which then forgets them.
+        """Change these threads, or any thread for None, behind the back of the standby, which then forgets them; the
+        thread `source` is only read for it.
 
         Raises:
             CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet, or frozen.
         """
-        return await self.revise(operation, thread_ids, lambda backend: backend.ask(ask))
+        return await self.revise(operation, thread_ids, lambda backend: backend.ask(ask), source=source)
 
     async def revise(
-        self, operation: str, thread_ids: Sequence[str] | None, question: Callable[[Backend], Awaitable[T]]
+        self,
+        operation: str,
+        thread_ids: Sequence[str] | None,
+        question: Callable[[Backend], Awaitable[T]],
+        *,
+        source: str | None = None,
     ) -> T:
         """The same through the primary itself."""
         attempted = False
@@ -71,7 +82,8 @@ class Maintenance:
             return await question(backend)
 
         try:
-            return await self.consult(operation, thread_ids, attempt, frozen=True)
+            concerned = thread_ids if thread_ids is None or source is None else [source, *thread_ids]
+            return await self.consult(operation, concerned, attempt, frozen=True)
         finally:
             if attempted:  # or else what is warm is still right, and in an outage it is all there is
                 self._standby.forget_all(thread_ids)
@@ -108,8 +120,10 @@ class Maintenance:
         question: Callable[[Backend], Awaitable[T]],
         *,
         frozen: bool,
+        patience: int = PATIENCE,
     ) -> T:
         """Ask the primary about these threads, or about all for None; `frozen` threads count as not drained, or do not.
+        It takes as many ordinary deadlines at most as there is `patience`.
 
         Raises:
             CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
@@ -117,7 +131,7 @@ class Maintenance:
         scope = OperationScope(operation, self._backend.name, None)
         about = f"threads {', '.join(thread_ids)}" if thread_ids else "all threads"
         with self._telemetry.operation(scope):
-            deadline = Deadline(self._clock, self._seconds)
+            deadline = Deadline(self._clock, patience * self._seconds)
             held = self._engine.held_threads() if frozen else self._engine.waiting_threads()
             waiting = [thread for thread in held if thread_ids is None or thread in thread_ids]
             drained = [await self._engine.drain_first(thread, deadline) for thread in waiting]

@@ -49,13 +49,19 @@ class Newcomers:
     def recovered(self) -> None:
         """The primary can be asked again: what was presumed of threads is not known any more."""
         for thread_id in [thread_id for thread_id in self._presumed if not self._held(thread_id)]:
-            self.drained(thread_id)
-
-    def drained(self, thread_id: str) -> None:
-        """Everything of a thread is in the primary, perhaps beside what was there before."""
-        if thread_id in self._presumed:
             self._presumed.discard(thread_id)
             self._standby.forget(thread_id)
+
+    def presumes(self, thread_id: str) -> bool:
+        """Whether a thread was only taken for empty: nobody has looked."""
+        return thread_id in self._presumed
+
+    def drained(self, thread_id: str) -> None:
+        """Everything of a thread is in the primary. If something was there before, the warm copy is gone by now; else
+        the newest of what is warm is the newest there is, and there may be more."""
+        if thread_id in self._presumed:
+            self._presumed.discard(thread_id)
+            self._standby.doubt(thread_id)
 
     def _is_young(self, thread_id: str) -> bool:
         """An id from the future proves nothing: the clock that made it is not ours."""

@@ -109,9 +109,11 @@ async def _delete_for_runs(self: FailoverSaver, run_ids: Sequence[str]) -> None:
 
 
 async def _copy_thread(self: FailoverSaver, source_thread_id: str, target_thread_id: str) -> None:
-    threads = [source_thread_id, target_thread_id]
+    threads = source_thread_id, target_thread_id
     await self._bridge.bring(
-        lambda: self._maintenance.change("copy_thread", threads, lambda saver: saver.acopy_thread(*threads))
+        lambda: self._maintenance.change(
+            "copy_thread", [target_thread_id], lambda saver: saver.acopy_thread(*threads), source=source_thread_id
+        )
     )
 
 

@@ -32,17 +32,19 @@ TOLD_REMEMBERED = 1_000
 
 
 class Watch:
-    """Whether an answer that is on its way may still be kept."""
+    """Whether an answer that is on its way may still be kept; `is_overtaken`: something was acknowledged since it was
+    asked for, so that what is missing in it may be there."""
 
-    __slots__ = ("__weakref__", "is_stale")
+    __slots__ = ("__weakref__", "is_overtaken", "is_stale")
 
     def __init__(self) -> None:
         self.is_stale = False
+        self.is_overtaken = False
 
 
 class Standby:
     """Keeps the least recently used threads out, by bytes; a thread for which `pinned` is true never leaves. Whoever
-    unpins it releases it.
+    unpins it releases it. Of one that is too large by itself, the newest checkpoints stay.
 
     It answers only what it knows for certain, and raises `CheckpointUnavailableError` for all else. `warn` hears of it
     when the threads that never leave need more room than there is, and of a thread that cannot be kept.
@@ -108,12 +110,14 @@ class Standby:
     def note_own(self, operation: Put | PutWrites) -> None:
         """This process has made something of a thread, which is not acknowledged yet. A cold thread stays cold."""
         if (thread := self._threads.get(operation.thread_id)) is not None:
-            thread.note_own(operation)
+            thread.authorship.note_own(operation)
 
-    def note_refused(self, operation: PutWrites) -> None:
+    def note_refused(self, operation: Operation) -> None:
         """What this process had made was not acknowledged: if it is stored all the same, it is as if others had."""
+        if isinstance(operation, DeleteThread):
+            return
         if (thread := self._threads.get(operation.thread_id)) is not None:
-            thread.note_settled(operation)
+            thread.note_refused(operation)
 
     def apply(self, operation: Operation) -> None:
         """Take an operation that was acknowledged."""
@@ -121,6 +125,8 @@ class Standby:
             self.forget(operation.thread_id)
             self.note_empty(operation.thread_id, "")
             return
+        if (watch := self._watches.get(operation.thread_id)) is not None:
+            watch.is_overtaken = True
         thread = self._touch(operation.thread_id)
         before = thread.size
         try:
@@ -128,7 +134,7 @@ class Standby:
                 thread.put(operation)
             else:
                 thread.put_writes(operation)
-                thread.note_settled(operation)
+                thread.authorship.note_settled(operation)
                 if any(channel in WRITES_IDX_MAP for channel, _ in operation.writes):
                     self._tell_of_drop(operation.thread_id)  # what a read brings now may be what this has replaced
         finally:
@@ -163,7 +169,7 @@ class Standby:
         newest = checkpoint_id_of(config) is None
         if found is None:
             if newest:
-                self.note_empty(thread_of(config), namespace_of(config), blank=blank)
+                self._note_nothing(thread_of(config), namespace_of(config), blank=blank)
             return
         thread = self._touch(thread_of(config))
         before = thread.size
@@ -171,6 +177,39 @@ class Standby:
             thread.warm(found, newest=newest)
         finally:
             self._grown(thread.size - before)
+
+    def _note_nothing(self, thread_id: str, checkpoint_ns: str, *, blank: bool) -> None:
+        """The primary has nothing in a namespace. What is warm of it was deleted by somebody else, unless it is newer
+        than that answer."""
+        thread, watch = self._threads.get(thread_id), self._watches.get(thread_id)
+        is_gone = thread is not None and thread.head(checkpoint_ns) is not None
+        if is_gone and not (watch is not None and watch.is_overtaken):
+            self.forget(thread_id)
+        self.note_empty(thread_id, checkpoint_ns, blank=blank)
+
+    def warm_listing(
+        self, config: RunnableConfig, listed: Sequence[CheckpointTuple], *, newest: bool, whole: bool
+    ) -> None:
+        """Take what the primary listed of one thread: what was seen in it does not go backwards. A cold thread stays
+        cold. As `warm` does."""
+        thread_id, checkpoint_ns = thread_of(config), config["configurable"].get("checkpoint_ns")
+        thread, watch = self._threads.get(thread_id), self._watches.get(thread_id)
+        if thread is None:
+            return
+        whole = whole and not (watch is not None and watch.is_overtaken)
+        before = thread.size
+        try:
+            is_there = thread.compare(
+                listed,
+                newest=newest,
+                whole_of=(lambda name: checkpoint_ns in (None, name)) if whole else None,
+            )
+        except Exception as error:  # noqa: BLE001  # likewise
+            self._cannot_hold(thread_id, error)
+            return
+        self._grown(thread.size - before)
+        if not is_there:
+            self.forget(thread_id)
 
     def warm_history(self, config: RunnableConfig, found: Mapping[str, DeltaChannelHistory]) -> None:
         """Take the primary's answer about delta channels of one named checkpoint; as `warm` does."""
@@ -192,11 +231,19 @@ class Standby:
 
     def note_empty(self, thread_id: str, checkpoint_ns: str, *, blank: bool = True) -> None:
         """A namespace is known to hold nothing; the root namespace of a `blank` thread: a thread."""
-        self._touch(thread_id).note_empty(checkpoint_ns, blank=blank)
-        self._grown(0)
+        thread = self._touch(thread_id)
+        before = thread.size
+        thread.note_empty(checkpoint_ns, blank=blank)
+        self._grown(thread.size - before)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return self._asked(config).get_tuple(config)
+        thread = self._asked(config)
+        before = thread.size
+        try:
+            return thread.get_tuple(config)
+        finally:
+            if self._threads.get(thread_of(config)) is thread:
+                self._grown(thread.size - before)
 
     def history(
         self,
@@ -215,6 +262,23 @@ class Standby:
         if thread_id in self._threads:
             self._leaving.setdefault(thread_id)
             self._grown(0)
+
+    def doubt(self, thread_id: str) -> None:
+        """What is warm of a thread is right, and may be not all there is."""
+        thread = self._threads.get(thread_id)
+        if thread is None or thread.is_blank:
+            self.forget(thread_id)
+            return
+        before = thread.size
+        thread.doubt()
+        self._grown(thread.size - before)
+
+    def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> None:
+        """The metadata of the newest root checkpoint was changed at the primary."""
+        if (thread := self._threads.get(thread_id)) is not None:
+            before = thread.size
+            thread.annotate(changes)
+            self._grown(thread.size - before)
 
     def forget(self, thread_id: str) -> None:
         """Drop what is warm of a thread, after something else than this saver changed it."""
@@ -272,6 +336,9 @@ class Standby:
             thread_id, _ = self._leaving.popitem(last=False)
             if not self._pinned(thread_id):
                 thread = self._threads[thread_id]
+                if not (self._leaving or thread.is_blank) and self._trimmed(thread):
+                    self._use(thread_id)
+                    break
                 self._drop(thread_id)
                 self._remember_empty(thread_id, thread)
         if self._size > self._max_bytes and not self._warned:
@@ -280,6 +347,13 @@ class Standby:
                 f"{self._max_bytes:,} of CHECKPOINT_STANDBY_MAX_BYTES: all other threads are cold until that is drained"
             )
         self._warned = self._size > self._max_bytes
+
+    def _trimmed(self, thread: WarmThread) -> bool:
+        """Drop the history of the last thread that is left to leave, which is in use; False if that is not enough."""
+        before = thread.size
+        thread.trim()
+        self._size += thread.size - before
+        return self._size <= self._max_bytes
 
     def _remember_empty(self, thread_id: str, thread: WarmThread) -> None:
         if thread.complete and thread.is_blank:

@@ -11,20 +11,18 @@ from enhanced_checkpointing.operations import namespace_of
 RUNNING_TASK = "__pregel_task_id"
 """Where LangGraph names the task that runs right now in this process, in the config of what the task calls."""
 
-TaskKey = tuple[str, str]
-"""Checkpoint id, task id."""
-
 
 @dataclass(frozen=True, slots=True)
 class SubgraphCall:
     """One call of a subgraph, by a step of the graph in the namespace `caller_ns`: its checkpoint `caller_id`.
 
-    `tasks` are the task that made the call and those that called its graph. `running`: that task asks by itself.
+    `steps` are the checkpoints of that step and of those that called its graph. `running`: the calling task asks by
+    itself.
     """
 
     caller_ns: str
     caller_id: str
-    tasks: frozenset[TaskKey]
+    steps: frozenset[str]
     running: bool
 
 
@@ -37,15 +35,15 @@ def call_of(config: RunnableConfig) -> SubgraphCall | None:
     if task_id is None or caller_id is None:
         return None
     running = configurable.get(RUNNING_TASK) == task_id
-    tasks: set[TaskKey] = set()
+    of_calls = {caller_id}
     above = caller_ns
     while task_id is not None:
         if above in steps:
-            tasks.add((steps[above], task_id))
+            of_calls.add(steps[above])
         above, task_id = _caller(above)
     while caller_ns and steps.get(above := _caller(caller_ns)[0]) == caller_id:
         caller_ns = above  # a task of the functional API has its graph's step, under a namespace of its own
-    return SubgraphCall(caller_ns, caller_id, frozenset(tasks), running)
+    return SubgraphCall(caller_ns, caller_id, frozenset(of_calls), running)
 
 
 def _caller(checkpoint_ns: str) -> tuple[str, str | None]:

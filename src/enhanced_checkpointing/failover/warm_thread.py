@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -12,18 +13,29 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.subgraph_calls import SubgraphCall, TaskKey, call_of
+from enhanced_checkpointing.failover.authorship import Authorship
+from enhanced_checkpointing.failover.subgraph_calls import SubgraphCall, call_of
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
-OVERHEAD = 600
-"""Bytes that a warm thread or a checkpoint costs besides its values; measured with `sys.getsizeof` over its parts."""
+THREAD, CHECKPOINT = 2_700, 1_450
+"""Bytes that a warm thread costs besides its checkpoints, and a checkpoint besides its values; measured with
+`tracemalloc`, which a test repeats."""
+
+WRITE = 100
+"""Bytes that a pending write costs besides its value."""
+
+NAME = 150
+"""Bytes that the name of a namespace costs of which nothing is here but that it was empty."""
 
 MISSING = ""
 """No checkpoint id and no version is empty."""
 
 HistoryKey = tuple[str, str, str]
 """Namespace, checkpoint id, channel."""
+
+READ_PATH = re.compile(r"~\d+")
+"""The path of a task whose writes were read, as `operations_of` makes it: it tells nothing about the tasks of here."""
 
 
 class WarmThread:
@@ -40,13 +52,9 @@ class WarmThread:
         """The whole thread began, or was deleted, under the eyes of this process."""
         self._complete_namespaces: set[str] = set()
         self._heads: dict[str, str] = {}
-        self._written_here: set[str] = set()
-        self._on_their_way: Counter[TaskKey] = Counter()
-        """Tasks for which this process is writing something that is not acknowledged yet: how many calls of each."""
-        self._ran_elsewhere: set[TaskKey] = set()
-        """Tasks for which somebody else has written something."""
+        self.authorship = Authorship()
         self._histories: dict[HistoryKey, tuple[Serialized | None, tuple[tuple[str, Serialized], ...]]] = {}
-        self.size = OVERHEAD
+        self.size = THREAD
 
     @property
     def is_blank(self) -> bool:
@@ -74,7 +82,18 @@ class WarmThread:
         if checkpoint_ns == "" and blank and self.is_blank:
             self.complete = True
         else:
+            self._know_all_of(checkpoint_ns)
+
+    def _know_all_of(self, checkpoint_ns: str) -> None:
+        if checkpoint_ns not in self._complete_namespaces:
             self._complete_namespaces.add(checkpoint_ns)
+            self.size += NAME
+
+    def doubt(self) -> None:
+        """What is here is right, and may be not all there is."""
+        self.complete = False
+        self.size -= NAME * len(self._complete_namespaces)
+        self._complete_namespaces.clear()
 
     def blob(self, key: BlobKey) -> Serialized | None:
         """The bytes of one version of a channel, if they are here."""
@@ -83,25 +102,25 @@ class WarmThread:
     def put(self, put: Put) -> None:
         """Take a checkpoint written by this process: it is the newest of its namespace from now on."""
         if put.checkpoint_id not in self._stored(put.checkpoint_ns):  # else it may be another's, which was put again
-            self._written_here.add(put.checkpoint_id)
+            self.authorship.note_own(put)
         self._store(put)
         self._advance(put.checkpoint_ns, put.checkpoint_id)
 
-    def note_own(self, operation: Put | PutWrites) -> None:
-        """This process is about to write this: what belongs to such a checkpoint cannot be anywhere else yet, and such
-        writes are not somebody else's when they are read before they are acknowledged."""
-        if isinstance(operation, Put):
-            self._written_here.add(operation.checkpoint_id)
-        else:
-            self._on_their_way[operation.checkpoint_id, operation.task_id] += 1
+    def note_refused(self, operation: Put | PutWrites) -> None:
+        """What this process was about to write was not acknowledged."""
+        if isinstance(operation, PutWrites):
+            self.authorship.note_settled(operation)
+        elif operation.checkpoint_id not in self._stored(operation.checkpoint_ns):
+            self.authorship.note_refused(operation)
 
-    def note_settled(self, operation: PutWrites) -> None:
-        """Writes that this process has made are acknowledged now, or refused."""
-        key = operation.checkpoint_id, operation.task_id
-        if self._on_their_way[key] <= 1:
-            del self._on_their_way[key]
-        else:
-            self._on_their_way[key] -= 1
+    def annotate(self, changes: Mapping[str, Any]) -> None:
+        """The metadata of the newest root checkpoint was changed."""
+        newest = self._heads.get("", MISSING)
+        if newest in self._stored(""):
+            skeleton, metadata, parent = self._stored("")[newest]
+            changed = self._serializer.dumps_typed({**self._serializer.loads_typed(metadata), **changes})
+            self._saver.storage[self._thread_id][""][newest] = skeleton, changed, parent
+            self.size += len(changed[1]) - len(metadata[1])
 
     def put_writes(self, operation: PutWrites) -> None:
         """Take the writes of one task.
@@ -115,7 +134,7 @@ class WarmThread:
             if index < 0 or key not in stored:
                 as_bytes = self._serializer.dumps_typed(value)
                 stored[key] = operation.task_id, channel, as_bytes, operation.task_path
-                self.size += len(as_bytes[1]) + 100
+                self.size += len(as_bytes[1]) + WRITE
 
     def warm(self, found: CheckpointTuple, *, newest: bool) -> None:
         """Take a checkpoint that was read from the primary; `newest` if it was asked for as the newest."""
@@ -126,18 +145,76 @@ class WarmThread:
         stored = checkpoint_id in self._stored(checkpoint_ns)
         if stored and not changed:
             return  # the common case: this process wrote it, and nothing has to be serialized again
-        theirs = {key for task_id in changed if (key := (checkpoint_id, task_id)) not in self._on_their_way}
-        if theirs or not (stored or checkpoint_id in self._written_here):
-            # Somebody else wrote it, and may have written more that was never read.
-            self.complete = False
-            self._complete_namespaces.clear()
-            self._ran_elsewhere |= theirs
+        theirs = self.authorship.note_others(checkpoint_id, changed)
+        is_theirs = not (stored or checkpoint_id in self.authorship.own)
+        if theirs or is_theirs:
+            self.doubt()  # somebody else wrote it, and may have written more that was never read
+            if is_theirs and found.parent_config is not None:
+                self.authorship.note_ran_elsewhere(str(checkpoint_id_of(found.parent_config)))
+            if theirs or newest:
+                self._doubt_subgraphs_of(checkpoint_ns)
         for operation in operations_of(found, self._serializer):
             if isinstance(operation, Put) and not stored:
                 self._store(operation)
             elif isinstance(operation, PutWrites) and operation.task_id in changed:
                 self._forget_writes(operation)
                 self.put_writes(operation)
+
+    def _doubt_subgraphs_of(self, checkpoint_ns: str) -> None:
+        """Somebody else has gone on with a graph: what is the newest of the subgraphs that it calls must be read."""
+        above = f"{checkpoint_ns}|" if checkpoint_ns else ""
+        for name in [name for name in self._heads if name != checkpoint_ns and name.startswith(above)]:
+            del self._heads[name]
+
+    def compare(
+        self, listed: Sequence[CheckpointTuple], *, newest: bool, whole_of: Callable[[str], bool] | None
+    ) -> bool:
+        """Take what the primary listed: `newest`, if its newest ones are in it; `whole_of` tells of which namespaces
+        it is all there is.
+
+        Only what was not known of is kept: that there is something newer, or more, than is here. False: the primary
+        has nothing more of a namespace of which something is here.
+        """
+        of_namespaces: dict[str, dict[str, CheckpointTuple]] = {}
+        for found in listed:
+            of_namespaces.setdefault(namespace_of(found.config), {})[found.checkpoint["id"]] = found
+        for checkpoint_ns, of_namespace in of_namespaces.items():
+            stored, head = self._stored(checkpoint_ns), self._heads.get(checkpoint_ns)
+            if not of_namespace.keys() <= stored.keys() | self.authorship.own:
+                self.doubt()
+            last = max(of_namespace)
+            knows_older = head is not None and head < last
+            if knows_older or (newest and head is None and self.is_complete(checkpoint_ns)):
+                self.warm(of_namespace[last], newest=True)
+            if whole_of is not None and not stored.keys() <= of_namespace.keys():
+                self.doubt()  # somebody has pruned it
+        return whole_of is None or all(name in of_namespaces for name in self._heads if whole_of(name))
+
+    def trim(self) -> None:
+        """Drop everything but the newest checkpoint of each namespace, with its values and writes."""
+        whole, self._saver = self._saver, InMemorySaver(serde=self._serializer)
+        heads = {
+            name: head for name, head in self._heads.items() if head in whole.storage[self._thread_id].get(name, {})
+        }
+        self.doubt()
+        self._heads = heads
+        self.authorship.keep(heads.values())
+        kept = set(heads.items())
+        self._histories = {key: history for key, history in self._histories.items() if key[:2] in kept}
+        self.size = THREAD + sum(_size_of_history(*history) for history in self._histories.values())
+        for checkpoint_ns, head in heads.items():
+            stored = whole.storage[self._thread_id][checkpoint_ns][head]
+            self._saver.storage[self._thread_id][checkpoint_ns][head] = stored
+            self.size += CHECKPOINT + len(stored[0][1]) + len(stored[1][1])
+            for channel, version in self._serializer.loads_typed(stored[0])["channel_versions"].items():
+                key = self._thread_id, checkpoint_ns, channel, version
+                if key in whole.blobs:
+                    self._saver.blobs[key] = whole.blobs[key]
+                    self.size += len(whole.blobs[key][1])
+            of_head = self._thread_id, checkpoint_ns, head
+            if of_head in whole.writes:
+                self._saver.writes[of_head] = whole.writes[of_head]
+                self.size += sum(len(value[1]) + WRITE for _, _, value, _ in whole.writes[of_head].values())
 
     def _changed_tasks(self, checkpoint_ns: str, found: CheckpointTuple) -> set[str]:
         """The tasks of which the primary has other writes than are here."""
@@ -171,8 +248,7 @@ class WarmThread:
             seed = self._freeze(history["seed"]) if "seed" in history else None
             writes = tuple((task_id, self._freeze(value)) for task_id, _, value in history["writes"])
             self._histories[key] = (seed, writes)
-            self.size += OVERHEAD + sum(len(value.data) for _, value in writes)
-            self.size += len(seed.data) if seed is not None else 0
+            self.size += _size_of_history(seed, writes)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Answer a read.
@@ -186,7 +262,8 @@ class WarmThread:
                 return None
             raise CheckpointUnavailableError(f"no checkpoint of namespace {checkpoint_ns!r} is warm")
         found = self._saver.get_tuple(config)
-        if found is None and not self.is_complete(checkpoint_ns):
+        if found is None and not (self.is_complete(checkpoint_ns) and checkpoint_ns not in self._heads):
+            # Somebody else may have made it, however complete it is that what is here began here.
             raise CheckpointUnavailableError(f"checkpoint {checkpoint_id} is not warm")
         return found
 
@@ -247,10 +324,11 @@ class WarmThread:
                 return self._as_history(None, newest_first[::-1])
             if parent not in stored:
                 raise CheckpointUnavailableError(f"the history of channel {channel!r} leaves what is warm")
+            of_step = [write for write in self._writes(checkpoint_ns, parent) if write[1] == channel]
+            if len({READ_PATH.fullmatch(path) is None for _, _, _, path in of_step}) > 1:
+                raise CheckpointUnavailableError(f"in which order channel {channel!r} was written is not warm")
             newest_first += (
-                (task_id, channel, self._serializer.loads_typed(value))
-                for task_id, written, value, _ in reversed(self._writes(checkpoint_ns, parent))
-                if written == channel
+                (task_id, channel, self._serializer.loads_typed(value)) for task_id, _, value, _ in reversed(of_step)
             )
             versions = self._serializer.loads_typed(stored[parent][0])["channel_versions"]
             key = (self._thread_id, checkpoint_ns, channel, versions.get(channel, MISSING))
@@ -269,7 +347,7 @@ class WarmThread:
         As `InMemorySaver.put` would, which looks through the metadata once more; a test compares the two.
         """
         blobs, as_bytes = self._saver.blobs, self._serializer.dumps_typed
-        size = OVERHEAD
+        size = CHECKPOINT
         for channel, version in put.skeleton["channel_versions"].items():
             key = put.thread_id, put.checkpoint_ns, channel, version
             if key not in blobs and (channel in put.values or channel in put.new_versions):
@@ -297,14 +375,16 @@ class WarmThread:
     def _is_new_call(self, config: RunnableConfig, checkpoint_ns: str) -> bool:
         """Whether a namespace belongs to one call of a subgraph by a step that only this process has run.
 
-        This process wrote the checkpoint of that step, or is making it right now; and nobody else has written anything
-        of the task, or of one above it, as far as is known here.
+        This process wrote the checkpoint of that step, or is making it right now; and nobody else has run anything of
+        that step, or of one above it, as far as was read here.
         """
-        if checkpoint_ns in self._heads or (call := call_of(config)) is None or call.tasks & self._ran_elsewhere:
+        if self._stored(checkpoint_ns) or checkpoint_ns in self._heads or (call := call_of(config)) is None:
             return False
-        is_ours = call.caller_id in self._written_here or (call.running and self._is_being_made(call))
+        if self.authorship.ran_elsewhere(call.steps):
+            return False
+        is_ours = call.caller_id in self.authorship.own or (call.running and self._is_being_made(call))
         if is_ours:
-            self._complete_namespaces.add(checkpoint_ns)  # what comes into it comes from here
+            self._know_all_of(checkpoint_ns)  # what comes into it comes from here
         return is_ours
 
     def _is_being_made(self, call: SubgraphCall) -> bool:
@@ -319,3 +399,7 @@ class WarmThread:
 
     def _freeze(self, value: Any) -> Serialized:
         return Serialized(*self._serializer.dumps_typed(value))
+
+
+def _size_of_history(seed: Serialized | None, writes: Sequence[tuple[str, Serialized]]) -> int:
+    return CHECKPOINT + sum(len(value.data) for _, value in writes) + (len(seed.data) if seed is not None else 0)

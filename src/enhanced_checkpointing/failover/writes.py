@@ -104,7 +104,8 @@ class Writes:
             if self._backend.never_waits() and await self._settled_at_once(operation, scope):
                 return
             deadline = Deadline(self._clock, self._config.deadline)
-            call = Call(operation, scope, deadline, asyncio.get_running_loop().create_future())
+            ended = asyncio.get_running_loop().create_future()
+            call = Call(operation, scope, deadline, ended, self._standby.note_refused)
             if not self._may_go_straight(call):
                 self.gathered.submit(call)
             elif await self._went_straight(call):

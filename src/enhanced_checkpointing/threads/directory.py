@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 from uuid import uuid4
 
@@ -26,13 +26,20 @@ class ThreadDirectory:
     """Asks the primary; the methods may be awaited on any event loop. In an outage they raise, but for `delete`."""
 
     def __init__(
-        self, saver: FailoverSaver, maintenance: Maintenance, bridge: LoopBridge, marks: Marks, sweeper: Sweeper
+        self,
+        saver: FailoverSaver,
+        maintenance: Maintenance,
+        bridge: LoopBridge,
+        marks: Marks,
+        sweeper: Sweeper,
+        presumes_empty: Callable[[str], bool],
     ) -> None:
         self._saver = saver
         self._maintenance = maintenance
         self.bridge = bridge
         self._marks = marks
         self._sweeper = sweeper
+        self._presumes_empty = presumes_empty
 
     async def find(
         self, user_id: str | None, limit: int, before: str | Mapping[str, Any] | None, metadata: Mapping[str, Any]
@@ -67,7 +74,7 @@ class ThreadDirectory:
         """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
         config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
         try:
-            existed = await self._saver.aget_tuple(config) is not None
+            existed = await self._saver.aget_tuple(config) is not None or self._presumes_empty(thread_id)
         except CheckpointUnavailableError:
             existed = True  # nobody can tell now, so the deletion is kept for when somebody can
         await self._saver.adelete_thread(thread_id)

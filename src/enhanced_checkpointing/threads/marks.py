@@ -16,6 +16,7 @@ from langgraph.checkpoint.base import CheckpointMetadata
 from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError
 from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.explanations import cold
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.standby import Standby
 
@@ -36,7 +37,8 @@ class Marks:
         self._now = now
 
     async def mark(self, thread_id: str, status: str) -> None:
-        """Mark a thread, now or, in an outage, when the journal is drained. Its time counts from now.
+        """Mark a thread, now or, in an outage, when the journal is drained. Its time counts from now. It takes two
+        deadlines at most: one of the primary, one for the journal.
 
         Raises:
             CheckpointNotFoundError: there is no such thread.
@@ -61,11 +63,10 @@ class Marks:
         return await self._annotate(thread_id, {TOUCHED_AT: read_at.isoformat()})
 
     async def _annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
-        wanted = [thread_id]
         found = await self._maintenance.consult(
-            "mark", wanted, lambda one: one.annotate(thread_id, changes), frozen=True
+            "mark", [thread_id], lambda one: one.annotate(thread_id, changes), frozen=True, patience=1
         )
-        self._standby.forget_all(wanted)  # not if that failed: then the warm copy may be all there is
+        self._standby.annotate(thread_id, changes)
         return found
 
     async def _warm_again(self, thread_id: str) -> None:
@@ -73,8 +74,15 @@ class Marks:
             await self._engine.get_tuple(_newest_of(thread_id))
 
     async def _put_again(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
-        """The same as an operation, for the journal: the newest checkpoint as the warm copy has it."""
-        found = await self._engine.get_tuple(_newest_of(thread_id))
+        """The same as an operation, for the journal: the newest checkpoint as the warm copy has it.
+
+        Behind whatever is on its way: a deletion that comes before it leaves nothing to be marked.
+        """
+        await self._engine.quiet(thread_id)
+        try:
+            found = self._standby.get_tuple(_newest_of(thread_id))
+        except CheckpointUnavailableError as error:
+            raise cold(thread_id, error, None) from None
         if found is None:
             return False
         metadata = cast("CheckpointMetadata", {**found.metadata, **changes})

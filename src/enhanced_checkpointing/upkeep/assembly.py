@@ -180,7 +180,7 @@ async def assemble(
         engine=engine,
         bridge=bridge,
         saver=saver,
-        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper),
+        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, engine.newcomers.presumes),
         prober=prober,
         reconciler=reconciler,
         outages=outages,

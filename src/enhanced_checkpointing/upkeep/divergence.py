@@ -21,9 +21,14 @@ class Branch:
     found_head: str | None
 
 
+def is_mark(entry: JournalEntry) -> bool:
+    """Whether a record puts the newest checkpoint once more, for what it says about the thread in its metadata."""
+    return entry.name == Put.name and entry.checkpoint_id == entry.base_head
+
+
 def namespaces_to_check(entries: Sequence[JournalEntry]) -> dict[str, JournalEntry]:
     """For every namespace that gets a new checkpoint, its oldest record, if it knows which head it grew from."""
-    grown = {entry.checkpoint_ns for entry in entries if entry.name == Put.name}
+    grown = {entry.checkpoint_ns for entry in entries if entry.name == Put.name and not is_mark(entry)}
     oldest: dict[str, JournalEntry] = {}
     for entry in entries:
         namespace = entry.checkpoint_ns

@@ -18,7 +18,7 @@ from enhanced_checkpointing.errors import (
 )
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Journal, JournalEntry, JournalRecord
-from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.operations import DeleteThread, Put
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.telemetry.events import (
@@ -28,7 +28,7 @@ from enhanced_checkpointing.telemetry.events import (
     ThreadDrained,
 )
 from enhanced_checkpointing.upkeep.branches import Branches, Target
-from enhanced_checkpointing.upkeep.divergence import heads_to_grow_from, moved_to
+from enhanced_checkpointing.upkeep.divergence import heads_to_grow_from, is_mark, moved_to
 from enhanced_checkpointing.upkeep.drain_calls import DrainCalls
 
 CHUNK = 4
@@ -163,9 +163,10 @@ class Replay:
 
         False: somebody else has moved one of those heads since they were looked at.
         """
-        operations = [moved_to(record.operation, target.thread_id) for record in records]
         try:
-            if not await self._calls.apply_upon(target.heads, operations):
+            wanted = await self._without_marks_of_nothing(records, target)
+            operations = [moved_to(record.operation, target.thread_id) for record in wanted]
+            if operations and not await self._calls.apply_upon(target.heads, operations):
                 return False
         except CallFailed as failed:
             if not failed.at_fault:
@@ -177,6 +178,20 @@ class Replay:
             await self._mark(records, progress)
         await self._let_live_calls_pass()
         return True
+
+    async def _without_marks_of_nothing(self, records: Sequence[JournalRecord], target: Target) -> list[JournalRecord]:
+        """Leave out the marks of checkpoints that somebody else has deleted since: they would bring those back."""
+        own: set[str | None] = set()
+        wanted = []
+        for record in records:
+            put, checkpoint_id = record.operation, record.entry.checkpoint_id
+            if isinstance(put, Put) and is_mark(record.entry) and checkpoint_id not in own:
+                found = await self._calls.find(target.thread_id, put.checkpoint_ns, put.checkpoint_id)
+                if found is None:
+                    continue
+            own.add(checkpoint_id)
+            wanted.append(record)
+        return wanted
 
     async def _replay_each(self, records: Sequence[JournalRecord], target: Target, progress: _Progress) -> bool:
         """Apply records one by one, up to the one at which they failed together: it is at fault, and is buried."""
