@@ -333,3 +333,28 @@ async def test_reads_are_noted_where_somebody_wants_to_know() -> None:
     assert setting.engine.reads.at("a") is None
     await setting.engine.get_tuple(ASKED)
     assert setting.engine.reads.at("a") == datetime.fromtimestamp(5, UTC)
+
+
+async def test_quiet_is_a_thread_without_writes_on_their_way_or_after_a_deadline() -> None:
+    setting, gate = Setting(), asyncio.Event()
+    setting.backend.gate = gate
+    callers = await setting.begin_puts("a")
+    quiet, other = asyncio.ensure_future(setting.engine.quiet("a")), asyncio.ensure_future(setting.engine.quiet("b"))
+    await asyncio.sleep(0.02)
+    assert (quiet.done(), other.done()) == (False, True)
+    gate.set()
+    await asyncio.gather(*callers, quiet)
+    setting.backend.gate = asyncio.Event()
+    callers = await setting.begin_puts("a")
+    await setting.engine.quiet("a")
+    setting.backend.gate.set()
+    await asyncio.gather(*callers, return_exceptions=True)
+
+
+async def test_checkpoint_of_ours_that_is_refused_is_not_ours() -> None:
+    setting = Setting()
+    await setting.put()
+    setting.backend.wrong = Wrong(FailureKind.DATA)
+    with pytest.raises(Wrong):
+        await setting.put()
+    assert len(setting.standby._threads["a"].authorship.own) == 1

@@ -12,9 +12,9 @@ from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.failover.journaling import Journaling, Waiting
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.journal.contract import Appending, BaseHead
+from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
-from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.telemetry.events import OperationScope
@@ -119,6 +119,16 @@ async def test_operation_that_grows_from_a_put_waits_until_that_is_stored() -> N
     setting.journal.gates["a1"].set_result(None)
     await settling
     assert setting.journal.begun[2:] == [("task", first.checkpoint_id), ("a2", first.checkpoint_id)]
+
+
+async def test_who_deletes_a_thread_that_was_only_taken_for_empty_means_all_of_it() -> None:
+    setting = Setting()
+    calls = [setting.call(DeleteThread("presumed"))]
+    await setting.settle(*calls)
+    setting.standby.note_empty("looked at", "")
+    calls = [setting.call(DeleteThread("looked at"))]
+    await setting.settle(*calls)
+    assert [base_head for _, base_head in setting.journal.begun] == [UNKNOWN, None]
 
 
 async def test_each_waits_until_its_own_deadline_and_not_for_the_one_in_front() -> None:

@@ -195,6 +195,34 @@ async def test_drained_primary_equals_one_that_never_failed() -> None:
     assert list(setting.primary.list(config_of("a"))) == list(twin.list(config_of("a")))
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_mark_of_a_checkpoint_that_somebody_else_deleted_is_left_out(deleted: bool) -> None:
+    setting = Setting()
+    author = setting.author("a")
+    first = author.put({"n": 1})
+    if not deleted:
+        await apply_shared(setting.primary, first)
+    marked = replace(first, metadata={**first.metadata, "thread_status": "completed"})  # type: ignore[typeddict-unknown-key]
+    await setting.add(marked, first.checkpoint_id)
+    assert await setting.reconciler.drain_all()
+    assert len(setting.of("a")) == (0 if deleted else 1)
+    assert len(chain(setting.primary, "a")) == (0 if deleted else 1)
+    assert setting.journal.status().pending == 0
+    assert setting.outcomes() == {"a": "drained"}
+    assert setting.recorder.of(Diverged) == []
+
+
+async def test_mark_of_a_checkpoint_of_the_same_outage_is_drained_with_it() -> None:
+    setting = Setting()
+    author = setting.author("a")
+    first = author.put({"n": 1})
+    await setting.add(first, None)
+    await setting.add(replace(first, metadata={**first.metadata, "step": 7}), first.checkpoint_id)
+    assert await setting.reconciler.drain_all()
+    (found,) = setting.primary.list(config_of("a"))
+    assert found.metadata["step"] == 7
+
+
 async def test_record_that_is_stored_without_anybody_telling_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciler, "LONGEST_PAUSE", 0.05)
     setting = Setting()

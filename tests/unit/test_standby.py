@@ -6,7 +6,7 @@ import gc
 import tracemalloc
 
 import pytest
-from langgraph.checkpoint.base import DeltaChannelHistory
+from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from langgraph.checkpoint.serde.types import RESUME
 
 from enhanced_checkpointing import create_memory_checkpointer
@@ -328,6 +328,92 @@ def test_history_that_cannot_be_held_makes_its_thread_cold() -> None:
     found = {"log": DeltaChannelHistory(writes=[], seed=2**70)}
     setting.standby.warm_history(config_of("a", checkpoint_id="some"), found)
     assert setting.warm() == ["other"]
+
+
+def listing(setting: Setting, thread_id: str, **metadata: object) -> list[CheckpointTuple]:
+    """What the primary would list of a thread that went on elsewhere."""
+    found = setting.standby.get_tuple(config_of(thread_id))
+    assert found is not None
+    later = found.checkpoint | {"id": f"{found.checkpoint['id']}-later"}
+    return [found._replace(checkpoint=later, metadata={**found.metadata, **metadata}), found]  # type: ignore[typeddict-item]  # more metadata
+
+
+def test_listing_of_a_cold_thread_leaves_it_cold() -> None:
+    setting = Setting()
+    setting.write("a")
+    setting.standby.warm_listing(config_of("cold"), listing(setting, "a"), newest=True, whole=True)
+    assert not setting.standby.knows("cold")
+
+
+def test_listing_that_cannot_be_held_makes_its_thread_cold() -> None:
+    setting = Setting()
+    setting.write("a", "other")
+    setting.standby.warm_listing(config_of("a"), listing(setting, "a", n=2**70), newest=True, whole=True)
+    assert setting.warm() == ["other"]
+
+
+@pytest.mark.parametrize("overtaken", [False, True])
+@pytest.mark.parametrize("how", ["read", "listing"])
+def test_thread_that_the_primary_says_is_gone_is_forgotten_unless_something_was_acknowledged_meanwhile(
+    how: str, overtaken: bool
+) -> None:
+    setting = Setting()
+    setting.write("a", "other")
+    watch = setting.standby.watch("a")
+    if overtaken:
+        setting.write("a", value=2)
+    assert watch.is_overtaken is overtaken
+    if how == "read":
+        setting.standby.warm(config_of("a"), None)
+    else:
+        setting.standby.warm_listing(config_of("a"), [], newest=True, whole=True)
+    if overtaken:
+        assert values_of(setting.standby, "a") == {"value": 2}
+    elif how == "read":
+        assert setting.standby.get_tuple(config_of("a")) is None
+    else:
+        assert setting.warm() == ["other"]
+
+
+def test_subgraph_that_is_said_to_be_gone_makes_its_thread_cold_but_for_that() -> None:
+    setting = Setting()
+    setting.write("a")
+    setting.standby.apply(Author("a", "inner:4ab3", setting.serializer).put({"value": 1}))
+    setting.standby.warm(config_of("a", "inner:4ab3"), None)
+    assert setting.standby.get_tuple(config_of("a", "inner:4ab3")) is None
+    with pytest.raises(CheckpointUnavailableError):
+        setting.standby.get_tuple(config_of("a"))
+
+
+def test_thread_in_doubt_shows_its_newest_checkpoint_and_no_history() -> None:
+    setting = Setting()
+    setting.standby.note_empty("a", "")
+    setting.standby.note_empty("blank", "")
+    setting.standby.note_empty("a", "inner:4ab3")
+    setting.write("a")
+    assert len(setting.standby.history(config_of("a"), None, None, None)) == 1
+    for thread_id in ("a", "blank", "cold"):
+        setting.standby.doubt(thread_id)
+    assert values_of(setting.standby, "a") == {"value": BIG}
+    with pytest.raises(CheckpointUnavailableError):
+        setting.standby.history(config_of("a"), None, None, None)
+    assert not setting.standby.knows("blank")
+    assert setting.standby.size == setting.standby._threads["a"].size
+
+
+def test_metadata_that_was_changed_at_the_primary_is_changed_here() -> None:
+    setting = Setting()
+    setting.write("a")
+    for thread_id in ("a", "cold"):
+        setting.standby.annotate(thread_id, {"thread_status": "completed"})
+    setting.standby.note_empty("empty", "")
+    setting.standby.annotate("empty", {"thread_status": "completed"})
+    found = setting.standby.get_tuple(config_of("a"))
+    assert found is not None
+    assert (found.metadata["step"], found.metadata["thread_status"]) == (1, "completed")  # type: ignore[typeddict-item]  # a mark
+    assert setting.standby.get_tuple(config_of("empty")) is None
+    assert not setting.standby.knows("cold")
+    assert setting.standby.size == sum(thread.size for thread in setting.standby._threads.values())
 
 
 def test_single_thread_that_is_too_large_leaves_too() -> None:
