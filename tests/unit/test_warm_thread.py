@@ -675,6 +675,19 @@ def test_size_counts_checkpoints_values_writes_and_histories() -> None:
     assert grown() == 0
 
 
+def test_what_is_left_of_a_trimmed_thread_is_its_newest_checkpoint_as_it_was() -> None:
+    setting = Setting()
+    setting.store(setting.author.put({"gone": ["x"], "n": [1]}))
+    setting.store(setting.author.put({"n": [1]}))  # a channel without a value has a version still
+    setting.store(setting.author.writes(("n", 2)))
+    setting.read()
+    before = setting.warm.get_tuple(NEWEST)
+    size = setting.warm.size
+    setting.warm.trim()
+    assert setting.warm.get_tuple(NEWEST) == before
+    assert setting.warm.size == size
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
 def test_delta_history_is_that_of_the_primary_or_not_known_whatever_part_is_warm(
