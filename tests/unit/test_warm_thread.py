@@ -678,7 +678,7 @@ def test_size_counts_checkpoints_values_writes_and_histories() -> None:
 def test_what_is_left_of_a_trimmed_thread_is_its_newest_checkpoint_as_it_was() -> None:
     setting = Setting()
     setting.store(setting.author.put({"gone": ["x"], "n": [1]}))
-    setting.store(setting.author.put({"n": [1]}))  # a channel without a value has a version still
+    setting.store(setting.author.put({"n": [1]}, bumped=["gone"]))  # it has lost its value, and has a version still
     setting.store(setting.author.writes(("n", 2)))
     setting.read()
     before = setting.warm.get_tuple(NEWEST)
