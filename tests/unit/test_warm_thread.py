@@ -425,6 +425,10 @@ def test_checkpoint_that_is_not_here_may_be_somebody_else_s_also_where_all_that_
     other = setting.store(setting.author.put({"n": 2}))
     with pytest.raises(CheckpointUnavailableError):
         setting.warm.get_tuple(config_of("thread", "", other.checkpoint_id))
+    assert setting.warm.get_tuple(config_of("thread", "", "no-id-that-langgraph-makes")) is None
+    setting.read()
+    with pytest.raises(CheckpointUnavailableError):
+        setting.warm.get_tuple(config_of("thread", "", "no-id-that-langgraph-makes"))
 
 
 def compare(setting: Setting, *, newest: bool = True, whole: bool = True) -> bool:

@@ -15,6 +15,7 @@ from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, bl
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.authorship import Authorship
 from enhanced_checkpointing.failover.subgraph_calls import SubgraphCall, call_of
+from enhanced_checkpointing.identifiers import created_at
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
@@ -262,10 +263,16 @@ class WarmThread:
                 return None
             raise CheckpointUnavailableError(f"no checkpoint of namespace {checkpoint_ns!r} is warm")
         found = self._saver.get_tuple(config)
-        if found is None and not (self.is_complete(checkpoint_ns) and checkpoint_ns not in self._heads):
-            # Somebody else may have made it, however complete it is that what is here began here.
+        if found is None and not self._is_nowhere(checkpoint_ns, str(checkpoint_id)):
             raise CheckpointUnavailableError(f"checkpoint {checkpoint_id} is not warm")
         return found
+
+    def _is_nowhere(self, checkpoint_ns: str, checkpoint_id: str) -> bool:
+        """Whether a checkpoint that is not here is none at all. All that is known began here; but where there is
+        something, somebody else may have gone on from it, whose checkpoints have ids that tell their time."""
+        if not self.is_complete(checkpoint_ns):
+            return False
+        return checkpoint_ns not in self._heads or created_at(checkpoint_id) is None
 
     def history(
         self,
