@@ -22,14 +22,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from enhanced_checkpointing import CheckpointerConfig
+from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.cli.app import app
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.threads.migrate import count_threads
 from tests.support.author import Author
 from tests.support.checkpointer import postgres, saver_of, sqlite, switched
 from tests.support.checkpoints import Thread
 from tests.support.cipher import encrypting
+from tests.support.journals import add, opened_journal
 from tests.support.postgres import postgres_binaries
 from tests.support.threads import backend_of, bare_postgres, bare_sqlite, shown
 
@@ -195,6 +198,63 @@ def test_writes_that_wait_in_the_journal_are_told_and_make_it_incomplete(tmp_pat
     assert as_json(exported)["status"] == "incomplete"
     other = checkpointing("migrate", "target.sqlite", "other.sqlite", environment=environment)
     assert other.exit_code == 0, "what waits is for another database"
+
+
+WORK = [("migrate", "source.sqlite", "target.sqlite"), ("export", "source.sqlite", "threads.jsonl")]
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_journal_of_a_database_of_another_name_is_noted_and_counts_where_every_one_is_adopted(
+    work: tuple[str, ...], tmp_path: Path
+) -> None:
+    make(tmp_path / "source.sqlite", 1)
+
+    async def leave() -> None:
+        async with opened_journal(tmp_path / "journal", home="db.example:5432/chat") as journal:
+            await add(journal, "thread-0000")
+
+    asyncio.run(leave())
+    environment = ENVIRONMENT | {"CHECKPOINT_JOURNAL_DIR": str(tmp_path / "journal")}
+    ended = checkpointing(*work, environment=environment)
+    assert ended.exit_code == 0
+    assert "holds 1 acknowledged operation for db.example:5432/chat. If that is the source under" in ended.stdout
+    (tmp_path / work[-1]).unlink()
+    found = as_json(checkpointing(*work, "--json", environment=environment))
+    assert (found["status"], found["journaled"]) == ("complete", 0)
+    assert found["journaled_elsewhere"] == {"db.example:5432/chat": 1}
+    (tmp_path / work[-1]).unlink()
+    ended = checkpointing(*work, environment=environment | {"CHECKPOINT_JOURNAL_ADOPT": "all"})
+    assert ended.exit_code == 1
+    assert "and not in the source: 1 acknowledged operation." in ended.stdout
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_journal_that_cannot_be_read_is_told_before_anything_is_done(work: tuple[str, ...], tmp_path: Path) -> None:
+    make(tmp_path / "source.sqlite", 1)
+    (tmp_path / "journal").touch()
+    ended = checkpointing(*work, environment=ENVIRONMENT | {"CHECKPOINT_JOURNAL_DIR": str(tmp_path / "journal")})
+    assert ended.exit_code == 2
+    assert "Not a directory" in ended.stderr
+    assert not (tmp_path / work[-1]).exists()
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_journal_that_cannot_be_read_any_more_does_not_hide_what_was_done(
+    work: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "source.sqlite", 1)
+
+    async def spoil_and_count(source: Backend) -> int:
+        (tmp_path / "journal").touch()
+        return await count_threads(source)
+
+    module = "migrate" if work[0] == "migrate" else "exchange"
+    monkeypatch.setattr(f"enhanced_checkpointing.cli.moving.{module}.count_threads", spoil_and_count)
+    ended = checkpointing(*work, environment=ENVIRONMENT | {"CHECKPOINT_JOURNAL_DIR": str(tmp_path / "journal")})
+    assert ended.exit_code == 1
+    assert "1 thread: 1 " in ended.stdout
+    assert "could be read before, and cannot be now" in ended.stdout
+    assert (tmp_path / work[-1]).exists()
 
 
 def test_rehearsal_makes_neither_file_nor_tables(database_url: str, tmp_path: Path) -> None:

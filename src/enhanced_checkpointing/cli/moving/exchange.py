@@ -16,8 +16,15 @@ from rich.console import Console
 
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.moving.journaled import how_to_drain, journaled_for
-from enhanced_checkpointing.cli.moving.progress import Showing, as_object, following, show_outcomes, show_problems
+from enhanced_checkpointing.cli.moving.journaled import Journaled, journaled_for, looked_again
+from enhanced_checkpointing.cli.moving.progress import (
+    Showing,
+    as_object,
+    following,
+    show_journaled,
+    show_outcomes,
+    show_problems,
+)
 from enhanced_checkpointing.cli.named_databases import Naming, home, opened_for_rehearsal, opened_source, opened_target
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.threads.exchange import export_threads, import_threads
@@ -35,14 +42,14 @@ OWNER_ONLY = 0o600
 
 def run_export(source: str, file: str, thread_ids: Sequence[str], naming: Naming, showing: Showing) -> ExitCode:
     """Export, print what was exported, and tell whether that is all."""
-    config = naming.config(source)
+    config, place = naming.config(source), naming.journal()
+    before = journaled_for(home(config), place)
     with _written(file) as stream:
         tally = asyncio.run(_exported(config, stream, thread_ids, showing))
-    directory = naming.journal_dir()
-    journaled = journaled_for(home(config), directory)
-    words = Words(home(config), file, "exported", how_to_drain(journaled, directory) if journaled else "")
+    journaled = looked_again(before, home(config), place)
+    words = Words(home(config), file, "exported")
     _show(tally, showing, words, journaled, sys.stderr if file == STREAM else sys.stdout)
-    return ExitCode.FINE if tally.complete and not journaled else ExitCode.WRONG
+    return ExitCode.FINE if tally.complete and journaled.complete else ExitCode.WRONG
 
 
 def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: Showing) -> ExitCode:
@@ -50,7 +57,7 @@ def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: 
     config = naming.config(target)
     with _read(file) as stream:
         tally = asyncio.run(_imported(config, stream, naming.concurrency, orders, showing))
-    _show(tally, showing, Words(file, home(config), "imported"), 0, sys.stdout)
+    _show(tally, showing, Words(file, home(config), "imported"), None, sys.stdout)
     return ExitCode.FINE if tally.complete else ExitCode.WRONG
 
 
@@ -105,23 +112,23 @@ def _read(file: str) -> Iterator[IO[bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What is said of an exchange: from where, to where, what was done, and what else has to be said."""
+    """What is said of an exchange: from where, to where, and what was done."""
 
     source: str
     target: str
     copied: str
-    warning: str = ""
 
 
-def _show(tally: Tally, showing: Showing, words: Words, journaled: int, stream: IO[str]) -> None:
+def _show(tally: Tally, showing: Showing, words: Words, journaled: Journaled | None, stream: IO[str]) -> None:
     console = Console(highlight=False, file=stream)
+    complete = tally.complete and (journaled is None or journaled.complete)
     if showing.as_json:
-        shown = as_object(tally, journaled=journaled, source=words.source, target=words.target)
+        shown = as_object(tally, journaled, source=words.source, target=words.target)
         print(json.dumps(shown, indent=2), file=stream)
-    elif not (showing.quiet and tally.complete and not journaled):
+    elif not (showing.quiet and complete):
         console.print(f"from {words.source}", markup=False, soft_wrap=True)
         console.print(f"to   {words.target}", markup=False, soft_wrap=True)
         show_outcomes(console, tally, copied=words.copied)
         show_problems(console, tally)
-        if words.warning:
-            console.print(words.warning, style="bold red", soft_wrap=True)
+        if journaled is not None:
+            show_journaled(console, journaled)
