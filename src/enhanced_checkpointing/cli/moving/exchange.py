@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +41,12 @@ STREAM = "-"
 
 OWNER_ONLY = 0o600
 """Conversations are nobody else's business."""
+
+PART_LENGTH = 60
+"""Characters of a file's name that its unfinished one begins with."""
+
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that would end the process at once, with an unfinished file left."""
 
 
 def run_export(source: str, file: str, thread_ids: Sequence[str], naming: Naming, showing: Showing) -> ExitCode:
@@ -87,18 +96,52 @@ def _written(file: str) -> Iterator[IO[bytes]]:
             raise UsageError("Standard output is closed. Nothing was exported: name a file.")
         yield sys.stdout.buffer
         return
-    path, part = Path(file), Path(f"{file}.part")
-    if path.exists():
+    path = Path(file)
+    if os.path.lexists(path):
         raise UsageError(f"{path} is there already. Nothing was exported: name another file, or take that one away.")
+    part = path.with_name(f"{path.name[:PART_LENGTH]}.{secrets.token_hex(8)}.part")
+    with _ended_by_signals():
+        try:
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            _name(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _name(part: Path, path: Path) -> None:
+    """Give a file its name, unless there is one of that name by now."""
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, OWNER_ONLY), "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    part.rename(path)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: whoever makes the empty file first has the name
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
+            part.replace(path)
+    except FileExistsError:
+        raise UsageError(
+            f"{path} has come while this was at work, and stays as it is. Nothing was exported: name another file, or "
+            "take that one away."
+        ) from None
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let what ends a process by default end it as an error would, so that nothing half stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
