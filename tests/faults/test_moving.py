@@ -60,12 +60,12 @@ async def test_moved_thread_is_left_alone_and_one_that_went_on_is_completed(data
         await apply(source, author.put({"log": [1]}), author.put({"log": [2]}))
         assert outcomes(await migrate(source, target)) == {"copied": 1}
         assert outcomes(await migrate(source, target)) == {"equal": 1}
-        await apply(source, author.writes(("__interrupt__", "why?")))
+        await apply(source, author.writes(("__interrupt__", "why?"), ("__resume__", ["so"])))
         assert outcomes(await migrate(source, target)) == {"completed": 1}
-        await apply(source, author.writes(("__interrupt__", "really?")))
+        await apply(source, author.writes(("__interrupt__", "really?"), ("__resume__", ["so", "yes"])))
         tally = await migrate(source, target)
         assert outcomes(tally) == {"completed": 1}, "a write that was replaced is seen although none was added"
-        assert (tally.count.checkpoints, tally.count.writes) == (2, 1)
+        assert (tally.count.checkpoints, tally.count.writes) == (2, 2)
         await apply(source, author.put({"log": [3]}))
         assert outcomes(await migrate(source, target)) == {"completed": 1}
         assert await read(source) == await read(target)
@@ -102,7 +102,8 @@ async def test_thread_with_other_contents_under_the_same_ids_is_told_and_replace
         await apply(source, put, writes)
         await apply(target, put, author.writes(("log", 2)))
         tally = await migrate(source, target)
-        assert outcomes(tally) == {"different": 1}
+        assert outcomes(tally) == {"refused": 1}
+        assert "may have gone on by itself" in tally.problems[0].reasons[-1]
         assert "unless it is told to overwrite" in tally.problems[0].reasons[-1]
         assert outcomes(await migrate(source, target, OVERWRITE)) == {"replaced": 1}
         assert await read(source) == await read(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -22,14 +23,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from enhanced_checkpointing import CheckpointerConfig
+from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.cli.app import app
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.threads.migrate import count_threads
 from tests.support.author import Author
 from tests.support.checkpointer import postgres, saver_of, sqlite, switched
 from tests.support.checkpoints import Thread
 from tests.support.cipher import encrypting
+from tests.support.journals import add, opened_journal
 from tests.support.postgres import postgres_binaries
 from tests.support.threads import backend_of, bare_postgres, bare_sqlite, shown
 
@@ -197,6 +201,63 @@ def test_writes_that_wait_in_the_journal_are_told_and_make_it_incomplete(tmp_pat
     assert other.exit_code == 0, "what waits is for another database"
 
 
+WORK = [("migrate", "source.sqlite", "target.sqlite"), ("export", "source.sqlite", "threads.jsonl")]
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_journal_of_a_database_of_another_name_is_noted_and_counts_where_every_one_is_adopted(
+    work: tuple[str, ...], tmp_path: Path
+) -> None:
+    make(tmp_path / "source.sqlite", 1)
+
+    async def leave() -> None:
+        async with opened_journal(tmp_path / "journal", home="db.example:5432/chat") as journal:
+            await add(journal, "thread-0000")
+
+    asyncio.run(leave())
+    environment = ENVIRONMENT | {"CHECKPOINT_JOURNAL_DIR": str(tmp_path / "journal")}
+    ended = checkpointing(*work, environment=environment)
+    assert ended.exit_code == 0
+    assert "holds 1 acknowledged operation for db.example:5432/chat. If that is the source under" in ended.stdout
+    (tmp_path / work[-1]).unlink()
+    found = as_json(checkpointing(*work, "--json", environment=environment))
+    assert (found["status"], found["journaled"]) == ("complete", 0)
+    assert found["journaled_elsewhere"] == {"db.example:5432/chat": 1}
+    (tmp_path / work[-1]).unlink()
+    ended = checkpointing(*work, environment=environment | {"CHECKPOINT_JOURNAL_ADOPT": "all"})
+    assert ended.exit_code == 1
+    assert "and not in the source: 1 acknowledged operation." in ended.stdout
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_journal_that_cannot_be_read_is_told_before_anything_is_done(work: tuple[str, ...], tmp_path: Path) -> None:
+    make(tmp_path / "source.sqlite", 1)
+    (tmp_path / "journal").touch()
+    ended = checkpointing(*work, environment=ENVIRONMENT | {"CHECKPOINT_JOURNAL_DIR": str(tmp_path / "journal")})
+    assert ended.exit_code == 2
+    assert "Not a directory" in ended.stderr
+    assert not (tmp_path / work[-1]).exists()
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_journal_that_cannot_be_read_any_more_does_not_hide_what_was_done(
+    work: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "source.sqlite", 1)
+
+    async def spoil_and_count(source: Backend) -> int:
+        (tmp_path / "journal").touch()
+        return await count_threads(source)
+
+    module = "migrate" if work[0] == "migrate" else "exchange"
+    monkeypatch.setattr(f"enhanced_checkpointing.cli.moving.{module}.count_threads", spoil_and_count)
+    ended = checkpointing(*work, environment=ENVIRONMENT | {"CHECKPOINT_JOURNAL_DIR": str(tmp_path / "journal")})
+    assert ended.exit_code == 1
+    assert "1 thread: 1 " in ended.stdout
+    assert "could be read before, and cannot be now" in ended.stdout
+    assert (tmp_path / work[-1]).exists()
+
+
 def test_rehearsal_makes_neither_file_nor_tables(database_url: str, tmp_path: Path) -> None:
     make(tmp_path / "source.sqlite")
     for target in (database_url, "new.sqlite"):
@@ -353,6 +414,77 @@ def test_exported_file_is_its_owners_alone_and_is_never_half(tmp_path: Path) -> 
     failed = checkpointing("export", "nothing.sqlite", "other.jsonl")
     assert failed.exit_code == 2
     assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == ["threads.jsonl"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_exports_to_one_file_the_first_that_is_done_has_it_and_the_other_one_says_so(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "source.sqlite", 4)
+    make(tmp_path / "other.sqlite", 3)
+
+    async def export_another_one(source: Backend) -> int:
+        await asyncio.to_thread(
+            subprocess.run, command("export", "other.sqlite", "threads.jsonl"), env=ENVIRONMENT, check=True
+        )
+        return await count_threads(source)
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "a file system without links")
+
+    monkeypatch.setattr("enhanced_checkpointing.cli.moving.exchange.count_threads", export_another_one)
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    ended = checkpointing("export", "source.sqlite", "threads.jsonl")
+    assert ended.exit_code == 2
+    assert "threads.jsonl has come while this was at work, and stays as it is." in ended.stderr
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    taken = as_json(checkpointing("import", "threads.jsonl", "target.sqlite", "--json"))
+    assert (taken["status"], taken["threads"]) == ("complete", 3)
+    assert [path.name for path in tmp_path.glob("*.jsonl*")] == ["threads.jsonl"]
+
+
+def test_export_to_a_file_system_without_links_is_whole_and_its_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "a file system without links")
+
+    make(tmp_path / "source.sqlite")
+    monkeypatch.setattr(os, "link", refused)
+    assert checkpointing("export", "source.sqlite", "threads.jsonl").exit_code == 0
+    assert stat.S_IMODE((tmp_path / "threads.jsonl").stat().st_mode) == 0o600
+    assert as_json(checkpointing("import", "threads.jsonl", "target.sqlite", "--json"))["threads"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_export_that_is_ended_leaves_nothing(number: signal.Signals, database_url: str, tmp_path: Path) -> None:
+    apply(postgres(database_url), Author().put({"log": [1]}))
+    with psycopg.connect(database_url) as blocker:
+        blocker.execute("LOCK TABLE checkpoints IN ACCESS EXCLUSIVE MODE")
+        running = subprocess.Popen(
+            command("export", database_url, "threads.jsonl"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
+        while not (parts := [*tmp_path.glob("threads.jsonl*")]) and running.poll() is None:
+            time.sleep(0.005)
+        assert [path.suffix for path in parts] == [".part"]
+        assert stat.S_IMODE(parts[0].stat().st_mode) == 0o600
+        running.send_signal(number)
+        assert running.wait(30) == 128 + number
+    assert [*tmp_path.glob("threads.jsonl*")] == []
+
+
+def test_file_of_several_exports_is_noticed(tmp_path: Path) -> None:
+    exports = []
+    for name, size in (("source", 1), ("other", 2)):
+        make(tmp_path / f"{name}.sqlite", size=size)
+        assert checkpointing("export", f"{name}.sqlite", f"{name}.jsonl").exit_code == 0
+        exports.append((tmp_path / f"{name}.jsonl").read_bytes().splitlines(keepends=True))
+    (tmp_path / "mixed.jsonl").write_bytes(b"".join([*exports[0][:5], *exports[1][5:]]))
+    ended = checkpointing("import", "mixed.jsonl", "target.sqlite")
+    assert ended.exit_code == 1
+    assert "as if they were of several exports" in re.sub(r"\s+", " ", ended.stdout)
 
 
 def test_damaged_export_is_imported_but_for_its_damaged_thread(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.support.backends import BACKENDS
 from tests.support.checkpointer import eventually, recovered, saver_of, switched
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS
+from tests.support.journals import add, opened_journal
 from tests.support.retention import let_pass, stage, sweeper_of
 
 ON_DISK = ("sqlite", "postgres")
@@ -305,6 +306,19 @@ async def test_thread_that_another_process_on_the_machine_has_in_its_journal_is_
         keep_from_draining(primary.manager)
         await primary.on()
         await eventually(lambda: primary.manager.health_status["primary_healthy"])
+        let_pass(sweeping, 100)
+        found = await sweeping.run_retention()
+        assert (found.deleted, found.kept) == (1, {"the journal holds something of it": 1}), found
+
+
+async def test_thread_that_a_journal_holds_for_a_database_of_another_name_is_left_alone(tmp_path: Path) -> None:
+    """It may be the same one."""
+    async with stage("sqlite", "", tmp_path) as place:
+        sweeping = await place.manager(journal="memory", journal_dir=tmp_path / "journal")
+        for thread_id in ("held", "free"):
+            await Thread(saver_of(sweeping), thread_id).put()
+        async with opened_journal(tmp_path / "journal", home="db.example:5432/chat") as journal:
+            await add(journal, "held")
         let_pass(sweeping, 100)
         found = await sweeping.run_retention()
         assert (found.deleted, found.kept) == (1, {"the journal holds something of it": 1}), found

@@ -12,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from enhanced_checkpointing.cli.app import app
+from enhanced_checkpointing.cli.named_databases import home
 from tests.support.backends import checkpoint_id, config_of, opened_backend, put, write
 from tests.support.checkpointer import opened, postgres, saver_of, sqlite
 from tests.support.checkpoints import Thread
+from tests.support.journals import add, opened_journal
 
 OLD = 100_000_000
 """Seconds before 2026: long gone, whenever this runs."""
@@ -75,6 +77,20 @@ async def test_command_leaves_alone_what_a_dead_process_left_in_its_journal(tmp_
     assert code == 0, found
     assert [one["thread_id"] for one in found["retired"]] == ["free"]
     assert found["kept"] == {"the journal holds something of it": 1}
+
+
+async def test_command_leaves_alone_what_a_journal_holds_for_the_same_database_under_another_name(
+    database_url: str, tmp_path: Path
+) -> None:
+    await fill("postgres", database_url, tmp_path)
+    other = home(postgres(database_url.replace("127.0.0.1", "localhost")))
+    assert other != home(postgres(database_url))
+    async with opened_journal(tmp_path / "journal", home=other) as journal:
+        await add(journal, "old")
+    code, found = await asyncio.to_thread(run, *where("postgres", database_url, tmp_path))
+    assert code == 0, found
+    assert [one["thread_id"] for one in found["retired"]] == ["done"]
+    assert found["kept"]["the journal holds something of it"] == 1
 
 
 async def test_command_does_nothing_while_an_application_is_at_it(database_url: str, tmp_path: Path) -> None:

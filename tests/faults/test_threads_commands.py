@@ -359,12 +359,29 @@ def test_status_of_a_thread_is_told() -> None:
     assert 'metadata {"tenant": 7}' in threads("show", "waiting", *place).words
 
 
-def test_journal_for_another_database_does_not_matter() -> None:
+def test_journal_for_a_database_of_another_name_keeps_a_thread_from_being_changed() -> None:
+    """It may be the same one: what that journal has would come to a thread that is gone, or cut short."""
     place = "--sqlite", str(FILE)
     asyncio.run(fill(place))
-    leave_in_journal("waiting", "/another/file.sqlite")
+    before = FILE.read_bytes()
+    leave_in_journal("waiting", "db.example:5432/chat")
+    leave_in_journal("new", "db.example:5432/chat")
+    for arguments in (
+        ["delete", "broken", "waiting", "--yes"],
+        ["prune", "waiting", "--yes"],
+        ["copy", "waiting"],
+        ["copy", "forked", "new"],
+    ):
+        ended = threads(*arguments, *place)
+        assert ended.code == 1, arguments
+        assert "does not have yet (ended process, for db.example:5432/chat)." in ended.err
+        assert "That may be this database under another name" in ended.err
+        assert "CHECKPOINT_JOURNAL_ADOPT=all" in ended.err
+    (held,) = threads("delete", "waiting", "--yes", *place, "--json").report["journal"]
+    assert (held["waiting"], held["other_home"]) == (1, "db.example:5432/chat")
+    assert FILE.read_bytes() == before
     assert "WARN" not in threads("show", "waiting", *place).words
-    assert threads("delete", "waiting", "--yes", *place).code == 0
+    assert threads("delete", "broken", "--yes", *place).code == 0
 
 
 def test_thread_that_is_in_the_journal_only_is_not_called_missing_without_a_word() -> None:

@@ -23,6 +23,7 @@ import opentelemetry.metrics._internal as metrics_internal
 import psycopg
 import pytest
 from langchain_core.messages import HumanMessage
+from langgraph._internal._constants import NULL_TASK_ID
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
@@ -41,6 +42,7 @@ import enhanced_checkpointing
 from enhanced_checkpointing.backends.postgres import sql as postgres_sql
 from enhanced_checkpointing.backends.postgres.sql import PARTS, arrays_sql, values_sql
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
+from enhanced_checkpointing.threads.precedence import RUN
 from tests.support.author import config_of
 from tests.support.checkpointer import eventually
 
@@ -444,3 +446,7 @@ def test_global_providers_are_where_we_look_for_them(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(metrics_internal, "_METER_PROVIDER", meters)
     assert trace.get_tracer_provider() is tracers
     assert metrics.get_meter_provider() is meters
+
+
+def test_what_comes_from_outside_of_all_tasks_is_written_under_the_task_that_is_known_here() -> None:
+    assert RUN == NULL_TASK_ID

@@ -11,7 +11,8 @@ import pytest
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.threads.contents import Comparison, Digest, Entry, compare, entries
+from enhanced_checkpointing.threads.comparing import Comparison, compare
+from enhanced_checkpointing.threads.contents import Digest, Entry, entries
 from enhanced_checkpointing.threads.moving import Orders, Outcome, decide
 from tests.support.author import Author
 
@@ -121,8 +122,11 @@ async def test_what_only_one_side_has_is_told_apart() -> None:
     answered = await compared(thread[:-1], thread)
     assert (answered.missing, answered.unknown, answered.changed) == (0, 1, 0)
     other = await compared(thread, changed(thread, 0, metadata={}))
-    assert (other.missing, other.unknown, other.changed) == (0, 0, 1)
+    assert (other.missing, other.unknown, other.changed, other.contested) == (0, 0, 0, 1)
     assert "differs in the target" in other.examples[0]
+    partial = await compared(thread, thread[:-1])
+    assert (partial.missing, partial.unknown, partial.changed, partial.contested) == (0, 0, 1, 0)
+    assert "lacks something there" in partial.examples[0]
 
 
 async def test_writes_without_their_checkpoint_are_never_taken_for_newer_ones() -> None:
@@ -153,6 +157,10 @@ async def test_many_differences_are_counted_and_few_are_named() -> None:
         (Comparison(missing=1), Orders(overwrite=True), Outcome.COMPLETED),
         (Comparison(changed=1), Orders(overwrite=True), Outcome.REPLACED),
         (Comparison(missing=1, unknown=1), Orders(), Outcome.REFUSED),
+        (Comparison(contested=1), Orders(), Outcome.REFUSED),
+        (Comparison(missing=1, contested=1), Orders(), Outcome.REFUSED),
+        (Comparison(contested=1), Orders(overwrite=True), Outcome.REPLACED),
+        (Comparison(contested=1), Orders(compare_only=True), Outcome.DIFFERENT),
         (Comparison(unknown=1), Orders(overwrite=True), Outcome.REPLACED),
         (Comparison(missing=1), Orders(compare_only=True), Outcome.DIFFERENT),
     ],

@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 from enhanced_checkpointing.threads.exchange_collector import Collector
-from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, Writer, content_of, line_of
+from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, Whole, Writer, content_of, line_of
 from enhanced_checkpointing.threads.exchange_values import decoded, encoded
 from enhanced_checkpointing.threads.moving import Report, Source
 from tests.support.author import Author
@@ -144,8 +144,11 @@ def test_changed_byte_is_noticed_wherever_it_is(content: dict[str, str], data: s
         content_of(line[:place])
 
 
+FIRST = line_of({"kind": "export", "format": 1})
+
+
 def export(threads: int = 3) -> list[bytes]:
-    """Every line behind the first one; each thread has four."""
+    """Every line behind the first one; each thread has four. The last one is as those of old are."""
     lines: list[bytes] = []
     for number in range(threads):
         author = Author(f"thread-{number}")
@@ -158,7 +161,7 @@ def export(threads: int = 3) -> list[bytes]:
 
 def collected(lines: Sequence[bytes]) -> tuple[list[str], list[tuple[str, str]]]:
     """The threads that came out, and what was said of others."""
-    collector = Collector(SharingSerializer())
+    collector = Collector(SharingSerializer(), FIRST)
     found = [one for number, line in enumerate(lines, start=2) for one in collector.add(number, line)]
     found += collector.end()
     collector.close()
@@ -208,6 +211,27 @@ def test_missing_thread_and_cut_off_end_are_noticed() -> None:
     assert "behind the end" in bad[0][1]
 
 
+def whole(lines: Sequence[bytes], first: bytes = FIRST) -> list[bytes]:
+    """The same with a last line that vouches for all of them."""
+    found = Whole()
+    for line in (first, *lines[:-1]):
+        found.add(line)
+    return [*lines[:-1], line_of({**content_of(lines[-1]), "whole": found.value()})]
+
+
+def test_lines_of_several_exports_are_noticed() -> None:
+    one, other = whole(export()), whole(export())
+    assert collected(one)[1] == []
+    mixed = [*one[:4], *other[4:]]
+    good, bad = collected(mixed)
+    assert good == ["thread-0", "thread-1", "thread-2"]
+    ((thread_id, reason),) = bad
+    assert (thread_id, "as if they were of several exports" in reason) == ("", True)
+    assert len(collected(whole(export(), line_of({"kind": "export", "format": 1, "source": "other"})))[1]) == 1
+    damaged = [*one[:4], one[4].replace(b"thread", b"threat", 1), *one[5:]]
+    assert not any("several exports" in reason for _, reason in collected(damaged)[1]), "its damage is told already"
+
+
 def test_line_with_a_good_check_that_makes_no_sense_is_damaged() -> None:
     for content in ({"kind": "strange"}, {"thread": "a", "line": 1, "kind": "checkpoint"}, {}):
         good, bad = collected([line_of(content), *export(0)])
@@ -216,7 +240,7 @@ def test_line_with_a_good_check_that_makes_no_sense_is_damaged() -> None:
 
 
 async def test_collected_thread_can_be_read_again_and_again() -> None:
-    collector = Collector(SharingSerializer())
+    collector = Collector(SharingSerializer(), FIRST)
     (source,) = [one for number, line in enumerate(export(1)) for one in collector.add(number, line)]
     source = cast("Source", source)
     first = [operation async for chunk in source.read() for operation in chunk]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.backends.msgpack_parts import binary, end_of, extension, is_simple, map_entries
+from enhanced_checkpointing.backends.msgpack_parts import array_items, binary, end_of, extension, is_simple, map_entries
 
 texts = st.text(max_size=5) | st.sampled_from([31, 32, 255, 256, 65_535, 65_536]).map(lambda size: "x" * size)
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats()
@@ -57,6 +57,12 @@ def test_entries_of_a_map_are_the_bytes_that_were_encoded(value: dict[str, Any])
     }
 
 
+@given(st.lists(values, max_size=20))
+def test_items_of_an_array_are_the_bytes_that_were_encoded(value: list[Any]) -> None:
+    data = packed(value)
+    assert [data[place] for place in array_items(data)] == [packed(part) for part in value]
+
+
 @given(values)
 def test_kind_of_a_value_is_that_of_what_was_encoded(value: Any) -> None:
     data = packed(value)
@@ -70,6 +76,7 @@ def test_long_lists_and_maps_are_followed_to_their_end(size: int) -> None:
     for value in ([None] * size, dict.fromkeys(map(str, range(size)))):
         data = packed(value)
         assert end_of(data, 0) == len(data)
+        assert not isinstance(value, list) or len(list(array_items(data))) == size
 
 
 @given(values, st.data())
@@ -84,3 +91,9 @@ def test_value_that_is_cut_off_is_refused(value: Any, data: st.DataObject) -> No
 def test_what_is_no_map_with_texts_as_keys_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"map|key|MessagePack"):
         list(map_entries(data, 0))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x01", b"\x81\x01\x02", b"\xdc\x00"])
+def test_what_is_no_whole_array_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"array|MessagePack"):
+        list(array_items(data))

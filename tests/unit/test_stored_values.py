@@ -19,6 +19,7 @@ from enhanced_checkpointing.backends.stored_values import (
     from_json,
     inline,
     is_snapshot,
+    items_of,
     survives_json,
     take_apart,
     unsealed,
@@ -178,3 +179,16 @@ def test_checkpoint_with_messages_is_taken_apart_without_loading_them(monkeypatc
 def test_what_is_no_checkpoint_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"map|MessagePack"):
         take_apart(Serialized("msgpack", data), SharingSerializer())
+
+
+@given(st.lists(values, max_size=4), st.booleans())
+def test_items_of_a_list_are_what_each_would_be_by_itself(found: list[Any], sealed: bool) -> None:
+    serializer = encrypting(b"the key") if sealed else SharingSerializer()
+    items = items_of(Serialized(*serializer.dumps_typed(found)), serializer)
+    assert items is not None
+    assert [comparable(item, serializer) for item in items] == [comparable(alone(one), serializer) for one in found]
+
+
+@pytest.mark.parametrize("value", [None, "text", b"bytes", {"a": 1}, 7])
+def test_what_is_no_list_has_no_items(value: Any) -> None:
+    assert items_of(alone(value), SharingSerializer()) is None

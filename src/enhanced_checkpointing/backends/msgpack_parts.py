@@ -37,6 +37,23 @@ def map_entries(data: bytes, at: int) -> Iterator[tuple[str, slice]]:
         yield key, slice(value_at, at)
 
 
+def array_items(data: bytes) -> Iterator[slice]:
+    """The places of the items of an array.
+
+    Raises:
+        ValueError: there is no array, or it ends too early.
+    """
+    first = data[0] if data else 0
+    short = 0x90 <= first <= 0x9F
+    width = 0 if short else _ARRAY.get(first, len(data))
+    if 1 + width > len(data):
+        raise ValueError("no array where one should be")
+    at = 1 + width
+    for _ in range(first & 0x0F if short else _length(data, 0, width)):
+        start, at = at, end_of(data, at)
+        yield slice(start, at)
+
+
 def end_of(data: bytes, at: int) -> int:
     """Where the value that begins at `at` ends.
 

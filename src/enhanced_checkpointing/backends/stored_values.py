@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT, JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from enhanced_checkpointing.backends.msgpack_parts import binary, extension, is_simple, map_entries
+from enhanced_checkpointing.backends.msgpack_parts import array_items, binary, extension, is_simple, map_entries
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
@@ -133,6 +133,19 @@ def comparable(value: Any, serializer: SharingSerializer) -> bytes:
     return (BYTES if plain.tag == BYTEARRAY else plain.tag).encode() + b":" + plain.data
 
 
+def items_of(value: Serialized, serializer: SharingSerializer) -> list[Serialized] | None:
+    """The items of a list, each as it would be kept by itself, not sealed; None where there is none to be seen."""
+    plain = unsealed(value, serializer)
+    if plain.tag not in (MSGPACK, BYTES, BYTEARRAY, NULL):
+        plain = _restored(plain, serializer)
+    if plain.tag != MSGPACK:
+        return None
+    try:
+        return [_alone(plain.data[place]) for place in array_items(plain.data)]
+    except ValueError:
+        return None
+
+
 def unsealed(value: Serialized, serializer: SharingSerializer) -> Serialized:
     """What LangGraph's encrypting serializer has sealed, opened; everything else as it is."""
     inner = serializer.inner
@@ -159,16 +172,19 @@ def load(value: Serialized, serializer: SharingSerializer) -> Any:
 
 def _kept(part: bytes, checkpoint: Serialized, serializer: SharingSerializer) -> Any:
     """A part of a checkpoint as it would be stored by itself; sealed if the checkpoint was."""
-    content = binary(part)
-    if content is not None:
-        alone = Serialized(BYTES, content)
-    else:
-        alone = Serialized(NULL, b"") if part == NOTHING else Serialized(MSGPACK, part)
+    alone = _alone(part)
     inner = serializer.inner
     if "+" in checkpoint.tag and type(inner) is EncryptedSerializer:
         cipher, data = inner.cipher.encrypt(alone.data)
         return Serialized(f"{alone.tag}+{cipher}", data)
     return inline(alone)
+
+
+def _alone(part: bytes) -> Serialized:
+    content = binary(part)
+    if content is not None:
+        return Serialized(BYTES, content)
+    return Serialized(NULL, b"") if part == NOTHING else Serialized(MSGPACK, part)
 
 
 def _take_apart_live(checkpoint: Mapping[str, Any], serializer: SharingSerializer) -> Parts:

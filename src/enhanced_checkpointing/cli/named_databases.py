@@ -25,6 +25,7 @@ from enhanced_checkpointing.serialization import SharingSerializer
 
 __all__ = [
     "CONFIGURED",
+    "JournalPlace",
     "Naming",
     "NoTablesError",
     "home",
@@ -51,6 +52,14 @@ class NoTablesError(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
+class JournalPlace:
+    """A directory of journals, and whether an application there takes over those of databases of every name."""
+
+    directory: Path
+    adopts_all: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Naming:
     """What the names on one command line mean; `serde` is `module:name` of the application's serializer."""
 
@@ -73,11 +82,13 @@ class Naming:
         config = config.with_overrides(deadline=max(config.deadline, DEADLINE), pool_max_size=connections)
         return config.with_overrides(serde=imported_serializer(self.serde)) if self.serde else config
 
-    def journal_dir(self) -> Path:
+    def journal(self) -> JournalPlace:
         """Where an application in this environment has its journal."""
         with reading(Options(environment=self.environment, env_file=self.env_file)) as read:
-            default: Path = CheckpointerConfig.model_fields["journal_dir"].default
-            return read.config.journal_dir if read.config is not None else default
+            config = read.config
+        if config is None:
+            return JournalPlace(CheckpointerConfig.model_fields["journal_dir"].default)
+        return JournalPlace(config.journal_dir, config.journal_adopt == "all")
 
     def _configured(self) -> CheckpointerConfig:
         with reading(Options(environment=self.environment, env_file=self.env_file)) as read:

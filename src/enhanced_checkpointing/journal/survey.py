@@ -16,7 +16,6 @@ from pathlib import Path
 from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal.adoption import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
 from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.inheritance import belongs
 from enhanced_checkpointing.journal.owners import LOCKS, holders
 
 QUARANTINE = "quarantine"
@@ -242,12 +241,12 @@ def _quarantined(folder: Path) -> tuple[QuarantinedFile, ...]:
     return tuple(found)
 
 
-def held_in(directory: Path, home: str) -> frozenset[str]:
-    """The threads of which any process's journal in this directory holds anything for this database."""
+def held_in(directory: Path) -> frozenset[str]:
+    """The threads of which any process's journal in this directory holds anything, whatever its database is called
+    there: it may be the same one under another name."""
     held: set[str] = set()
     for book in survey(directory).books:
-        if belongs(book.home, home, adopts_all=False):
-            held.update(thread_id for thread_id, _ in book.waiting)
-            held.update(letter.thread_id for letter in book.dead_letters)
-            held.update(book.damaged_threads)
+        held.update(thread_id for thread_id, _ in book.waiting)
+        held.update(letter.thread_id for letter in book.dead_letters)
+        held.update(book.damaged_threads)
     return frozenset(held)

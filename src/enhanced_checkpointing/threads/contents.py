@@ -1,4 +1,4 @@
-"""What a thread consists of, told apart so that two copies of it can be compared as they are read. Pure.
+"""What a thread consists of, told apart so that two copies of it can be compared as they are read (`comparing`). Pure.
 
 Values are compared by their bytes, documents by what they say: PostgreSQL orders the keys of a document in its own way
 and writes large floats without a point.
@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
+from langgraph.checkpoint.serde.types import RESUME
 
+from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.backends.reading import Chunks
-from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, comparable
+from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, comparable, items_of
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 MARK_BYTES = 16
-EXAMPLES = 5
-"""So many differences of a thread are named, all are counted."""
 
 _PERHAPS_CHANGED = re.compile(r"\de\+|-0\.0")
 """What a number may look like that PostgreSQL gives back as another one."""
@@ -42,6 +41,16 @@ class Write:
     index: int
     channel: str
     value: Mark
+    answers: Sequence[Mark] | None = field(default=None, compare=False, repr=False)
+    """The answers that a task has got so far, in their order; None where that is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What `mark_completed` and the like put into the metadata of a checkpoint that is there already."""
+
+    status: Any = None
+    touched_at: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,9 @@ class Entry:
     checkpoint_id: str
     checkpoint: Mark | None
     writes: Sequence[Write]
+    core: Mark | None = None
+    """Of the checkpoint without its label."""
+    label: Label = Label()
 
     @property
     def place(self) -> tuple[bool, bytes, bytes]:
@@ -81,38 +93,13 @@ class Count:
         return f"{self.checkpoints} checkpoint{ends[0]} and {self.writes} write{ends[1]}"
 
 
-@dataclass(slots=True)
-class Comparison:
-    """How the copy of a thread in the target differs from that in the source."""
-
-    source: Count = field(default_factory=Count)
-    target: Count = field(default_factory=Count)
-    missing: int = 0
-    """Entries that the target lacks."""
-    unknown: int = 0
-    """Checkpoints and writes that the source does not have."""
-    changed: int = 0
-    """Entries that both have, with something else in them."""
-    examples: list[str] = field(default_factory=list)
-
-    @property
-    def equal(self) -> bool:
-        return not (self.missing or self.unknown or self.changed)
-
-    def note(self, entry: Entry, what: str) -> None:
-        if len(self.examples) < EXAMPLES:
-            kind = "checkpoint" if entry.checkpoint is not None else "writes of the missing checkpoint"
-            within = f" in {entry.checkpoint_ns!r}" * bool(entry.checkpoint_ns)
-            self.examples.append(f"{kind} {entry.checkpoint_id}{within} {what}")
-
-
 class Gathering:
     """Gathers operations, in the order in which threads are read, into entries."""
 
     def __init__(self, serializer: SharingSerializer) -> None:
         self._serializer = serializer
         self._place: tuple[str, str] | None = None
-        self._checkpoint: Mark | None = None
+        self._checkpoint = _NO_CHECKPOINT
         self._writes: dict[tuple[str, int], Write] = {}
 
     def add(self, operation: Operation) -> Entry | None:
@@ -122,7 +109,7 @@ class Gathering:
         finished = self.end() if place != self._place else None
         self._place = place
         if isinstance(operation, Put):
-            self._checkpoint = _mark_of(operation, self._serializer)
+            self._checkpoint = _described(operation, self._serializer)
         else:
             self._add_writes(operation)
         return finished
@@ -132,8 +119,8 @@ class Gathering:
         if self._place is None:
             return None
         ordered = sorted(self._writes.values(), key=lambda one: writes_sort_key(one.task_path, one.task_id, one.index))
-        entry = Entry(*self._place, self._checkpoint, ordered)
-        self._place, self._checkpoint, self._writes = None, None, {}
+        entry = replace(self._checkpoint, checkpoint_ns=self._place[0], checkpoint_id=self._place[1], writes=ordered)
+        self._place, self._checkpoint, self._writes = None, _NO_CHECKPOINT, {}
         return entry
 
     def _add_writes(self, operation: PutWrites) -> None:
@@ -142,9 +129,13 @@ class Gathering:
         for position, (channel, value) in enumerate(operation.writes):
             index = WRITES_IDX_MAP.get(channel, position)
             if replaces or (operation.task_id, index) not in self._writes:
-                mark = blake2b(comparable(value, self._serializer), digest_size=MARK_BYTES).digest()
-                write = Write(operation.task_path, operation.task_id, index, channel, mark)
+                answers = _answers(value, self._serializer) if channel == RESUME else None
+                mark = _mark_of(value, self._serializer)
+                write = Write(operation.task_path, operation.task_id, index, channel, mark, answers)
                 self._writes[operation.task_id, index] = write
+
+
+_NO_CHECKPOINT = Entry("", "", None, ())
 
 
 class Digest:
@@ -177,75 +168,29 @@ async def entries(chunks: Chunks, serializer: SharingSerializer) -> AsyncGenerat
         yield entry
 
 
-async def compare(
-    source: AsyncGenerator[Entry, None], target: AsyncGenerator[Entry, None], *, everything: bool
-) -> Comparison:
-    """Compare two copies of a thread as they are read, side by side; neither is held as a whole."""
-    found = Comparison()
-    async with aclosing(_wanted(source, everything)) as ours, aclosing(_wanted(target, everything)) as theirs:
-        one, other = await anext(ours, None), await anext(theirs, None)
-        while one is not None or other is not None:
-            if other is None or (one is not None and one.place < other.place):
-                assert one is not None
-                found.source.add(one)
-                found.missing += 1
-                found.note(one, "is missing in the target")
-                one = await anext(ours, None)
-            elif one is None or other.place < one.place:
-                found.target.add(other)
-                _note_unknown(found, other)
-                other = await anext(theirs, None)
-            else:
-                found.source.add(one)
-                found.target.add(other)
-                _compare_entries(found, one, other, everything=everything)
-                one, other = await anext(ours, None), await anext(theirs, None)
-    return found
+def _mark_of(value: Any, serializer: SharingSerializer) -> Mark:
+    return blake2b(comparable(value, serializer), digest_size=MARK_BYTES).digest()
 
 
-async def _wanted(every: AsyncGenerator[Entry, None], everything: bool) -> AsyncGenerator[Entry, None]:
-    async with aclosing(every):
-        async for entry in every:
-            if everything or entry.checkpoint is not None:
-                yield entry
+def _answers(value: Any, serializer: SharingSerializer) -> Sequence[Mark] | None:
+    items = items_of(value, serializer) if type(value) is Serialized else None
+    return None if items is None else tuple(_mark_of(item, serializer) for item in items)
 
 
-def _note_unknown(found: Comparison, entry: Entry) -> None:
-    """Of writes without a checkpoint none is unknown: nobody could have gone on from there."""
-    if entry.checkpoint is None:
-        found.changed += 1
-        found.note(entry, "are in the target only")
-    else:
-        found.unknown += 1
-        found.note(entry, "is in the target only")
-
-
-def _compare_entries(found: Comparison, one: Entry, other: Entry, *, everything: bool) -> None:
-    if one.shown(everything=everything) == other.shown(everything=everything):
-        return
-    more = Counter(_names(other.writes)) - Counter(_names(one.writes))
-    if more:
-        found.unknown += more.total()
-        found.note(other, f"has {more.total()} writes in the target that the source does not have")
-    else:
-        found.changed += 1
-        what = "differs" if one.checkpoint != other.checkpoint else "has other writes"
-        found.note(other, f"{what} in the target")
-
-
-def _names(writes: Iterable[Write]) -> Iterable[tuple[str, str]]:
-    return ((write.task_id, write.channel) for write in writes)
-
-
-def _mark_of(put: Put, serializer: SharingSerializer) -> Mark:
+def _described(put: Put, serializer: SharingSerializer) -> Entry:
+    """The entry of a checkpoint, without writes so far."""
+    metadata: dict[str, Any] = {**put.metadata}
+    label = {key: metadata.pop(key) for key in (THREAD_STATUS, TOUCHED_AT) if key in metadata}
     marked = blake2b(digest_size=MARK_BYTES)
-    described = {"parent": put.parent_checkpoint_id, "skeleton": put.skeleton, "metadata": put.metadata}
+    described = {"parent": put.parent_checkpoint_id, "skeleton": put.skeleton, "metadata": metadata}
     marked.update(_canonical(described).encode())
     for channel in sorted(put.values):
         value = comparable(put.values[channel], serializer)
         marked.update(f"{channel!r} {len(value)} ".encode())
         marked.update(value)
-    return marked.digest()
+    core = marked.digest()
+    marked.update(_canonical(label).encode())
+    return Entry("", "", marked.digest(), (), core, Label(label.get(THREAD_STATUS), label.get(TOUCHED_AT)))
 
 
 def _canonical(document: Mapping[str, Any]) -> str:

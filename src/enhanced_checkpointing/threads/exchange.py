@@ -6,16 +6,16 @@ database: compared with what the target has, and completed, refused or replaced.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import IO
+from typing import IO, Any
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.threads.contents import Count
 from enhanced_checkpointing.threads.exchange_collector import Collector
-from enhanced_checkpointing.threads.exchange_lines import FORMAT, DamagedLine, Writer, content_of, line_of
+from enhanced_checkpointing.threads.exchange_lines import FORMAT, DamagedLine, Whole, Writer, content_of, line_of
 from enhanced_checkpointing.threads.migrate import (
     CONCURRENCY,
     Tally,
@@ -43,17 +43,23 @@ async def export_threads(source: Backend, stream: IO[bytes], *, thread_ids: Sequ
         MigrationStopped: the database does not answer any more; what was written is not all.
         OSError: the stream cannot be written.
     """
-    tally = Tally()
+    tally, whole = Tally(), Whole()
+
+    def write(content: Mapping[str, Any]) -> int:
+        line = line_of(content)
+        whole.add(line)
+        return stream.write(line)
+
     header = {"kind": "export", "format": FORMAT, "source": source.home()}
-    stream.write(line_of(header | {"exported_at": datetime.now(UTC).isoformat(timespec="seconds")}))
+    write(header | {"exported_at": datetime.now(UTC).isoformat(timespec="seconds")})
     with tally.timed():
         async with aclosing(_named(source, thread_ids) if thread_ids else threads_of(source)) as threads:
             async for thread in threads:
                 assert isinstance(thread, Source)
-                report = await _exported(thread, stream)
+                report = await _exported(thread, write)
                 tally.add(report)
                 tell(report)
-    stream.write(line_of({"kind": "end of export", "threads": tally.threads}))
+    write({"kind": "end of export", "threads": tally.threads, "whole": whole.value()})
     stream.flush()
     return tally
 
@@ -73,8 +79,9 @@ async def import_threads(
         MigrationStopped: the database cannot be used, or does not answer any more.
     """
     lines = enumerate(stream, start=1)
-    _check_first(next(lines, (0, b""))[1])
-    sources = _threads(lines, Collector(target.serializer))
+    first = next(lines, (0, b""))[1]
+    _check_first(first)
+    sources = _threads(lines, Collector(target.serializer, first))
     return await move_all(sources, target, orders, concurrency=concurrency, tell=tell)
 
 
@@ -83,20 +90,20 @@ async def _named(backend: Backend, thread_ids: Sequence[str]) -> AsyncGenerator[
         yield thread_of_backend(backend, thread_id)
 
 
-async def _exported(thread: Source, stream: IO[bytes]) -> Report:
+async def _exported(thread: Source, write: Callable[[Mapping[str, Any]], int]) -> Report:
     """Write the lines of a thread. One that cannot be read to its end has no last line: nobody will import it."""
     writer, size = Writer(thread.thread_id, thread.serializer), 0
     try:
         async with aclosing(attributed("source", thread.classify, thread.read())) as chunks:
             async for chunk in chunks:
-                size += sum(stream.write(line_of(writer.content(operation))) for operation in chunk)
+                size += sum(write(writer.content(operation)) for operation in chunk)
     except SideFailed as failed:
         if not failed.at_fault:
             raise stopped(failed) from failed
         return failure_of(thread.thread_id, failed)
     if not writer.checkpoints:
         return Report(thread.thread_id, Outcome.FAILED, reasons=("the source has no such thread",))
-    size += stream.write(line_of(writer.end()))
+    size += write(writer.end())
     return Report(thread.thread_id, Outcome.COPIED, Count(writer.checkpoints, writer.writes), size)
 
 

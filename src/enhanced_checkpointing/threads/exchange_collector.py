@@ -10,17 +10,21 @@ from enhanced_checkpointing.backends.reading import CHUNK_BYTES, in_chunks
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, content_of
+from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, Whole, content_of
 from enhanced_checkpointing.threads.moving import Outcome, Report, Source
 
 Found = Iterator[Source | Report]
 
 
 class Collector:
-    """Takes line after line; a thread comes out with its last one, a damaged one as a report that names the line."""
+    """Takes line after line behind the first one; a thread comes out with its last one, a damaged one as a report that
+    names the line."""
 
-    def __init__(self, serializer: SharingSerializer) -> None:
+    def __init__(self, serializer: SharingSerializer, first: bytes) -> None:
         self._serializer = serializer
+        self._whole = Whole()
+        self._whole.add(first)
+        self._fine = True
         self._open: _Thread | None = None
         self._skipping = False
         self._threads = 0
@@ -36,6 +40,7 @@ class Collector:
             content = content_of(line)
             if content["kind"] == "end of export":
                 yield from self._end_of_export(number, content)
+                return
             elif content["line"] == 1:
                 yield from self._begin(number, content, line)
             elif not self._skipping:
@@ -46,6 +51,7 @@ class Collector:
         except KeyError as error:
             yield self._failed(f"line {number}: it lacks {error}")
             self._skipping = True
+        self._whole.add(line)
 
     def end(self) -> Iterator[Report]:
         """What is missing when there are no more lines."""
@@ -79,9 +85,15 @@ class Collector:
             yield self._failed(f"line {number}: the export ends before this thread does")
         if content["threads"] != self._threads and not self._skipping:
             yield self._failed(f"line {number}: {content['threads']} threads were exported, here are {self._threads}")
+        if self._fine and content.get("whole", self._whole.value()) != self._whole.value():
+            yield self._failed(
+                f"line {number}: it was not written behind these lines, as if they were of several exports: each "
+                "thread is as it was in one of them, and others may be missing"
+            )
 
     def _failed(self, reason: str) -> Report:
         """The report of the thread that is open now, which is given up."""
+        self._fine = False
         thread_id = self._open.thread_id if self._open is not None else ""
         self.close()
         return Report(thread_id, Outcome.FAILED, reasons=(reason,))

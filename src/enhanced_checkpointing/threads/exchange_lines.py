@@ -8,7 +8,7 @@ Format 1, in the order of the lines; every one ends with `check`, a hash of all 
     `metadata`, and `values` by channel; `snapshots` names the delta channels whose value is one;
   * `"kind": "writes"`: what one task wrote upon a checkpoint, as pairs of channel and value;
   * `"kind": "end of thread"` with the number of its `checkpoints` and `calls` of writes
-* `{"kind": "end of export", "threads": …}`
+* `{"kind": "end of export", "threads": …, "whole": …}`, the last one a hash of all lines before; not in exports of old
 
 A text, a number, true, false or null is a value itself. Any other is `{"type": …}`, the serializer's tag, with `json`
 where MessagePack makes the stored bytes of that again; else with `data`, the bytes in base64, and `shows`, what can be
@@ -66,6 +66,19 @@ def content_of(line: bytes) -> dict[str, Any]:
         raise DamagedLine("its check does not fit, so it was changed or damaged")
     content: dict[str, Any] = json.loads(body + b"}")
     return content
+
+
+class Whole:
+    """A hash of all lines of an export, in their order."""
+
+    def __init__(self) -> None:
+        self._hash = blake2b(digest_size=CHECK_BYTES)
+
+    def add(self, line: bytes) -> None:
+        self._hash.update(line.rstrip(b"\n") + b"\n")
+
+    def value(self) -> str:
+        return self._hash.hexdigest()
 
 
 class Writer:

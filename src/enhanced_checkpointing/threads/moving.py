@@ -17,7 +17,8 @@ from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.operations import DeleteThread, Operation, frozen_size
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, Classify, Failure
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.threads.contents import Comparison, Count, Digest, Entry, Gathering, compare, entries
+from enhanced_checkpointing.threads.comparing import Comparison, compare
+from enhanced_checkpointing.threads.contents import Count, Digest, Entry, Gathering, entries
 
 T = TypeVar("T")
 
@@ -30,13 +31,13 @@ class Outcome(StrEnum):
     COPIED = "copied"
     """The target had nothing of it."""
     COMPLETED = "completed"
-    """The target had a part of it."""
+    """The target had a part of it, or surely an older state."""
     REPLACED = "replaced"
     """The target had something else, and was told to take this instead."""
     EQUAL = "equal"
     """The target had it already."""
     REFUSED = "refused"
-    """The target has what the source does not have, and keeps it."""
+    """The target has what the source does not have, or what may be newer there, and keeps it."""
     DIFFERENT = "different"
     """The two are not the same."""
     FAILED = "failed"
@@ -99,9 +100,9 @@ def decide(found: Comparison, orders: Orders) -> Outcome:
         return Outcome.EQUAL
     if orders.compare_only:
         return Outcome.DIFFERENT
-    if orders.overwrite and (found.unknown or found.changed):
+    if orders.overwrite and (found.unknown or found.changed or found.contested):
         return Outcome.REPLACED
-    return Outcome.REFUSED if found.unknown else Outcome.COMPLETED
+    return Outcome.REFUSED if found.unknown or found.contested else Outcome.COMPLETED
 
 
 class Mover:
@@ -181,7 +182,8 @@ def _explained(found: Comparison, outcome: Outcome) -> Iterator[str]:
     yield f"the source has {found.source}, the target {found.target}"
     yield from found.examples
     if outcome is Outcome.REFUSED:
-        yield f"the target has gone on by itself, so nothing was changed; {KEEPS}"
+        went_on = "has gone on" if found.unknown else "may have gone on"
+        yield f"the target {went_on} by itself, so nothing was changed; {KEEPS}"
 
 
 async def attributed(name: str, classify: Classify, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:

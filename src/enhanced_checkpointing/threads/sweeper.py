@@ -256,13 +256,13 @@ class Sweeper:
     # With the primary
 
     async def _held_elsewhere(self) -> Collection[str]:
-        """The threads of which any journal of this machine holds anything for this database: those that a process died
-        with, or that wait for an operator, may be held for longer than the threads are kept."""
-        directory, home = self._journal_dir, self._backend.home()
+        """The threads of which any journal of this machine holds anything, whatever its database is called there: those
+        that a process died with, or that wait for an operator, may be held for longer than the threads are kept."""
+        directory = self._journal_dir
         if directory is None:
             return ()
         try:
-            return await in_thread_of_its_own(lambda: held_in(directory, home), "look into all journals")
+            return await in_thread_of_its_own(lambda: held_in(directory), "look into all journals")
         except OSError as error:
             reason = redact(error)
         raise unavailable(f"retention cannot read the journals ({reason})", "Nothing more was deleted.")

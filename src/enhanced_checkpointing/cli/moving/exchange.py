@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +19,15 @@ from rich.console import Console
 
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.moving.journaled import how_to_drain, journaled_for
-from enhanced_checkpointing.cli.moving.progress import Showing, as_object, following, show_outcomes, show_problems
+from enhanced_checkpointing.cli.moving.journaled import Journaled, journaled_for, looked_again
+from enhanced_checkpointing.cli.moving.progress import (
+    Showing,
+    as_object,
+    following,
+    show_journaled,
+    show_outcomes,
+    show_problems,
+)
 from enhanced_checkpointing.cli.named_databases import Naming, home, opened_for_rehearsal, opened_source, opened_target
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.threads.exchange import export_threads, import_threads
@@ -32,17 +42,23 @@ STREAM = "-"
 OWNER_ONLY = 0o600
 """Conversations are nobody else's business."""
 
+PART_LENGTH = 60
+"""Characters of a file's name that its unfinished one begins with."""
+
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that would end the process at once, with an unfinished file left."""
+
 
 def run_export(source: str, file: str, thread_ids: Sequence[str], naming: Naming, showing: Showing) -> ExitCode:
     """Export, print what was exported, and tell whether that is all."""
-    config = naming.config(source)
+    config, place = naming.config(source), naming.journal()
+    before = journaled_for(home(config), place)
     with _written(file) as stream:
         tally = asyncio.run(_exported(config, stream, thread_ids, showing))
-    directory = naming.journal_dir()
-    journaled = journaled_for(home(config), directory)
-    words = Words(home(config), file, "exported", how_to_drain(journaled, directory) if journaled else "")
+    journaled = looked_again(before, home(config), place)
+    words = Words(home(config), file, "exported")
     _show(tally, showing, words, journaled, sys.stderr if file == STREAM else sys.stdout)
-    return ExitCode.FINE if tally.complete and not journaled else ExitCode.WRONG
+    return ExitCode.FINE if tally.complete and journaled.complete else ExitCode.WRONG
 
 
 def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: Showing) -> ExitCode:
@@ -50,7 +66,7 @@ def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: 
     config = naming.config(target)
     with _read(file) as stream:
         tally = asyncio.run(_imported(config, stream, naming.concurrency, orders, showing))
-    _show(tally, showing, Words(file, home(config), "imported"), 0, sys.stdout)
+    _show(tally, showing, Words(file, home(config), "imported"), None, sys.stdout)
     return ExitCode.FINE if tally.complete else ExitCode.WRONG
 
 
@@ -80,18 +96,52 @@ def _written(file: str) -> Iterator[IO[bytes]]:
             raise UsageError("Standard output is closed. Nothing was exported: name a file.")
         yield sys.stdout.buffer
         return
-    path, part = Path(file), Path(f"{file}.part")
-    if path.exists():
+    path = Path(file)
+    if os.path.lexists(path):
         raise UsageError(f"{path} is there already. Nothing was exported: name another file, or take that one away.")
+    part = path.with_name(f"{path.name[:PART_LENGTH]}.{secrets.token_hex(8)}.part")
+    with _ended_by_signals():
+        try:
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            _name(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _name(part: Path, path: Path) -> None:
+    """Give a file its name, unless there is one of that name by now."""
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, OWNER_ONLY), "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    part.rename(path)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: whoever makes the empty file first has the name
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
+            part.replace(path)
+    except FileExistsError:
+        raise UsageError(
+            f"{path} has come while this was at work, and stays as it is. Nothing was exported: name another file, or "
+            "take that one away."
+        ) from None
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let what ends a process by default end it as an error would, so that nothing half stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -105,23 +155,23 @@ def _read(file: str) -> Iterator[IO[bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What is said of an exchange: from where, to where, what was done, and what else has to be said."""
+    """What is said of an exchange: from where, to where, and what was done."""
 
     source: str
     target: str
     copied: str
-    warning: str = ""
 
 
-def _show(tally: Tally, showing: Showing, words: Words, journaled: int, stream: IO[str]) -> None:
+def _show(tally: Tally, showing: Showing, words: Words, journaled: Journaled | None, stream: IO[str]) -> None:
     console = Console(highlight=False, file=stream)
+    complete = tally.complete and (journaled is None or journaled.complete)
     if showing.as_json:
-        shown = as_object(tally, journaled=journaled, source=words.source, target=words.target)
+        shown = as_object(tally, journaled, source=words.source, target=words.target)
         print(json.dumps(shown, indent=2), file=stream)
-    elif not (showing.quiet and tally.complete and not journaled):
+    elif not (showing.quiet and complete):
         console.print(f"from {words.source}", markup=False, soft_wrap=True)
         console.print(f"to   {words.target}", markup=False, soft_wrap=True)
         show_outcomes(console, tally, copied=words.copied)
         show_problems(console, tally)
-        if words.warning:
-            console.print(words.warning, style="bold red", soft_wrap=True)
+        if journaled is not None:
+            show_journaled(console, journaled)

@@ -6,8 +6,15 @@ import asyncio
 
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.moving.journaled import how_to_drain, journaled_for
-from enhanced_checkpointing.cli.moving.progress import Showing, as_object, following, show_outcomes, show_problems
+from enhanced_checkpointing.cli.moving.journaled import journaled_for, looked_again
+from enhanced_checkpointing.cli.moving.progress import (
+    Showing,
+    as_object,
+    following,
+    show_journaled,
+    show_outcomes,
+    show_problems,
+)
 from enhanced_checkpointing.cli.named_databases import Naming, home, opened_for_rehearsal, opened_source, opened_target
 from enhanced_checkpointing.cli.screen import print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -23,16 +30,16 @@ def run(source: str, target: str, naming: Naming, orders: Orders, showing: Showi
     homes = home(configs[0]), home(configs[1])
     if homes[0] == homes[1]:
         raise UsageError(f"Source and target are the same database, {homes[0]}. Nothing was changed.")
+    place = naming.journal()
+    before = journaled_for(homes[0], place)  # what cannot be read is better known before hours of work than after
     tally = asyncio.run(_migrated(*configs, naming.concurrency, orders, showing))
-    journaled = journaled_for(homes[0], naming.journal_dir())
-    complete = tally.complete and not journaled
+    journaled = looked_again(before, homes[0], place)
+    complete = tally.complete and journaled.complete
     if showing.as_json:
-        shown = as_object(tally, journaled=journaled, source=homes[0], target=homes[1], rehearsal=orders.rehearse)
-        print_json(shown)
+        print_json(as_object(tally, journaled, source=homes[0], target=homes[1], rehearsal=orders.rehearse))
     elif not (showing.quiet and complete):
         _show(tally, homes, orders)
-        if journaled:
-            stdout().print(how_to_drain(journaled, naming.journal_dir()), style="bold red", soft_wrap=True)
+        show_journaled(stdout(), journaled)
     return ExitCode.FINE if complete else ExitCode.WRONG
 
 

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from enhanced_checkpointing.cli.moving.journaled import Journaled
 from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural
 from enhanced_checkpointing.threads.migrate import Tally, Tell
 from enhanced_checkpointing.threads.moving import Outcome, Report
 
-__all__ = ["Showing", "as_object", "following", "show_outcomes", "show_problems"]
+__all__ = ["Showing", "as_object", "following", "show_journaled", "show_outcomes", "show_problems"]
 
 LINE_EVERY = 5.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -90,12 +91,13 @@ class _Lines:
         self._console.print(f"{self._what} {self._done:,}{total} threads, {rate:,.0f} threads/s{left}")
 
 
-def as_object(tally: Tally, *, journaled: int = 0, **more: Any) -> dict[str, Any]:
-    """All of it, for scripts. `journaled` operations are not in the source yet."""
+def as_object(tally: Tally, journaled: Journaled | None = None, **more: Any) -> dict[str, Any]:
+    """All of it, for scripts."""
+    complete = tally.complete and (journaled is None or journaled.complete)
     return {
-        "status": "complete" if tally.complete and not journaled else "incomplete",
+        "status": "complete" if complete else "incomplete",
         **more,
-        "journaled": journaled,
+        **(journaled.as_json() if journaled is not None else {"journaled": 0}),
         "threads": tally.threads,
         "outcomes": {outcome.value: tally.outcomes[outcome] for outcome in Outcome},
         "checkpoints": tally.count.checkpoints,
@@ -120,6 +122,14 @@ def show_outcomes(console: Console, tally: Tally, **words: str) -> None:
         f"{plural(count.checkpoints, 'checkpoint')} and {plural(count.writes, 'write')}, {one_size(tally.written)} "
         f"written, in {tally.seconds:.1f} s: {_rate(tally):,.0f} threads/s"
     )
+
+
+def show_journaled(console: Console, journaled: Journaled) -> None:
+    """Say what the source lacks, or may lack, as it is in a journal."""
+    for sentence in journaled.sentences():
+        console.print(sentence, style="bold red", markup=False, soft_wrap=True)
+    for note in journaled.notes():
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
 
 
 def show_problems(console: Console, tally: Tally) -> None:
