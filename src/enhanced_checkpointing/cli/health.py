@@ -42,6 +42,7 @@ STYLES = {"healthy": "bold green", "degraded": "bold yellow", "unhealthy": "bold
 def run(options: Options, *, url: str | None, timeout: float, as_json: bool) -> ExitCode:
     """Find out, print, and tell how it is: fine only where the status is `healthy`."""
     if url is not None:
+        _see_that_it_can_be_shown(url)
         report, source = asyncio.run(_asked(url, timeout)), f"the application at {_shown(url)}"
     else:
         with reading(options) as read:
@@ -70,9 +71,26 @@ async def _asked(url: str, timeout: float) -> dict[str, Any]:
         ) from None
 
 
+def _see_that_it_can_be_shown(url: str) -> None:
+    """What is meant as a password may only stand where it is known as one.
+
+    Raises:
+        UsageError: it is no URL, or a special character in a password moved part of that to behind the host.
+    """
+    try:
+        parts = urlsplit(url)
+        moved = "@" in parts.path + parts.query + parts.fragment or parts.port == 0
+    except ValueError:  # a port that is no number, for one; its words quote the URL
+        moved = True
+    if not url.startswith(("http://", "https://")) or moved:
+        raise UsageError(
+            "--url needs http://host:port/path, where the checkpointer's app is mounted. Special characters of a "
+            "password, and an '@' in the path, are written as %XX ('@' is %40, '/' is %2F). What was given is not "
+            "repeated here, as there may be a password in it."
+        )
+
+
 def _with_path(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise UsageError("--url needs http://host:port/path, where the checkpointer's app is mounted")
     return url if urlsplit(url).path.rstrip("/").endswith("health") else f"{url.rstrip('/')}/health"
 
 
