@@ -16,6 +16,7 @@ from rich.text import Text
 from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status
 from enhanced_checkpointing.cli.safe_text import clean
+from enhanced_checkpointing.cli.streams import CUT_OFF, flush_bytes
 from enhanced_checkpointing.errors import CheckpointerError, redact
 from enhanced_checkpointing.journal.refusals import reason
 
@@ -58,13 +59,15 @@ def stdout() -> Console:
 
 def print_json(content: dict[str, Any]) -> None:
     """The one object of a command that was asked for JSON."""
-    print(json.dumps(content, indent=2, default=str))
+    print(json.dumps(content, indent=2, default=str), flush=True)
 
 
 def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:
     """Run a command. A refusal ends it with one message and exit code 1; what keeps it from finding out, with 2."""
     try:
-        return int(run())
+        code = int(run())
+        flush_bytes()
+        return code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
@@ -74,6 +77,8 @@ def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:
         else:
             print(clean(str(refused)), file=sys.stderr)
         return int(ExitCode.WRONG)
+    except BrokenPipeError:
+        return CUT_OFF
     except (UsageError, CheckpointerError, OSError) as error:
         what = _explained(error)
         if as_json:
