@@ -26,7 +26,6 @@ COMMANDS = {
     "a short list": (0, ("threads", "list", "--limit", "1", *DATABASE)),
     "rehearsal": (0, ("retention", "run", "--dry-run", *DATABASE)),
     "migration": (0, ("migrate", "--quiet", str(FILE), "new.sqlite")),
-    "help": (0, ("--help",)),
 }
 
 
@@ -81,6 +80,14 @@ def test_full_standard_output_ends_with_2_and_one_sentence(form: tuple[str, ...]
         ended, said = run(*COMMANDS[name][1], *form, stdout=disk)
     lines = said.splitlines()
     assert (ended, len(lines), "No space left on device" in said) == (2, 1, True), said
+
+
+def test_help_is_as_good_as_any_other_command() -> None:
+    with abandoned() as pipe:
+        assert run("--help", stdout=pipe) == (0, "")
+    with full() as disk:
+        ended, said = run("--help", stdout=disk)
+    assert (ended, said.count("\n"), "No space left on device" in said) == (2, 1, True), said
 
 
 def test_full_standard_output_hides_no_error_that_is_told_in_json() -> None:
