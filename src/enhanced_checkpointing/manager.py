@@ -49,7 +49,8 @@ class EnhancedCheckpointerManager(ThreadMethods):
 
     def __init__(self, config: CheckpointerConfig | None = None, *, logger_service: object | None = None) -> None:
         self.config = config if config is not None else CheckpointerSettings().to_config()
-        self._telemetry = Broadcast([LoggingSink(logger_service), OpenTelemetrySink()])
+        keeps_writes = self.config.journal != "off" and self.config.on_outage == "journal"
+        self._telemetry = Broadcast([LoggingSink(logger_service, keeps_writes=keeps_writes), OpenTelemetrySink()])
         self._companions = Companions()
         self._parts: Parts | None = None
         self._supervisor: Supervisor[Parts] | None = None
