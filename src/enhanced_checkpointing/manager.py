@@ -49,7 +49,8 @@ class EnhancedCheckpointerManager(ThreadMethods):
 
     def __init__(self, config: CheckpointerConfig | None = None, *, logger_service: object | None = None) -> None:
         self.config = config if config is not None else CheckpointerSettings().to_config()
-        self._telemetry = Broadcast([LoggingSink(logger_service), OpenTelemetrySink()])
+        keeps_writes = self.config.journal != "off" and self.config.on_outage == "journal"
+        self._telemetry = Broadcast([LoggingSink(logger_service, keeps_writes=keeps_writes), OpenTelemetrySink()])
         self._companions = Companions()
         self._parts: Parts | None = None
         self._supervisor: Supervisor[Parts] | None = None
@@ -142,7 +143,15 @@ class EnhancedCheckpointerManager(ThreadMethods):
 
         `new=True` promises that the thread does not exist yet, so that it can start during an outage too. `user_id` and
         whatever else is given goes into `configurable`, and by LangGraph's rules into each checkpoint's metadata.
+
+        Raises:
+            ValueError: the `user_id` contains a NUL character, which LangGraph would leave out.
         """
+        if user_id is not None and "\0" in str(user_id):
+            raise ValueError(
+                "user_id contains a NUL character, which LangGraph leaves out of what it stores: the thread might be "
+                "another user's. Nothing was stored. Leave the character out of the id."
+            )
         if thread_id is None:
             thread_id, new = str(uuid6()), True
         parts, known = self._parts, thread_id

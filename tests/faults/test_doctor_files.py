@@ -231,7 +231,7 @@ def test_backlogs_are_told_by_whose_they_are() -> None:
 def test_dead_letters_and_damage_are_told() -> None:
     asyncio.run(bury())
     ended = doctor("--sqlite", made())
-    assert_named(ended, "journal.dead_letters", what="1 thread: poisoned", fix="checkpointing journal retry")
+    assert_named(ended, "journal.dead_letters", what="1 thread: poisoned", fix="checkpointing journal retry --all`")
     damage()
     ended = doctor("--sqlite", FILE)
     assert_named(ended, "journal.damage", what="not what was written", fix="checkpointing journal quarantine")

@@ -125,7 +125,34 @@ def test_running_application_is_asked_whatever_its_answer_s_status_is() -> None:
         assert health("--url", f"{url}/status/health").code == health("--url", f"{url}/status").code == 0
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}"])
+ODD: tuple[dict[str, Any], ...] = (
+    {"overall_status": 5},
+    {"overall_status": None},
+    {"primary_checkpointer": []},
+    {"primary_checkpointer": {"backend": {}}},
+    {"primary_checkpointer": {"outage_seconds": "long"}},
+    {"journal": None},
+    {"journal": {"pending": "many"}},
+    {"journal": {"frozen_threads": ["a"]}},
+    {"journal": {"size_bytes": 10**400}},
+    {"journal": {"pending": 1, "oldest_age_seconds": float("nan")}},
+    {"journal": {"foreign": [{}]}},
+    {"journal": {"foreign": 3}},
+    {"divergences": 3},
+    {"divergences": {"count": [1]}},
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        *(json.dumps({"overall_status": "healthy"} | odd).encode() for odd in ODD),
+    ],
+)
 def test_answer_that_is_no_report_is_not_taken_for_one(body: bytes) -> None:
     with application(200, body) as url:
         ended = health("--url", url)

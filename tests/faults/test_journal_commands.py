@@ -210,6 +210,8 @@ def poison(*names: str) -> dict[str, list[str]]:
     ended = journal("drain", "--sqlite", FILE)
     assert ended.code == 1
     assert {letter["thread_id"] for letter in ended.report["refused"]} == set(names)
+    assert all(told.startswith("Refused: thread ") for told in ended.report["left"][: len(names)])
+    assert "then: checkpointing journal retry --all" in ended.report["left"][0]
     return threads
 
 
@@ -225,6 +227,7 @@ def test_dead_letters_are_listed_and_retried_once_the_cause_is_mended() -> None:
     assert "journal retry" in words
     ended = journal("retry", "--all", "--sqlite", FILE)
     assert (ended.code, len(ended.report["refused"])) == (1, 2)
+    assert ended.report["left"][0].startswith("Refused again: thread ")
     execute("DROP TRIGGER rule")
     ended = journal("retry", "a", "--sqlite", FILE)
     assert (ended.code, ended.report["drained"]) == (0, PUTS)
@@ -239,7 +242,8 @@ def test_retry_without_a_dead_letter_or_without_a_thread_is_wrong_usage() -> Non
     assert journal("retry", "nobody", "--sqlite", FILE).code == 2
     assert journal("retry", "--all", "--sqlite", FILE).code == 0
     assert journal("retry").code == 2
-    assert journal("retry", "a", "--all").code == 2
+    ended = command("journal", "retry", "a", "--all")
+    assert (ended.code, "a thread was named, and --all was given" in " ".join(ended.err.split())) == (2, True)
 
 
 def test_dead_letters_of_a_running_process_are_refused_to_others() -> None:
@@ -273,11 +277,14 @@ def test_damage_is_shown_with_what_can_be_done_and_can_be_copied_out() -> None:
     (damaged,) = ended.report["damaged"]
     assert (ended.code, damaged["frozen_threads"]) == (1, ["a"])
     assert "is not what was written" in damaged["faults"][0]
-    assert "--copy-to" in command("journal", "quarantine").words
+    words = command("journal", "quarantine").words
+    assert "--copy-to" in words
+    assert f"First of all: checkpointing journal drain. {PUTS} operations of threads that are not frozen" in words
     assert contents() == before
     ended = journal("drain", "--sqlite", FILE)
     assert (ended.code, len(stored("a")), len(stored("b"))) == (1, 0, PUTS)
     assert any("checkpointing journal quarantine" in left for left in ended.report["left"])
+    assert "First of all" not in command("journal", "quarantine").words
     ended = journal("quarantine", "--copy-to", "saved")
     kept = {path.name for path in Path("saved").rglob("*") if path.is_file()}
     assert (file.name in kept, f"quarantine/{file.name}" in ended.report["copied"]) == (True, True)

@@ -12,10 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from enhanced_checkpointing.cli.app import app
+from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.cli.named_databases import home
 from tests.support.backends import checkpoint_id, config_of, opened_backend, put, write
 from tests.support.checkpointer import opened, postgres, saver_of, sqlite
 from tests.support.checkpoints import Thread
+from tests.support.disks import bound_by_modes, folder_without_root, set_modes
 from tests.support.journals import add, opened_journal
 
 OLD = 100_000_000
@@ -50,6 +52,11 @@ def test_command_rehearses_and_then_does_the_same(backend: str, database_url: st
     code, rehearsed = run(*place, "--dry-run", "--completed-days", "30000", "--keep", "2")
     assert (code, rehearsed["status"], rehearsed["dry_run"]) == (0, "complete", True)
     assert rehearsed["kept"] == {"it waits at an interrupt": 1}
+    shown = CliRunner().invoke(
+        app, ["retention", "run", *place, "--dry-run", "--completed-days", "30000", "--keep", "2"]
+    )
+    assert "would be deleted old:" in " ".join(shown.stdout.split())
+    assert "would be pruned done:" in " ".join(shown.stdout.split())
     code, done = run(*place, "--completed-days", "30000", "--keep", "2")
     assert code == 0
     assert done["retired"] == rehearsed["retired"]
@@ -110,3 +117,33 @@ def test_command_says_what_is_wrong_with_a_database_that_is_not_there(tmp_path: 
     code, found = run("--database-url", "postgresql://postgres@127.0.0.1:1/none", "--journal-dir", str(tmp_path))
     assert code == 2
     assert "refused" in found["error"]
+    assert_words_are_not_meant_for_a_write(found["error"])
+
+
+def assert_words_are_not_meant_for_a_write(error: str) -> None:
+    assert "\n" not in error
+    assert "acknowledged" not in error
+    assert "Nothing was deleted." in error
+
+
+@pytest.mark.parametrize("rehearsal", [(), ("--dry-run",)])
+def test_command_says_that_nothing_was_deleted_where_the_server_is_down(
+    rehearsal: tuple[str, ...], private_postgres: LocalPostgres, tmp_path: Path
+) -> None:
+    place = ("--database-url", private_postgres.url(), "--journal-dir", str(tmp_path))
+    private_postgres.kill()
+    code, found = run(*place, *rehearsal)
+    assert code == 2
+    assert_words_are_not_meant_for_a_write(found["error"])
+
+
+def test_command_says_that_nothing_was_deleted_where_it_may_not_open_its_lock_file() -> None:
+    with folder_without_root() as folder:
+        asyncio.run(fill("sqlite", "", folder))
+        set_modes(folder, 0o666, 0o777)
+        (folder / "checkpoints.sqlite.retention.lock").touch(mode=0o000)
+        with bound_by_modes():
+            code, found = run(*where("sqlite", "", folder))
+    assert code == 2
+    assert "lock" in found["error"]
+    assert_words_are_not_meant_for_a_write(found["error"])

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +37,7 @@ from tests.support.checkpointer import eventually, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case
 from tests.support.postgres import postgres_binaries
+from tests.support.terminal import Ended, command
 
 PLAIN = "correcthorsebatterystaple"
 SPECIAL = "p@ss/w:rd %'\"\\ü&=?#"
@@ -358,3 +360,73 @@ async def test_planted_leak_is_found(
             await out.collect(manager)
     with pytest.raises(AssertionError, match="a secret came out"):
         sweep.assert_clean()
+
+
+HALVES = ("Zq1first", "Zq2second")
+"""What a password is made of that was written into a URL as it is."""
+FIRST, SECOND = HALVES
+MISTYPED = (
+    *(f"postgresql://u:{FIRST}{sign}{SECOND}@127.0.0.1:1/db" for sign in "@/#?%:[ &=\\\n"),
+    f"postgresql://u:{FIRST}%zz{SECOND}@127.0.0.1:1/db",
+    f"postgresql://u:[{FIRST}]{SECOND}@127.0.0.1:1/db",
+    f"postgresql://u:{FIRST}/{SECOND}/d@127.0.0.1:1",
+    f"postgresql://127.0.0.1:1/db?user=u&password={FIRST}&{SECOND}",
+    f"postgresql://127.0.0.1:1/db?user=u&pasword={FIRST}",
+    f"host=127.0.0.1 port=1 user=u password={FIRST} {SECOND}",
+    f"host=127.0.0.1 port=1 user=u password='{FIRST} {SECOND}'",
+    f"host=127.0.0.1 port=1 user=u password='{FIRST}",
+    f"host=127.0.0.1 port=1 user=u pass={FIRST}",
+    f"postgresql://u:{FIRST}@127.0.0.1:port/db",
+    f"postgresql+asyncpg://u:{FIRST}/{SECOND}@127.0.0.1:1/db",
+    f"postgres//u:{FIRST}@127.0.0.1:1/db",
+    f"mysql://u:{FIRST}/{SECOND}@127.0.0.1:1/db",
+    f" 'postgresql://u:{FIRST}@{SECOND}@127.0.0.1:1/db'",
+)
+NAMED_BY_OPTION = (
+    ("doctor", "--timeout", "2", "--database-url"),
+    ("health", "--timeout", "2", "--database-url"),
+    ("setup", "--wait", "0", "--database-url"),
+    ("threads", "list", "--database-url"),
+    ("journal", "drain", "--database-url"),
+    ("retention", "run", "--dry-run", "--database-url"),
+    ("migrate", "nothing.sqlite"),
+    ("export", "--quiet", "--thread", "a"),
+    ("import", "/dev/null"),
+    ("demo", "--plain", "--database-url"),
+)
+PROFILES: tuple[dict[str, str], ...] = (
+    {},
+    {"DEV_USE_SQLITE": "true"},
+    {"CHECKPOINT_ENVIRONMENT": "testing"},
+    {"CHECKPOINT_ENVIRONMENT": "production"},
+)
+
+
+def assert_halves_are_not_in(ended: Ended, *how: object) -> None:
+    assert ended.code in (0, 1, 2), how
+    said = "".join((ended.out + ended.err).split())  # a terminal's line breaks hide nothing
+    assert "Traceback" not in said, how
+    assert not [half for half in HALVES if half in said], (how, ended.out, ended.err)
+
+
+@pytest.mark.parametrize("url", MISTYPED)
+def test_commands_do_not_show_a_password_that_was_not_encoded(url: str) -> None:
+    """Whether the URL is in use, comes from a file or an option, or is only set: it is checked before it is shown."""
+    Path("variables").write_text(f"DATABASE_URL={json.dumps(url)}\n")
+    for form in ((), ("--json",)):
+        for profile in PROFILES:
+            assert_halves_are_not_in(command("doctor", *form, DATABASE_URL=url, **profile), form, profile)
+            assert_halves_are_not_in(command("doctor", "--env-file", "variables", *form, **profile), form, profile)
+        for named in NAMED_BY_OPTION:
+            arguments = [*named, url, *(["out.jsonl"] if named[0] == "export" else []), *form]
+            assert_halves_are_not_in(command(*arguments), arguments)
+    assert_halves_are_not_in(command("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=url.replace("postgresql", "http")), "OTLP")
+
+
+@pytest.mark.parametrize("sign", "@/#?%:[ &=\\℀")
+def test_health_does_not_show_a_password_in_the_application_s_url_that_was_not_encoded(sign: str) -> None:
+    url = f"http://u:{FIRST}{sign}{SECOND}@127.0.0.1:1/checkpointing"
+    for form in ((), ("--json",)):
+        ended = command("health", "--url", url, "--timeout", "1", *form)
+        assert ended.code == 2
+        assert_halves_are_not_in(ended, form)

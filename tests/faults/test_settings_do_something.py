@@ -221,6 +221,19 @@ async def test_journal_off_refuses_what_is_otherwise_journaled() -> None:
         await journaled_in_an_outage(journal="off")
 
 
+@pytest.mark.parametrize("fields", [{"on_outage": "raise"}, {"journal": "off"}], ids=str)
+async def test_log_of_an_outage_says_what_the_settings_make_of_writes(
+    fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    await journaled_in_an_outage(breaker_failures=1)
+    assert "writes wait in the journal" in caplog.text
+    caplog.clear()
+    with pytest.raises(CheckpointUnavailableError):
+        await journaled_in_an_outage(breaker_failures=1, **fields)
+    assert "writes are refused" in caplog.text
+    assert "wait in the journal" not in caplog.text
+
+
 async def test_journal_max_bytes_is_where_the_journal_is_full() -> None:
     assert await journaled_in_an_outage() == 2
     with pytest.raises(JournalFullError):

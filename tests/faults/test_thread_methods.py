@@ -81,13 +81,18 @@ async def test_conversations_of_users_are_listed_as_their_graphs_left_them(
 
 
 @EVERY_BACKEND
-async def test_user_of_whom_a_character_is_not_stored_finds_what_was_stored(
+async def test_user_id_of_which_a_character_would_not_be_stored_is_nobody_s(
     backend: str, database_url: str, tmp_path: Path
 ) -> None:
     async with EnhancedCheckpointerManager(config_of(backend, database_url, tmp_path)) as manager:
         graph = counting_chain().compile(checkpointer=saver_of(manager))
-        await graph.ainvoke({"question": "why"}, manager.create_thread_config("thread", user_id="a\0da"))
-        assert [one["thread_id"] for one in await manager.list_threads(user_id="a\0da")] == ["thread"]
+        await graph.ainvoke({"question": "why"}, manager.create_thread_config("thread", user_id="ada"))
+        assert [one["thread_id"] for one in await manager.list_threads(user_id="ada")] == ["thread"]
+        await graph.ainvoke({"question": "why"}, manager.create_thread_config("other", user_id=""))
+        for odd in ("a\0da", "ada\0", "\0"):
+            assert await manager.list_threads(user_id=odd) == []
+            with pytest.raises(ValueError, match="user_id contains a NUL character"):
+                manager.create_thread_config("third", user_id=odd)
 
 
 @EVERY_BACKEND

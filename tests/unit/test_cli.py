@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
@@ -46,6 +47,11 @@ def test_missing_extra_ends_with_exit_code_2_and_the_command_that_installs_it() 
     assert 'pip install "enhanced-checkpointing[cli]"' in ended.stderr
     assert " and ".join(hidden) in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_version_is_that_of_what_is_installed() -> None:
+    ended = checkpointing("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"checkpointing {version('enhanced-checkpointing')}\n")
 
 
 def test_help_names_the_demo_as_a_command() -> None:

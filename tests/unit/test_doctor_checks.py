@@ -272,6 +272,7 @@ def test_clock_that_was_never_set_or_goes_back_is_told() -> None:
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://down:4318"}, Status.WARNING, "refused"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318"}, Status.FAILED, "no URL"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:port"}, Status.FAILED, "no URL"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[c:4318"}, Status.FAILED, "no URL"),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
             Status.FAILED,
@@ -295,6 +296,9 @@ def test_collector_is_judged_by_the_standard_variables(environment: dict[str, st
         ("host=a,b port=1,2 dbname=app user=ann password=s3cr3t", "postgresql://ann:***@a:1,b:2/app"),
         ("host=a,b port=1 dbname=app passfile=/s3cr3t", "postgresql://a:1,b:1/app"),
         ("postgresql://%zz:s3cr3t@db", "(not shown: it cannot be read)"),
+        ("postgresql://ann:s3cr3t/s3cr3t@db:5432/app", "(not shown: it cannot be read)"),
+        ("postgresql://ann:s3cr3t@s3cr3t@db/app", "(not shown: it cannot be read)"),
+        ("postgresql://ann:s3cr3t", "(not shown: it cannot be read)"),
     ],
 )
 def test_connection_is_shown_by_its_parts_and_never_with_a_secret(connection_string: str, shown: str) -> None:

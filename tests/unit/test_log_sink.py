@@ -79,6 +79,15 @@ class Bench:
         return self.recorder.lines[before:]
 
 
+@pytest.mark.parametrize(
+    ("keeps_writes", "words"), [(True, "writes wait in the journal"), (False, "writes are refused")]
+)
+def test_outage_s_line_says_what_becomes_of_writes(keeps_writes: bool, words: str) -> None:
+    recorder = Recorder()
+    LoggingSink(recorder, Clock(), keeps_writes=keeps_writes).emit(STARTED)
+    assert words in recorder.lines[0][1]
+
+
 @pytest.fixture
 def bench() -> Bench:
     return Bench()

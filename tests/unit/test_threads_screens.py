@@ -18,6 +18,7 @@ from rich.console import Console
 
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.plain_values import PlainSerializer, Unreadable, as_json
+from enhanced_checkpointing.cli.safe_text import clean
 from enhanced_checkpointing.cli.threads.checkpoint_view import View, as_object, nodes_between, rebuilt, view_of
 from enhanced_checkpointing.cli.threads.conversation import conversation_of, joined, message_of
 from enhanced_checkpointing.cli.threads.diff import Range, range_of, show_differences
@@ -26,7 +27,7 @@ from enhanced_checkpointing.cli.threads.history_graph import Node, drawn, short_
 from enhanced_checkpointing.cli.threads.journal import Holding
 from enhanced_checkpointing.cli.threads.list import parsed_metadata, print_whole, table_of
 from enhanced_checkpointing.cli.threads.show import Subject, lines_of, messages_of
-from enhanced_checkpointing.cli.value_texts import brief, clean, shown
+from enhanced_checkpointing.cli.value_texts import brief, shown
 
 OFFICIAL, PLAIN = JsonPlusSerializer(), PlainSerializer()
 

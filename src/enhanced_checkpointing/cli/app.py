@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,8 +28,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"checkpointing {metadata.version('enhanced-checkpointing')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[  # its callback has done it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Tools around enhanced_checkpointing, the LangGraph checkpointer that survives its database."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -69,7 +69,9 @@ def retry(
     """
     from enhanced_checkpointing.cli.journal import drain as work
 
-    if (thread_id is None) is not every:
+    if thread_id is not None and every:
+        raise typer.BadParameter("a thread was named, and --all was given: choose one of them")
+    if thread_id is None and not every:
         raise typer.BadParameter("name one thread, or give --all")
     return work.retry(options, thread_id, timeout=timeout, as_json=as_json)
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
+from pydantic import SecretStr
 
 from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, variable_of
+from enhanced_checkpointing.config_rules import connection_string_problem
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.settings import CheckpointerSettings
 
@@ -218,10 +220,10 @@ def described_connection(connection_string: str) -> str:
         from psycopg.conninfo import conninfo_to_dict  # here, as a command has to work where it cannot be imported
     except ImportError:
         return "(not shown: psycopg cannot be imported)"
-    try:
-        parts = {key: str(value) for key, value in conninfo_to_dict(connection_string).items() if value}
-    except Exception:  # noqa: BLE001  # libpq's words may quote the password, so nothing of them is shown
+    # Nobody has checked the string of a primary that is not in use, and libpq may take a password's end for the host.
+    if connection_string_problem(SecretStr(connection_string)) is not None:
         return "(not shown: it cannot be read)"
+    parts = {key: str(value) for key, value in conninfo_to_dict(connection_string).items() if value}
     secret = ":***" if "password" in parts else ""
     user = f"{parts.get('user', '')}{secret}@" if parts.get("user") or secret else ""
     hosts, ports = parts.get("host", parts.get("hostaddr", "")).split(","), parts.get("port", "").split(",")

@@ -26,11 +26,21 @@ def main() -> None:
         )
         sys.exit(MISSING_PARTS)
 
-    from enhanced_checkpointing.cli.app import app  # here, as it cannot be imported without them
+    from enhanced_checkpointing.cli import streams  # here, as most of it cannot be imported without them
+    from enhanced_checkpointing.cli.app import app
 
+    sys.stdout, sys.stderr = streams.steady(sys.stdout), streams.steady(sys.stderr)
+    sys.exit(streams.ended(_run(app)))
+
+
+def _run(app: typer.Typer) -> int:
     if "--json" in sys.argv[1:]:
-        sys.exit(_run_for_a_script(app))
-    app(prog_name="checkpointing")
+        return _run_for_a_script(app)
+    try:
+        app(prog_name="checkpointing")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
 
 
 def _run_for_a_script(app: typer.Typer) -> int:

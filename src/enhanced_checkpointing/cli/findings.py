@@ -21,7 +21,8 @@ __all__ = [
 
 
 class ExitCode(IntEnum):
-    """What a script learns from every command; 130 is a command that was stopped by Ctrl-C."""
+    """What a script learns from every command; 130 is a command that was stopped by Ctrl-C, 141 an `export -` that was
+    cut off by its reader."""
 
     FINE = 0
     WRONG = 1

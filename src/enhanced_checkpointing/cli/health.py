@@ -12,10 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from rich.console import Console
 from rich.text import Text
 
@@ -39,9 +41,51 @@ MOST_BYTES = 4 * 1024 * 1024
 STYLES = {"healthy": "bold green", "degraded": "bold yellow", "unhealthy": "bold red"}
 
 
+class _Part(BaseModel):
+    """Of a report, what is shown of it: anybody may have written it."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Primary(_Part):
+    healthy: bool = False
+    backend: str = ""
+    outage_seconds: FiniteFloat | None = None
+    error: str | None = None
+
+
+class _Backlog(_Part):
+    books: int
+    home: str
+
+
+class _Journal(_Part):
+    mode: str = ""
+    error: str | None = None
+    foreign: list[_Backlog] | None = None
+    size_bytes: FiniteFloat | None = None
+    oldest_age_seconds: FiniteFloat | None = None
+    pending: int | None = None
+    dead_letters: int | None = None
+    damages: int | None = None
+    frozen_threads: int | None = None
+
+
+class _Divergences(_Part):
+    count: int | None = None
+
+
+class _Report(_Part):
+    overall_status: str
+    primary_checkpointer: _Primary = _Primary()
+    journal: _Journal = _Journal()
+    divergences: _Divergences = _Divergences()
+
+
 def run(options: Options, *, url: str | None, timeout: float, as_json: bool) -> ExitCode:
     """Find out, print, and tell how it is: fine only where the status is `healthy`."""
     if url is not None:
+        _see_that_it_can_be_shown(url)
         report, source = asyncio.run(_asked(url, timeout)), f"the application at {_shown(url)}"
     else:
         with reading(options) as read:
@@ -62,7 +106,7 @@ async def _asked(url: str, timeout: float) -> dict[str, Any]:
     work = in_thread_of_its_own(lambda: _fetch(_with_path(url), timeout), "ask the application")
     try:
         return await bounded(work, 2 * timeout)
-    except (OSError, ValueError) as error:  # a time-out is an OSError, too
+    except (OSError, ValueError, RecursionError, HTTPException) as error:  # a time-out is an OSError, too
         reason = getattr(error, "reason", None) or error
         raise UsageError(
             f"The application at {_shown(url)} gave no health report: {redact(reason)}. Is it running, and is the "
@@ -70,9 +114,26 @@ async def _asked(url: str, timeout: float) -> dict[str, Any]:
         ) from None
 
 
+def _see_that_it_can_be_shown(url: str) -> None:
+    """What is meant as a password may only stand where it is known as one.
+
+    Raises:
+        UsageError: it is no URL, or a special character in a password moved part of that to behind the host.
+    """
+    try:
+        parts = urlsplit(url)
+        moved = "@" in parts.path + parts.query + parts.fragment or parts.port == 0
+    except ValueError:  # a port that is no number, for one; its words quote the URL
+        moved = True
+    if not url.startswith(("http://", "https://")) or moved:
+        raise UsageError(
+            "--url needs http://host:port/path, where the checkpointer's app is mounted. Special characters of a "
+            "password, and an '@' in the path, are written as %XX ('@' is %40, '/' is %2F). What was given is not "
+            "repeated here, as there may be a password in it."
+        )
+
+
 def _with_path(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise UsageError("--url needs http://host:port/path, where the checkpointer's app is mounted")
     return url if urlsplit(url).path.rstrip("/").endswith("health") else f"{url.rstrip('/')}/health"
 
 
@@ -95,9 +156,13 @@ def _fetch(url: str, timeout: float) -> dict[str, Any]:
         if not body.lstrip().startswith(b"{"):
             raise
     report = json.loads(body)
-    if not isinstance(report, dict) or "overall_status" not in report:
-        raise ValueError("what it serves is no health report")
-    return report
+    try:
+        _Report.model_validate(report)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(f"what it serves is no health report{f' (see {place})' if place else ''}") from None
+    checked: dict[str, Any] = report
+    return checked
 
 
 # As it looks from outside

@@ -77,7 +77,8 @@ class Naming:
         """
         config = self._configured() if name == CONFIGURED else _config_of(name)
         if config.backend_name == "memory":
-            raise UsageError(f"{name} is memory, which is another one in every process. Name a database: {KNOWN}.")
+            named = "The configured primary" if name == CONFIGURED else "What was named"
+            raise UsageError(f"{named} is memory, which is another one in every process. Name a database: {KNOWN}.")
         connections = max(config.pool_max_size, self.concurrency + SPARE_CONNECTIONS)
         config = config.with_overrides(deadline=max(config.deadline, DEADLINE), pool_max_size=connections)
         return config.with_overrides(serde=imported_serializer(self.serde)) if self.serde else config

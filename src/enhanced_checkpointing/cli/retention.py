@@ -99,7 +99,8 @@ def _print(sweep: Sweep) -> None:
         console.print(f"{plural(sweep.checkpoints, 'checkpoint')}, about {one_size(sweep.size)}")
     for one in sweep.retired[:SHOWN]:
         style = "bold red" if one.outcome == "failed" else "yellow"
-        paragraph(console, Text(f"  {one.outcome:<8}", style=style), f"{one.thread_id}: {one.reason}")
+        would = "would be " if sweep.dry_run and one.outcome != "failed" else ""
+        paragraph(console, Text(f"  {would}{one.outcome:<8}", style=style), f"{one.thread_id}: {one.reason}")
     rest = sweep.deleted + sweep.pruned + sweep.failed - min(len(sweep.retired), SHOWN)
     if rest:
         console.print(Text(f"  and {rest:,} more", style="dim"))

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status
+from enhanced_checkpointing.cli.safe_text import clean
+from enhanced_checkpointing.cli.streams import CUT_OFF, flush_bytes
 from enhanced_checkpointing.errors import CheckpointerError, redact
 from enhanced_checkpointing.journal.refusals import reason
 
@@ -36,20 +39,35 @@ STYLES = {Status.FINE: "green", Status.WARNING: "bold yellow", Status.FAILED: "b
 WORDS = {Status.FINE: "ok", Status.WARNING: "WARN", Status.FAILED: "FAIL", Status.SKIPPED: "-"}
 
 
+class Terminal(Console):
+    """Where people read. Nothing is coloured by what it looks like, and no text makes the terminal do anything: ids of
+    threads and errors of servers are whatever somebody chose.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(highlight=False, stderr=stderr)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for part in super().render(renderable, options):
+            yield part if part.control else part._replace(text=clean(part.text))
+
+
 def stdout() -> Console:
-    """Where people read. Nothing is coloured by what it looks like."""
-    return Console(highlight=False)
+    """Where what a command found is printed for people."""
+    return Terminal()
 
 
 def print_json(content: dict[str, Any]) -> None:
     """The one object of a command that was asked for JSON."""
-    print(json.dumps(content, indent=2, default=str))
+    print(json.dumps(content, indent=2, default=str), flush=True)
 
 
 def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:
     """Run a command. A refusal ends it with one message and exit code 1; what keeps it from finding out, with 2."""
     try:
-        return int(run())
+        code = int(run())
+        flush_bytes()
+        return code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
@@ -57,14 +75,16 @@ def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:
         if as_json:
             print_json({"status": "failed", "error": str(refused), **refused.details})
         else:
-            print(refused, file=sys.stderr)
+            print(clean(str(refused)), file=sys.stderr)
         return int(ExitCode.WRONG)
+    except BrokenPipeError:
+        return CUT_OFF
     except (UsageError, CheckpointerError, OSError) as error:
         what = _explained(error)
         if as_json:
             print_json({"status": "unknown", "error": what})
         else:
-            print(what, file=sys.stderr)
+            print(clean(what), file=sys.stderr)
         return int(ExitCode.UNKNOWN)
 
 
@@ -90,7 +110,7 @@ def line(console: Console, finding: Finding) -> None:
 def paragraph(console: Console, lead: Text, text: str, style: str = "") -> None:
     """Print text beside its lead. Words that are too long stay whole, so that paths and URLs can be copied."""
     width = max(20, console.width - len(lead))
-    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(clean(text), width, break_long_words=False, break_on_hyphens=False) or [""]
     for number, part in enumerate(lines):
         beside = lead if number == 0 else Text(" " * len(lead))
         console.print(Text.assemble(beside, (part, style)), soft_wrap=True)
@@ -98,7 +118,7 @@ def paragraph(console: Console, lead: Text, text: str, style: str = "") -> None:
 
 def progress_to_stderr() -> Callable[[str], None]:
     """Lines of progress with the seconds since the start; they never mix with what is on stdout."""
-    console, begun = Console(highlight=False, stderr=True), time.monotonic()
+    console, begun = Terminal(stderr=True), time.monotonic()
 
     def tell(what: str) -> None:
         console.print(Text(f"{time.monotonic() - begun:5.1f} s  {what}", style="dim"))

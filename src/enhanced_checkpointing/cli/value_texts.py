@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from enhanced_checkpointing.cli.plain_values import Described, Unreadable, unwrapped
+from enhanced_checkpointing.cli.safe_text import one_line
 from enhanced_checkpointing.cli.screen import one_size
 
-__all__ = ["brief", "clean", "cut", "one_line", "shown"]
+__all__ = ["brief", "cut", "shown"]
 
 _TEXTS = {"datetime", "UUID", "Decimal", "PosixPath", "Path", "WindowsPath", "ZoneInfo"}
 """Classes whose one argument says everything."""
 _COLLECTIONS = {"set", "frozenset", "deque"}
 
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, but for tab and line feed, and those that turn the direction of a text."""
-
 MOST_ITEMS = 200
 """Of a list or a dict, of which a line is made that is cut anyway."""
-
-
-def clean(text: str) -> str:
-    """A text that a terminal shows and does not obey."""
-    text = text.replace("\r\n", "\n")
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def one_line(text: str) -> str:
-    """A text without breaks and runs of blanks."""
-    return " ".join(clean(text).split())
 
 
 def cut(text: str, most: int | None) -> str:

@@ -41,12 +41,16 @@ class LoggingSink:
     """Writes one line per transition to `logging` or to any object with `info`, `warning` and `error` methods.
 
     Single operations, retries and probes are not logged: an hour of outage is a handful of lines. Raises
-    `CheckpointerConfigurationError` when `logger` lacks one of the three methods.
+    `CheckpointerConfigurationError` when `logger` lacks one of the three methods. `keeps_writes` tells whether what is
+    written in an outage goes to a journal.
     """
 
-    def __init__(self, logger: object | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, logger: object | None = None, clock: Callable[[], float] = time.monotonic, *, keeps_writes: bool = True
+    ) -> None:
         self._logger = logging.getLogger(LOGGER_NAME) if logger is None else _checked(logger)
         self._clock = clock
+        self._keeps_writes = keeps_writes
         # The logger is the part that broke, so its failure is reported past it.
         self._shield = Shield(_to_standard_error, clock)
         self._in_outage = False
@@ -113,11 +117,12 @@ class LoggingSink:
 
     def _show_opening(self, event: OutageStarted, held_back: int = 0) -> None:
         self._hidden_opening, self._outage_shown = None, True
+        writes = "wait in the journal until it recovers" if self._keeps_writes else "are refused, as none is journaled"
         self._write(
             "warning",
             f"outage: the primary {event.backend} is not usable ({event.reason}). Live calls no longer touch it: "
-            "writes wait in the journal until it recovers (with on_outage=raise they fail instead), reads are "
-            f"answered from warm memory where that is complete{more_held_back(held_back, 'openings ')}",
+            f"writes {writes}, reads are answered from warm memory where that is complete"
+            f"{more_held_back(held_back, 'openings ')}",
         )
 
     def _show_hidden_outage(self) -> None:

@@ -51,7 +51,9 @@ class ThreadDirectory:
         """
         if limit < 0:
             raise ValueError(f"limit must not be negative, but is {limit}")
-        user = None if user_id is None else str(user_id).replace("\0", "")  # as LangGraph stores it
+        user = None if user_id is None else str(user_id)
+        if user is not None and "\0" in user:
+            return []  # nobody's: LangGraph stores it without the NUL, which may be another user
         query = HeadQuery(limit, user, metadata, _place(before))
         heads = await self.bridge.bring(
             lambda: self._maintenance.consult("list_threads", None, lambda one: one.heads(query), frozen=False)

@@ -20,7 +20,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead
 from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
 from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.explanations import explained, unavailable
+from enhanced_checkpointing.failover.explanations import NOT_STORED, explained, unavailable
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.journal.survey import held_in
 from enhanced_checkpointing.resilience.breaker import Clock
@@ -108,7 +108,7 @@ class Sweeper:
                     await self._touch(sweep)
                     await self._look_at_all(sweep, resume=resume)
         except CheckpointUnavailableError as error:
-            sweep.stopped = redact(error)
+            sweep.stopped = _why(error, sweep)
         result = sweep.result()
         if not dry_run and (what := told(result)) is not None:
             self._telemetry.emit(Notice("WARNING" if result.failed else "INFO", what))
@@ -303,6 +303,12 @@ class Sweeper:
     def _failed(self, sweep: UnderWay, head: ThreadHead, error: Exception) -> None:
         sweep.failed += 1
         self._retired(sweep, head, "failed", f"{type(error).__name__}: {redact(error)}")
+
+
+def _why(error: CheckpointUnavailableError, sweep: UnderWay) -> str:
+    """On one line, and without what is said to somebody whose write it was."""
+    untouched = "" if sweep.looked_at else "Nothing was deleted."
+    return " ".join(redact(error).replace(NOT_STORED, untouched).split())
 
 
 def _page(after: str | None) -> Callable[[Backend], Awaitable[Sequence[str]]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
+from pydantic import SecretStr
 
 from enhanced_checkpointing import EnhancedCheckpointerManager, initialize_enhanced_checkpointing
 from enhanced_checkpointing.cli.demo.conversations import Twin, converse, plant_difference, run_twin
@@ -28,7 +29,8 @@ from enhanced_checkpointing.cli.demo.report import Report, Row
 from enhanced_checkpointing.cli.demo.screen import Screen, open_screen
 from enhanced_checkpointing.cli.demo.team import Script, write_script
 from enhanced_checkpointing.cli.local_postgres import PostgresStartError
-from enhanced_checkpointing.errors import CheckpointerError, redact
+from enhanced_checkpointing.config_rules import connection_string_problem, libpq_spelling
+from enhanced_checkpointing.errors import CheckpointerConfigurationError, CheckpointerError, redact
 
 __all__ = ["Plan", "play"]
 
@@ -61,7 +63,7 @@ def play(plan: Plan, *, database_url: str | None, sqlite: bool, as_json: bool, p
     """Run the demo and print it; returns the exit code: 0 nothing differs, 1 something does, 2 it could not run."""
     screen = open_screen(as_json=as_json, plain=plain)
     try:
-        report = asyncio.run(_run(plan, database_url, sqlite, screen))
+        report = asyncio.run(_run(plan, _checked(database_url), sqlite, screen))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("Stopped. Nothing was left behind.", file=sys.stderr)
         return 130
@@ -70,6 +72,20 @@ def play(plan: Plan, *, database_url: str | None, sqlite: bool, as_json: bool, p
         return 2
     screen.print_report(report)
     return 0 if report.equal else 1
+
+
+def _checked(database_url: str | None) -> str | None:
+    """The URL as libpq reads it, before libpq meets it: its own words on one that it cannot read quote the password.
+
+    Raises:
+        CheckpointerConfigurationError: it cannot be read, or not as it is meant.
+    """
+    if database_url is None:
+        return None
+    spelled = libpq_spelling(SecretStr(database_url))
+    if (problem := connection_string_problem(spelled)) is not None:
+        raise CheckpointerConfigurationError(f"--database-url: {problem}")
+    return spelled.get_secret_value()
 
 
 async def _run(plan: Plan, database_url: str | None, sqlite: bool, screen: Screen) -> Report:

@@ -17,11 +17,11 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from enhanced_checkpointing import CheckpointerConfig, create_postgres_checkpointer
+from enhanced_checkpointing.cli.configuration import described_connection
 from enhanced_checkpointing.cli.demo.faults import DEADLINE, DemoDatabase, Fault, Saver, in_thread
 from enhanced_checkpointing.cli.demo.proxy import Proxy
 from enhanced_checkpointing.cli.demo.sqlite import open_sqlite
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
-from enhanced_checkpointing.errors import redact
 
 __all__ = ["open_database"]
 
@@ -124,7 +124,7 @@ class _RemotePostgres(_Postgres):
         # hostaddr leads to the proxy, while host stays what certificates and .pgpass are looked up by.
         way = conninfo.make_conninfo(database_url, hostaddr="127.0.0.1", port=proxy.port)
         super().__init__(way, database_url, journal_dir)
-        self.title = f"PostgreSQL at {redact(database_url)}"
+        self.title = f"PostgreSQL at {described_connection(database_url)}"
         self._proxy = proxy
 
     async def apply(self, fault: Fault) -> None:

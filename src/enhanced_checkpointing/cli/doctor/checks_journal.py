@@ -189,7 +189,8 @@ def check_dead_letters(survey: Survey) -> Iterator[Finding]:
             f"{plural(len(letters), 'operation was', 'operations were')} refused by the database for good ("
             f"{letters[0].error}); {plural(len(threads), 'thread')}: {listed(threads)}.",
             "These threads stay on the journal: they go on, and nothing of them reaches the database.",
-            "`checkpointing journal dead-letters` lists them. Mend the cause, then `checkpointing journal retry`.",
+            "`checkpointing journal dead-letters` lists them. Mend the cause, then run "
+            "`checkpointing journal retry --all`.",
             dead_letters=len(letters),
             threads=threads,
         )

@@ -32,11 +32,11 @@ def check_telemetry(environment: Mapping[str, str], reached: Callable[[str, int]
         )
     if (found := _unusable(environment)) is not None:
         return found
-    parts = urlsplit(endpoint)
     try:
+        parts = urlsplit(endpoint)
         host, port = parts.hostname or "", parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
-    except ValueError:
-        host, port = "", 0
+    except ValueError:  # its words may quote what was meant as a password
+        parts, host, port = urlsplit(""), "", 0
     if not host or not port:
         fix = "Give http://host:4318 or https://host."
         return failed(NAME, "The collector's endpoint is no URL (OTEL_EXPORTER_OTLP_ENDPOINT).", NO_TRACE, fix)

@@ -43,6 +43,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     """The threads of which an operation was refused now, each with the database's words."""
+    refused_before: frozenset[str] = frozenset()
+    """The threads that had a dead letter before."""
     frozen: tuple[str, ...] = ()
     """The threads that this command could not drain."""
     error: str = ""
@@ -142,6 +144,7 @@ async def _drain(config: CheckpointerConfig, before: Survey, timeout: float, thr
             divergences=foreground.divergences,
             notes=tuple(foreground.told.lines),
             refused=tuple(refused.items()),
+            refused_before=frozenset(letter.thread_id for book in before.books for letter in book.dead_letters),
             frozen=foreground.frozen_threads,
         )
     return replace(outcome, after=survey(before.directory))
@@ -208,7 +211,8 @@ def _done(outcome: Outcome) -> str:
 def _left_behind(outcome: Outcome) -> Iterator[str]:
     """What is still in the directory, why, and what to do, a sentence or two each."""
     for thread_id, error in outcome.refused:
-        yield f"Refused again: thread {thread_id}: {error}. Mend the cause, then: checkpointing journal retry."
+        refused = "Refused again" if thread_id in outcome.refused_before else "Refused"
+        yield f"{refused}: thread {thread_id}: {error}. Mend the cause, then: checkpointing journal retry --all"
     if alive := [book for book in outcome.after.books if book.pending and book.owner is Owner.ALIVE]:
         yield (
             f"{_waits(alive)} in the journals of processes that run ({_owners(alive)}): those drain them when their "

@@ -24,6 +24,10 @@ GOES_ON = (
     "All other threads go on, and are drained. The frozen ones show only what is certain; what is whole of them stays "
     "here. Look at the disk first: what flipped one bit flips more."
 )
+DRAIN_FIRST = (
+    "checkpointing journal drain. {} of threads that are not frozen still wait in what is damaged, and would be moved "
+    "away with it."
+)
 WAY_OUT = (
     "To go on without what is damaged: copy it out (--copy-to COPY), stop every process that uses this directory, "
     "and move these files away. The threads then go on from what the database has, without what only these files held:"
@@ -137,7 +141,9 @@ def _print_advice(found: Survey, damaged: list[SurveyedBook], console: Console) 
         kept = " What is in quarantine is kept until somebody removes it." if found.quarantined else ""
         paragraph(console, Text(), f"Nothing in {found.directory} is damaged.{kept}", style="bold green")
         return
-    for text in (GOES_ON, WAY_OUT):
+    waiting = sum(map(found.drainable, damaged))
+    first = f"First of all: {DRAIN_FIRST.format(plural(waiting, 'operation', 'operations'))}" if waiting else ""
+    for text in filter(None, (GOES_ON, first, WAY_OUT)):
         paragraph(console, Text(), text, style="yellow")
     for book in damaged:
         console.print(Text(f"    mv {found.directory / book.identity}.* ELSEWHERE/", style="yellow"), soft_wrap=True)

@@ -18,12 +18,12 @@ from rich.text import Text
 from enhanced_checkpointing.backends.directory import ThreadHead
 from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.safe_text import one_line
 from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Configured, Store, Target, config_for, run_with
 from enhanced_checkpointing.cli.threads.journal import holdings
 from enhanced_checkpointing.cli.threads.list import print_whole
 from enhanced_checkpointing.cli.threads.pruning import count_pruned
-from enhanced_checkpointing.cli.value_texts import one_line
 
 __all__ = ["copy", "delete", "prune"]
 

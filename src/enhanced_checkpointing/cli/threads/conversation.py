@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from enhanced_checkpointing.cli.plain_values import Described, as_json
-from enhanced_checkpointing.cli.value_texts import clean, shown
+from enhanced_checkpointing.cli.safe_text import clean
+from enhanced_checkpointing.cli.value_texts import shown
 
 __all__ = ["Call", "Message", "conversation_of", "joined", "message_of"]
 

@@ -11,13 +11,14 @@ from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.safe_text import one_line
 from enhanced_checkpointing.cli.screen import listed, paragraph, print_json, stdout
 from enhanced_checkpointing.cli.threads.checkpoint_view import View
 from enhanced_checkpointing.cli.threads.conversation import Message
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
 from enhanced_checkpointing.cli.threads.differences import ChannelDifference, ValueChange, differences
 from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
-from enhanced_checkpointing.cli.value_texts import cut, one_line, shown
+from enhanced_checkpointing.cli.value_texts import cut, shown
 
 __all__ = ["Range", "range_of", "run", "show_differences"]
 

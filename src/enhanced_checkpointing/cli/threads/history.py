@@ -14,12 +14,13 @@ from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import RefusedError
 from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.safe_text import one_line
 from enhanced_checkpointing.cli.screen import age, listed, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.checkpoint_view import is_inner, nodes_between, view_of
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
 from enhanced_checkpointing.cli.threads.history_graph import Node, drawn, short_length
 from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
-from enhanced_checkpointing.cli.value_texts import brief, one_line
+from enhanced_checkpointing.cli.value_texts import brief
 from enhanced_checkpointing.operations import checkpoint_id_of, namespace_of
 
 __all__ = ["Entry", "run", "show_history"]

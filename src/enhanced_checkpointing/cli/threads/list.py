@@ -17,9 +17,9 @@ from rich.text import Text
 from enhanced_checkpointing.backends.directory import ACTIVE, COMPLETED, FAILED, THREAD_STATUS, HeadQuery, Place
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
+from enhanced_checkpointing.cli.safe_text import one_line
 from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
-from enhanced_checkpointing.cli.value_texts import one_line
 from enhanced_checkpointing.threads.directory import Entry, entry_of
 
 __all__ = ["Wanted", "parsed_metadata", "print_whole", "run", "table_of"]
