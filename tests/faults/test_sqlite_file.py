@@ -75,10 +75,11 @@ def test_file_on_a_read_only_disk_is_told_to_be_read_from_a_copy(mode: str) -> N
             file.execute(f"PRAGMA journal_mode={mode}")
         set_modes(folder, 0o444, 0o555)
         with bound_by_modes():
+            place = {"CHECKPOINT_JOURNAL_DIR": str(folder / "journal")}
             ends = [
-                command("export", path, "-"),
-                command("migrate", path, folder / "other.sqlite"),
-                command("threads", "list", "--sqlite", path),
+                command("export", path, "-", **place),
+                command("migrate", path, folder / "other.sqlite", **place),
+                command("threads", "list", "--sqlite", path, **place),
             ]
     for ended in ends:
         assert ended.code == 2

@@ -324,8 +324,10 @@ def _fold_in(path: str) -> None:
 async def _close_interrupted(connection: aiosqlite.Connection) -> None:
     await connection.interrupt()
     try:
-        # Ends the interruption. One that met no statement would meet the checkpoint that closing makes, and what was
-        # committed last would stay in the -wal file, where a copy of the database file alone misses it.
-        await connection.execute("SELECT 1")
+        # Ends the interruption, which it may meet itself. One that met no statement would meet the checkpoint that
+        # closing makes, and what was committed last would stay in the -wal file, where a copy of the database file
+        # alone misses it.
+        with suppress(sqlite3.OperationalError):
+            await connection.execute("SELECT 1")
     finally:
         await connection.close()

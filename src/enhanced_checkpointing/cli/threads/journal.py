@@ -59,7 +59,7 @@ class Holding:
         if self.damaged:
             return "See `checkpointing journal quarantine`."
         if self.dead_letters:
-            return "See `checkpointing journal dead-letters`, mend the cause, and run `checkpointing journal retry --all`."
+            return "See `checkpointing journal dead-letters`, mend the cause, and run `checkpointing journal retry ID`."
         if self.alive:
             return "The running process drains it when its database takes writes: wait, and try again."
         return "Run `checkpointing journal drain`, and try again."
