@@ -464,14 +464,21 @@ def test_export_that_is_ended_leaves_nothing(number: signal.Signals, database_ur
     with psycopg.connect(database_url) as blocker:
         blocker.execute("LOCK TABLE checkpoints IN ACCESS EXCLUSIVE MODE")
         running = subprocess.Popen(
-            command("export", database_url, "threads.jsonl"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+            command("export", database_url, "threads.jsonl"),
+            env=ENVIRONMENT,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a job in the background inherits it ignored
         )
-        while not (parts := [*tmp_path.glob("threads.jsonl*")]) and running.poll() is None:
-            time.sleep(0.005)
-        assert [path.suffix for path in parts] == [".part"]
-        assert stat.S_IMODE(parts[0].stat().st_mode) == 0o600
-        running.send_signal(number)
-        assert running.wait(30) == 128 + number
+        try:
+            while not (parts := [*tmp_path.glob("threads.jsonl*")]) and running.poll() is None:
+                time.sleep(0.005)
+            assert [path.suffix for path in parts] == [".part"]
+            assert stat.S_IMODE(parts[0].stat().st_mode) == 0o600
+            running.send_signal(number)
+            assert running.wait(30) == 128 + number
+        finally:
+            running.kill()
+            running.wait()
     assert [*tmp_path.glob("threads.jsonl*")] == []
 
 
