@@ -362,7 +362,7 @@ def test_thread_that_the_primary_says_is_gone_is_forgotten_unless_something_was_
     watch = setting.standby.watch("a")
     if overtaken:
         setting.write("a", value=2)
-    assert watch.is_overtaken is overtaken
+    assert watch.overtaken_in == ({""} if overtaken else set())
     if how == "read":
         setting.standby.warm(config_of("a"), None)
     else:
@@ -373,6 +373,28 @@ def test_thread_that_the_primary_says_is_gone_is_forgotten_unless_something_was_
         assert setting.standby.get_tuple(config_of("a")) is None
     else:
         assert setting.warm() == ["other"]
+
+
+@pytest.mark.parametrize("how", ["read", "listing"])
+def test_subgraph_of_ours_that_was_acknowledged_since_a_read_was_begun_is_not_doubted_for_it(how: str) -> None:
+    setting = Setting()
+    setting.write("elsewhere")
+    found = setting.standby.get_tuple(config_of("elsewhere"))
+    assert found is not None
+    read = found._replace(config=config_of("a", "", found.checkpoint["id"]))
+    watch = setting.standby.watch("a")
+    setting.standby.note_empty("a", "")
+    for number, namespace in enumerate(("before", "since")):
+        if number:
+            watch.overtaken_in.clear()
+        setting.standby.apply(Author("a", namespace, setting.serializer).put({"value": 1}))
+    if how == "read":
+        setting.standby.warm(config_of("a"), read)
+    else:
+        setting.standby.warm_listing(config_of("a"), [read], newest=True, whole=True)
+    assert setting.standby.get_tuple(config_of("a", "since")) is not None
+    with pytest.raises(CheckpointUnavailableError):
+        setting.standby.get_tuple(config_of("a", "before"))
 
 
 def test_subgraph_that_is_said_to_be_gone_makes_its_thread_cold_but_for_that() -> None:

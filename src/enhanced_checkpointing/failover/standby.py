@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -32,14 +32,14 @@ TOLD_REMEMBERED = 1_000
 
 
 class Watch:
-    """Whether an answer that is on its way may still be kept; `is_overtaken`: something was acknowledged since it was
-    asked for, so that what is missing in it may be there."""
+    """Whether an answer that is on its way may still be kept; `overtaken_in`: the namespaces in which something was
+    acknowledged since it was asked for, so that what is missing in it may be there."""
 
-    __slots__ = ("__weakref__", "is_overtaken", "is_stale")
+    __slots__ = ("__weakref__", "is_stale", "overtaken_in")
 
     def __init__(self) -> None:
         self.is_stale = False
-        self.is_overtaken = False
+        self.overtaken_in: set[str] = set()
 
 
 class Standby:
@@ -126,7 +126,7 @@ class Standby:
             self.note_empty(operation.thread_id, "")
             return
         if (watch := self._watches.get(operation.thread_id)) is not None:
-            watch.is_overtaken = True
+            watch.overtaken_in.add(operation.checkpoint_ns)
         thread = self._touch(operation.thread_id)
         before = thread.size
         try:
@@ -174,16 +174,16 @@ class Standby:
         thread = self._touch(thread_of(config))
         before = thread.size
         try:
-            thread.warm(found, newest=newest)
+            thread.warm(found, newest=newest, newer=self._overtaken_in(thread_of(config)))
         finally:
             self._grown(thread.size - before)
 
     def _note_nothing(self, thread_id: str, checkpoint_ns: str, *, blank: bool) -> None:
         """The primary has nothing in a namespace. What is warm of it was deleted by somebody else, unless it is newer
         than that answer."""
-        thread, watch = self._threads.get(thread_id), self._watches.get(thread_id)
+        thread = self._threads.get(thread_id)
         is_gone = thread is not None and thread.head(checkpoint_ns) is not None
-        if is_gone and not (watch is not None and watch.is_overtaken):
+        if is_gone and not self._overtaken_in(thread_id):
             self.forget(thread_id)
         self.note_empty(thread_id, checkpoint_ns, blank=blank)
 
@@ -193,15 +193,16 @@ class Standby:
         """Take what the primary listed of one thread: what was seen in it does not go backwards. A cold thread stays
         cold. As `warm` does."""
         thread_id, checkpoint_ns = thread_of(config), config["configurable"].get("checkpoint_ns")
-        thread, watch = self._threads.get(thread_id), self._watches.get(thread_id)
+        thread, newer = self._threads.get(thread_id), self._overtaken_in(thread_id)
         if thread is None:
             return
-        whole = whole and not (watch is not None and watch.is_overtaken)
+        whole = whole and not newer
         before = thread.size
         try:
             is_there = thread.compare(
                 listed,
                 newest=newest,
+                newer=newer,
                 whole_of=(lambda name: checkpoint_ns in (None, name)) if whole else None,
             )
         except Exception as error:  # noqa: BLE001  # likewise
@@ -360,6 +361,11 @@ class Standby:
             self._empty[thread_id] = None
             if len(self._empty) > EMPTY_REMEMBERED:
                 self._empty.popitem(last=False)
+
+    def _overtaken_in(self, thread_id: str) -> Collection[str]:
+        """The namespaces in which something was acknowledged since a read that is still on its way was asked for."""
+        watch = self._watches.get(thread_id)
+        return watch.overtaken_in if watch is not None else ()
 
     def _tell_of_drop(self, thread_id: str) -> None:
         """What was known when a read began is gone: its answer may be older than what was dropped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -137,8 +137,9 @@ class WarmThread:
                 stored[key] = operation.task_id, channel, as_bytes, operation.task_path
                 self.size += len(as_bytes[1]) + WRITE
 
-    def warm(self, found: CheckpointTuple, *, newest: bool) -> None:
-        """Take a checkpoint that was read from the primary; `newest` if it was asked for as the newest."""
+    def warm(self, found: CheckpointTuple, *, newest: bool, newer: Collection[str] = ()) -> None:
+        """Take a checkpoint that was read from the primary; `newest` if it was asked for as the newest. In the
+        namespaces `newer`, something was acknowledged since."""
         checkpoint_ns, checkpoint_id = namespace_of(found.config), found.checkpoint["id"]
         if newest:
             self._advance(checkpoint_ns, checkpoint_id)
@@ -153,7 +154,7 @@ class WarmThread:
             if is_theirs and found.parent_config is not None:
                 self.authorship.note_ran_elsewhere(str(checkpoint_id_of(found.parent_config)))
             if theirs or newest:
-                self._doubt_subgraphs_of(checkpoint_ns)
+                self._doubt_subgraphs_of(checkpoint_ns, spared=newer)
         for operation in operations_of(found, self._serializer):
             if isinstance(operation, Put) and not stored:
                 self._store(operation)
@@ -161,17 +162,22 @@ class WarmThread:
                 self._forget_writes(operation)
                 self.put_writes(operation)
 
-    def _doubt_subgraphs_of(self, checkpoint_ns: str) -> None:
+    def _doubt_subgraphs_of(self, checkpoint_ns: str, *, spared: Collection[str]) -> None:
         """Somebody else has gone on with a graph: what is the newest of the subgraphs that it calls must be read."""
         above = f"{checkpoint_ns}|" if checkpoint_ns else ""
-        for name in [name for name in self._heads if name != checkpoint_ns and name.startswith(above)]:
+        for name in [name for name in self._heads if name.startswith(above) and name not in (checkpoint_ns, *spared)]:
             del self._heads[name]
 
     def compare(
-        self, listed: Sequence[CheckpointTuple], *, newest: bool, whole_of: Callable[[str], bool] | None
+        self,
+        listed: Sequence[CheckpointTuple],
+        *,
+        newest: bool,
+        newer: Collection[str] = (),
+        whole_of: Callable[[str], bool] | None,
     ) -> bool:
         """Take what the primary listed: `newest`, if its newest ones are in it; `whole_of` tells of which namespaces
-        it is all there is.
+        it is all there is. In the namespaces `newer`, something was acknowledged since it was asked for.
 
         Only what was not known of is kept: that there is something newer, or more, than is here. False: the primary
         has nothing more of a namespace of which something is here.
@@ -181,12 +187,12 @@ class WarmThread:
             of_namespaces.setdefault(namespace_of(found.config), {})[found.checkpoint["id"]] = found
         for checkpoint_ns, of_namespace in of_namespaces.items():
             stored, head = self._stored(checkpoint_ns), self._heads.get(checkpoint_ns)
+            last = max(of_namespace)
+            knows_older = head < last if head is not None else newest and self.is_complete(checkpoint_ns)
             if not of_namespace.keys() <= stored.keys() | self.authorship.own:
                 self.doubt()
-            last = max(of_namespace)
-            knows_older = head is not None and head < last
-            if knows_older or (newest and head is None and self.is_complete(checkpoint_ns)):
-                self.warm(of_namespace[last], newest=True)
+            if knows_older:
+                self.warm(of_namespace[last], newest=True, newer=newer)
             if whole_of is not None and not stored.keys() <= of_namespace.keys():
                 self.doubt()  # somebody has pruned it
         return whole_of is None or all(name in of_namespaces for name in self._heads if whole_of(name))
