@@ -191,7 +191,7 @@ class Engine:
         lacking = put.thread_id in self.estranged or is_old(put.parent_checkpoint_id, self._wall_clock())
         try:
             await self.writes.settle(put.complete() if lacking else put)
-        except Exception:
+        except Exception:  # as with writes, below
             self._standby.note_refused(put)
             raise
         return put.stored_config()

@@ -27,8 +27,7 @@ _KINDS = {
 
 WRITABLE_FIX = (
     "Check that the folder of the SQLite file (SQLITE_PATH) exists, and that both may be written: SQLite writes there "
-    "even to read. "
-    "What lies on a read-only disk can be read from a copy, to be made together with its -wal."
+    "even to read. What lies on a read-only disk can be read from a copy, to be made together with its -wal."
 )
 ORPHANED_LOG_FIX = (
     "Commits may be in that log alone, and SQLite would drop it for a new file. Put back the very file that it belongs "
