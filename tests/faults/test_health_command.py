@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from tests.support.answering_application import application
 from tests.support.checkpointer import opened, postgres, sqlite
 from tests.support.journals import add, opened_journal
 from tests.support.terminal import Ended, command
@@ -83,29 +80,6 @@ def test_memory_and_a_checkpointer_that_is_switched_off_are_healthy() -> None:
     assert health().code == 0
     assert health(CHECKPOINT_ENABLED="false").code == 0
     assert health(CHECKPOINT_DEADLINE="soon").code == 2
-
-
-@contextmanager
-def application(status: int, body: bytes, path: str = "/health") -> Iterator[str]:
-    """Serves one answer over HTTP."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            allowed = self.headers["Authorization"] in (None, "Basic bWU6czNjcjN0")  # me:s3cr3t
-            self.send_response(status if self.path == path and allowed else 404)
-            self.end_headers()
-            self.wfile.write(body if self.path == path and allowed else b"not here")
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """The test says enough."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 async def degraded_report() -> dict[str, Any]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from enhanced_checkpointing.upkeep.divergence import APART
+from tests.support.answering_application import application
 from tests.support.backends import config_of, opened_backend, put
 from tests.support.journals import add, opened_journal
 from tests.support.terminal import command
@@ -82,28 +80,6 @@ def test_id_of_a_thread_is_shown_by_every_command_and_moves_no_terminal() -> Non
         assert SHOWN in said or "history" in arguments, (arguments, said)
 
 
-@contextmanager
-def application(report: object) -> Iterator[str]:
-    """Serves one report over HTTP."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(report).encode())
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """The test says enough."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.mark.parametrize("status", ["healthy", EVIL])
 def test_health_shows_what_an_application_says_and_lets_it_move_no_terminal(status: str) -> None:
     report = {
@@ -112,6 +88,6 @@ def test_health_shows_what_an_application_says_and_lets_it_move_no_terminal(stat
         "journal": {"mode": EVIL, "error": EVIL, "foreign": [{"books": 1, "home": EVIL}]},
         EVIL: {"healthy": False, "error": EVIL},
     }
-    with application(report) as url:
+    with application(200, json.dumps(report).encode()) as url:
         said = said_by("health", "--url", url, code=0 if status == "healthy" else 1)
     assert said.count(SHOWN) == 7 + (status == EVIL)
