@@ -7,12 +7,12 @@ import tracemalloc
 
 import pytest
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
-from langgraph.checkpoint.serde.types import RESUME
+from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 
 from enhanced_checkpointing import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.warm_thread import THREAD
+from enhanced_checkpointing.failover.warm_store import THREAD
 from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -178,7 +178,33 @@ def test_history_of_a_delta_channel_that_was_read_stays_with_the_newest_checkpoi
         read = config_of("a", "", setting.author("a").head)
         setting.standby.warm_history(read, {"log": {"writes": [("t", "log", turn)]}})
     assert setting.standby.delta_history(config_of("a"), ["log"]) == {"log": {"writes": [("t", "log", 3)]}}
-    assert len(setting.standby._threads["a"]._histories) < 4
+    assert len(setting.standby._threads["a"]._store._histories) < 4
+
+
+@pytest.mark.parametrize("how", ["read", "history"])
+def test_bytes_of_what_a_question_taught_are_counted(how: str) -> None:
+    setting = Setting()
+    put = setting.author("a").put({"value": 1})
+    setting.standby.apply(put)
+    asked = config_of("a", "worker:4ab3")
+    asked["configurable"]["checkpoint_map"] = {"": put.checkpoint_id}
+    before = setting.standby.size
+    if how == "read":
+        assert setting.standby.get_tuple(asked) is None
+    else:
+        assert setting.standby.history(asked, None, None, None) == []
+    assert setting.standby.size == setting.standby._threads["a"].size > before
+
+
+def test_bytes_of_what_is_replaced_are_not_counted_twice() -> None:
+    setting = Setting()
+    put, asked = setting.author("a").put({"value": 1}), setting.author("a").writes((INTERRUPT, BIG))
+    sizes = []
+    for _ in range(2):
+        setting.standby.apply(put)
+        setting.standby.apply(asked)
+        sizes.append(setting.standby.size)
+    assert sizes[0] == sizes[1] > len(BIG[0])
 
 
 async def test_bytes_that_are_counted_are_those_that_small_threads_take() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from langchain_core.runnables import RunnableConfig
@@ -23,6 +23,8 @@ from enhanced_checkpointing.operations import (
     thread_of,
 )
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+
+T = TypeVar("T")
 
 EMPTY_REMEMBERED = 10_000
 """Threads of which it is remembered that they hold nothing, although there is no room for them."""
@@ -238,13 +240,7 @@ class Standby:
         self._grown(thread.size - before)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        thread = self._asked(config)
-        before = thread.size
-        try:
-            return thread.get_tuple(config)
-        finally:
-            if self._threads.get(thread_of(config)) is thread:
-                self._grown(thread.size - before)
+        return self._answer(config, lambda thread: thread.get_tuple(config))
 
     def history(
         self,
@@ -253,7 +249,7 @@ class Standby:
         before: RunnableConfig | None,
         limit: int | None,
     ) -> list[CheckpointTuple]:
-        return self._asked(config).history(config, filter, before, limit)
+        return self._answer(config, lambda thread: thread.history(config, filter, before, limit))
 
     def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         return self._asked(config).delta_history(config, channels)
@@ -293,6 +289,16 @@ class Standby:
         for thread_id in [*self._threads, *self._empty] if thread_ids is None else thread_ids:
             if not self._pinned(thread_id):
                 self.forget(thread_id)
+
+    def _answer(self, config: RunnableConfig, ask: Callable[[WarmThread], T]) -> T:
+        """What a thread says, which may learn by it that a namespace is empty."""
+        thread = self._asked(config)
+        before = thread.size
+        try:
+            return ask(thread)
+        finally:
+            if self._threads.get(thread_of(config)) is thread:
+                self._grown(thread.size - before)
 
     def _asked(self, config: RunnableConfig) -> WarmThread:
         thread_id = thread_of(config)

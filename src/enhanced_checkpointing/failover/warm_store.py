@@ -1,0 +1,233 @@
+"""What is stored of one warm thread: checkpoints, values, writes and histories, and how many bytes they take."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory, PendingWrite
+from langgraph.checkpoint.memory import InMemorySaver
+
+from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.operations import Put, PutWrites
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+
+THREAD, CHECKPOINT = 2_700, 1_450
+"""Bytes that a warm thread costs besides its checkpoints, and a checkpoint besides its values; measured with
+`tracemalloc`, which a test repeats."""
+
+WRITE = 100
+"""Bytes that a pending write costs besides its value."""
+
+MISSING = ""
+"""No checkpoint id and no version is empty."""
+
+HistoryKey = tuple[str, str, str]
+"""Namespace, checkpoint id, channel."""
+
+READ_PATH = re.compile(r"~\d+")
+"""The path of a task whose writes were read, as `operations_of` makes it: it tells nothing about the tasks of here."""
+
+
+class WarmStore:
+    """An `InMemorySaver` of one thread's own, with the histories of delta channels. `size` is in bytes."""
+
+    def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
+        self._thread_id = thread_id
+        self._serializer = serializer
+        self._saver = InMemorySaver(serde=serializer)
+        self._histories: dict[HistoryKey, tuple[Serialized | None, tuple[tuple[str, Serialized], ...]]] = {}
+        self.size = THREAD
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no checkpoint and no write is here."""
+        # A saver that is asked for a namespace makes room for it, so an empty namespace is not a checkpoint.
+        stored = any(any(namespaces.values()) for namespaces in self._saver.storage.values())
+        return not stored and not self._saver.writes
+
+    def stored(self, checkpoint_ns: str) -> Mapping[str, tuple[tuple[str, bytes], tuple[str, bytes], str | None]]:
+        """The checkpoints of a namespace: each its skeleton, its metadata, and its parent's id."""
+        return self._saver.storage[self._thread_id].get(checkpoint_ns, {})
+
+    def blob(self, key: BlobKey) -> Serialized | None:
+        """The bytes of one version of a channel, if they are here."""
+        return blob_of(self._saver, key)
+
+    def put(self, put: Put) -> None:
+        """Store a checkpoint with the value of every channel that is not here in that version already.
+
+        As `InMemorySaver.put` would, which looks through the metadata once more; a test compares the two.
+        """
+        blobs, as_bytes = self._saver.blobs, self._serializer.dumps_typed
+        size = CHECKPOINT
+        for channel, version in put.skeleton["channel_versions"].items():
+            key = put.thread_id, put.checkpoint_ns, channel, version
+            if key not in blobs and (channel in put.values or channel in put.new_versions):
+                blobs[key] = as_bytes(put.values[channel]) if channel in put.values else NO_VALUE
+                size += len(blobs[key][1])
+        stored = as_bytes(put.skeleton), as_bytes(put.metadata), put.parent_checkpoint_id
+        of_namespace = self._saver.storage[put.thread_id][put.checkpoint_ns]
+        if (before := of_namespace.get(put.checkpoint_id)) is not None:
+            size -= CHECKPOINT + len(before[0][1]) + len(before[1][1])
+        of_namespace[put.checkpoint_id] = stored
+        self.size += size + len(stored[0][1]) + len(stored[1][1])
+
+    def put_writes(self, operation: PutWrites) -> None:
+        """Take the writes of one task.
+
+        As `InMemorySaver.put_writes` would, which wants a config; a test compares the two.
+        """
+        of_checkpoint = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
+        for position, (channel, value) in enumerate(operation.writes):
+            stored, index = self._saver.writes[of_checkpoint], WRITES_IDX_MAP.get(channel, position)
+            key = operation.task_id, index
+            if index < 0 or key not in stored:
+                as_bytes = self._serializer.dumps_typed(value)
+                self.size -= _size_of_write(stored[key]) if key in stored else 0
+                stored[key] = operation.task_id, channel, as_bytes, operation.task_path
+                self.size += _size_of_write(stored[key])
+
+    def replace_writes(self, operation: PutWrites) -> None:
+        """Take the writes of one task instead of those that are here."""
+        writes = self._saver.writes.get((self._thread_id, operation.checkpoint_ns, operation.checkpoint_id), {})
+        for key in [key for key in writes if key[0] == operation.task_id]:
+            self.size -= _size_of_write(writes.pop(key))
+        self.put_writes(operation)
+
+    def annotate(self, checkpoint_ns: str, checkpoint_id: str, changes: Mapping[str, Any]) -> None:
+        """Change the metadata of a checkpoint, if it is here."""
+        if checkpoint_id in self.stored(checkpoint_ns):
+            skeleton, metadata, parent = self.stored(checkpoint_ns)[checkpoint_id]
+            changed = self._serializer.dumps_typed({**self._serializer.loads_typed(metadata), **changes})
+            self._saver.storage[self._thread_id][checkpoint_ns][checkpoint_id] = skeleton, changed, parent
+            self.size += len(changed[1]) - len(metadata[1])
+
+    def changed_tasks(self, checkpoint_ns: str, found: CheckpointTuple) -> set[str]:
+        """The tasks of which the primary has other writes than are here."""
+        here = self._writes(checkpoint_ns, found.checkpoint["id"])
+        known = Counter((task_id, channel) for task_id, channel, _, _ in here)
+        read = Counter((task_id, channel) for task_id, channel, _ in found.pending_writes or ())
+        changed = {task_id for task_id, _ in read - known}
+        # Of these a task has one each, and a later one takes its place: what it asks, was answered, and failed with.
+        replaceable = {(task_id, channel): value for task_id, channel, value, _ in here if channel in WRITES_IDX_MAP}
+        for task_id, channel, value in (found.pending_writes or ()) if replaceable else ():
+            own = replaceable.get((task_id, channel))
+            if own is not None and not self._is_same(own, value):
+                changed.add(task_id)
+        return changed
+
+    def _is_same(self, own: tuple[str, bytes], value: Any) -> bool:
+        mine = self._serializer.loads_typed(own)
+        if self._serializer.dumps_typed(mine) == self._serializer.dumps_typed(value):
+            return True
+        try:  # bytes may differ each time that they are made, as those of a cipher do
+            return bool(mine == value)
+        except Exception:  # noqa: BLE001  # whatever a value raises that is no truth, such as an array
+            return False
+
+    def put_history(self, checkpoint_ns: str, checkpoint_id: str, found: Mapping[str, DeltaChannelHistory]) -> None:
+        """Take the history of delta channels that the primary gave for one checkpoint."""
+        for channel, history in found.items():
+            key = (checkpoint_ns, checkpoint_id, channel)
+            if key in self._histories:
+                continue
+            seed = self._freeze(history["seed"]) if "seed" in history else None
+            writes = tuple((task_id, self._freeze(value)) for task_id, _, value in history["writes"])
+            self._histories[key] = (seed, writes)
+            self.size += _size_of_history(seed, writes)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return self._saver.get_tuple(config)
+
+    def history(
+        self,
+        config: RunnableConfig,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> list[CheckpointTuple]:
+        """What is here, newest first; of all namespaces, if the config names none."""
+        if config["configurable"].get("checkpoint_ns") is not None:
+            return list(self._saver.list(config, filter=filter, before=before, limit=limit))
+        found = sorted(
+            self._saver.list(config, filter=filter, before=before),
+            key=lambda item: item.checkpoint["id"],
+            reverse=True,
+        )
+        return found if limit is None else found[:limit]
+
+    def delta_history(self, checkpoint_ns: str, checkpoint_id: str, channel: str) -> DeltaChannelHistory:
+        """Walk up the parents, collecting writes, to the first stored value, a history that was read, or the root.
+
+        Raises:
+            CheckpointUnavailableError: the chain leaves what is here before that, or its order is not known.
+        """
+        stored = self.stored(checkpoint_ns)
+        newest_first: list[PendingWrite] = []
+        current = checkpoint_id
+        while True:
+            known = self._histories.get((checkpoint_ns, current, channel))
+            if known is not None:
+                seed, older = known
+                writes = [(task_id, channel, self._serializer.thaw(value)) for task_id, value in older]
+                return self._as_history(seed, writes + newest_first[::-1])
+            parent = stored[current][2] if current in stored else MISSING
+            if parent is None:
+                return self._as_history(None, newest_first[::-1])
+            if parent not in stored:
+                raise CheckpointUnavailableError(f"the history of channel {channel!r} leaves what is warm")
+            of_step = [write for write in self._writes(checkpoint_ns, parent) if write[1] == channel]
+            if len({READ_PATH.fullmatch(path) is None for _, _, _, path in of_step}) > 1:
+                raise CheckpointUnavailableError(f"in which order channel {channel!r} was written is not warm")
+            newest_first += (
+                (task_id, channel, self._serializer.loads_typed(value)) for task_id, _, value, _ in reversed(of_step)
+            )
+            versions = self._serializer.loads_typed(stored[parent][0])["channel_versions"]
+            key = (self._thread_id, checkpoint_ns, channel, versions.get(channel, MISSING))
+            if (value := self.blob(key)) is not None:
+                return self._as_history(value, newest_first[::-1])
+            current = parent
+
+    def _as_history(self, seed: Serialized | None, writes: list[PendingWrite]) -> DeltaChannelHistory:
+        if seed is None:
+            return DeltaChannelHistory(writes=writes)
+        return DeltaChannelHistory(writes=writes, seed=self._serializer.thaw(seed))
+
+    def trim(self, heads: Mapping[str, str]) -> None:
+        """Drop everything but these checkpoints, one of each namespace, with their values, writes and histories."""
+        whole, self._saver = self._saver, InMemorySaver(serde=self._serializer)
+        kept = set(heads.items())
+        self._histories = {key: history for key, history in self._histories.items() if key[:2] in kept}
+        self.size = THREAD + sum(_size_of_history(*history) for history in self._histories.values())
+        for checkpoint_ns, head in heads.items():
+            stored = whole.storage[self._thread_id][checkpoint_ns][head]
+            self._saver.storage[self._thread_id][checkpoint_ns][head] = stored
+            self.size += CHECKPOINT + len(stored[0][1]) + len(stored[1][1])
+            for channel, version in self._serializer.loads_typed(stored[0])["channel_versions"].items():
+                key = self._thread_id, checkpoint_ns, channel, version
+                if key in whole.blobs:
+                    self._saver.blobs[key] = whole.blobs[key]
+                    self.size += len(whole.blobs[key][1])
+            of_head = self._thread_id, checkpoint_ns, head
+            if of_head in whole.writes:
+                self._saver.writes[of_head] = whole.writes[of_head]
+                self.size += sum(_size_of_write(write) for write in whole.writes[of_head].values())
+
+    def _writes(self, checkpoint_ns: str, checkpoint_id: str) -> Sequence[tuple[str, str, tuple[str, bytes], str]]:
+        return self._saver._ordered_writes(self._thread_id, checkpoint_ns, checkpoint_id)
+
+    def _freeze(self, value: Any) -> Serialized:
+        return Serialized(*self._serializer.dumps_typed(value))
+
+
+def _size_of_write(write: tuple[str, str, tuple[str, bytes], str]) -> int:
+    return WRITE + len(write[2][1])
+
+
+def _size_of_history(seed: Serialized | None, writes: Sequence[tuple[str, Serialized]]) -> int:
+    return CHECKPOINT + sum(len(value.data) for _, value in writes) + (len(seed.data) if seed is not None else 0)
