@@ -22,10 +22,9 @@ from enhanced_checkpointing.backends.stored_values import (
     items_of,
     survives_json,
     take_apart,
-    unsealed,
 )
 from enhanced_checkpointing.errors import CheckpointerError
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer, unsealed
 from tests.support.cipher import encrypting
 
 simple = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text()

@@ -20,10 +20,15 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.backends.msgpack_parts import array_items, binary, extension, is_simple, map_entries
 from enhanced_checkpointing.errors import CheckpointerError
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
-
-MSGPACK, BYTES, BYTEARRAY, NULL = "msgpack", "bytes", "bytearray", "null"
-"""Tags of LangGraph's serializer."""
+from enhanced_checkpointing.serialization import (
+    BYTEARRAY,
+    BYTES,
+    MSGPACK,
+    NULL,
+    Serialized,
+    SharingSerializer,
+    unsealed,
+)
 
 LARGEST_EXACT = 1e16
 """Python writes greater floats without a decimal point, and whoever reads that back gets an integer."""
@@ -144,15 +149,6 @@ def items_of(value: Serialized, serializer: SharingSerializer) -> list[Serialize
         return [_alone(plain.data[place]) for place in array_items(plain.data)]
     except ValueError:
         return None
-
-
-def unsealed(value: Serialized, serializer: SharingSerializer) -> Serialized:
-    """What LangGraph's encrypting serializer has sealed, opened; everything else as it is."""
-    inner = serializer.inner
-    if type(inner) is EncryptedSerializer and "+" in value.tag:
-        tag, cipher = value.tag.split("+", 1)
-        return Serialized(tag, inner.cipher.decrypt(cipher, value.data))
-    return value
 
 
 def load(value: Serialized, serializer: SharingSerializer) -> Any:

@@ -14,8 +14,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT, JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from enhanced_checkpointing.backends.stored_values import BYTEARRAY, BYTES, MSGPACK, NULL
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import BYTEARRAY, BYTES, MSGPACK, NULL, SharingSerializer
 from enhanced_checkpointing.threads.exchange_values import OBJECTS
 
 __all__ = ["Described", "PlainSerializer", "Unreadable", "as_json", "unwrapped"]

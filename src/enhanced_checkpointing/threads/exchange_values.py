@@ -19,8 +19,7 @@ from langgraph.checkpoint.serde.jsonplus import (
     EXT_PYDANTIC_V2,
 )
 
-from enhanced_checkpointing.backends.stored_values import MSGPACK
-from enhanced_checkpointing.serialization import Serialized
+from enhanced_checkpointing.serialization import MSGPACK, Serialized
 
 OBJECTS = (
     EXT_CONSTRUCTOR_KW_ARGS,
