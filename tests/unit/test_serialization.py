@@ -70,7 +70,9 @@ objects = st.sampled_from(
 )
 values = st.recursive(
     objects | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(-(2**63), 2**64 - 1), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 SERIALIZERS = (
@@ -116,7 +118,7 @@ def test_a_tag_that_makes_objects_or_is_not_known_is_refused(tag: str) -> None:
     ],
 )
 def test_bytes_that_are_not_what_the_tag_says_are_a_value_error(stored: tuple[str, bytes]) -> None:
-    with pytest.raises(ValueError, match=r"UTF-8|codec|too deep|limit|[Mm]sgpack|digits|input"):
+    with pytest.raises(ValueError, match=r"UTF-8|codec|too deep|limit|Reserved|end of|digits|input"):
         load_plain(Serialized(*stored), SharingSerializer())
 
 
