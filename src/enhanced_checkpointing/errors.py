@@ -39,7 +39,11 @@ class JournalFullError(CheckpointerError):
     """The journal reached its byte cap, so the write was not accepted: it is neither in the primary nor the journal."""
 
 
-_URL_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^/@\s:]*):(?P<password>[^/\s]*)@")
+LONGEST_TEXT = 8_000
+"""Characters of what `redact` returns: a page, of an error that may quote all that was stored."""
+
+# Users name threads, so their text is in here: each expression is tried at a literal, never at every letter.
+_URL_PASSWORD = re.compile(r"://(?P<user>[^/@\s:]*):(?P<password>[^/\s]*)@")
 _NAMED_SECRET = re.compile(
     r"(?P<name>(?:password|passwd|pwd|passfile|secret|token|api[-_]?key)['\"]?\s*[=:]\s*)"
     r"(?P<value>'(?:[^'\\]|\\.)*'|\"[^\"]*\"|(?:\\.|[^\s&])+)",
@@ -50,13 +54,22 @@ _NAMED_SECRET = re.compile(
 def redact(text: object, *secrets: str) -> str:
     """Return `text` with URL passwords, `password=…` pairs and the given `secrets` replaced by `***`.
 
-    Of a database server's error only its main message and SQLSTATE are taken: its details quote what was stored.
+    Of a database server's error only its main message and SQLSTATE are taken: its details quote what was stored. Of a
+    text that is longer than `LONGEST_TEXT` the beginning and the end are returned.
     """
     redacted = _said(text)
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         redacted = redacted.replace(secret, "***")
-    redacted = _URL_PASSWORD.sub(r"\g<scheme>\g<user>:***@", redacted)
-    return _NAMED_SECRET.sub(r"\g<name>***", redacted)
+    redacted = _URL_PASSWORD.sub(r"://\g<user>:***@", redacted)
+    return shortened(_NAMED_SECRET.sub(r"\g<name>***", redacted))
+
+
+def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
+    """A text of at most about `longest` characters: of a longer one its beginning and its end, and what is left out."""
+    half = longest // 2
+    if len(text) <= longest:
+        return text
+    return f"{text[:half]} … ({len(text) - 2 * half:,} characters left out) … {text[-half:]}"
 
 
 def _said(text: object) -> str:

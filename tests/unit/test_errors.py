@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import re
 import string
+import time
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import enhanced_checkpointing
 from enhanced_checkpointing import errors
-from enhanced_checkpointing.errors import CheckpointerError, redact
+from enhanced_checkpointing.errors import LONGEST_TEXT, CheckpointerError, redact
 
 CLASSES = [getattr(errors, name) for name in errors.__all__ if name != "redact"]
 
@@ -147,3 +153,71 @@ def test_error_that_no_server_spoke_in_is_shown_as_it_is() -> None:
 def test_anything_can_be_redacted() -> None:
     assert redact(ValueError("password=hunter2")) == "password=***"
     assert redact(None) == "None"
+
+
+HOSTILE = (
+    "a",
+    "a:",
+    "a://",
+    "://a:",
+    "@",
+    "password",
+    "password=",
+    "password='",
+    'password="',
+    "password = ",
+    "user='",
+)
+HOSTILE += ("\\", "\\\\u0000", " at character 1", "1e", "0-0.", "~1", ' , "check": "0', "://u:", "a.", "+a", "\n", " ")
+"""What a long text is made of by those who want that it takes long to look through."""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The best of some, which no other process disturbed."""
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_time_to_hide_secrets_grows_with_the_length_of_a_text_and_not_with_its_square(part: str) -> None:
+    short, long = part * (10_000 // len(part)), part * (100_000 // len(part))
+    assert seconds(lambda: redact(long)) < 40 * seconds(lambda: redact(short)) + 0.005
+
+
+def patterns() -> dict[str, re.Pattern[str]]:
+    """Every compiled expression of the package that reads text."""
+    package = enhanced_checkpointing
+    modules = [
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(package.__path__, "enhanced_checkpointing.")
+    ]
+    named = {f"{module.__name__}.{name}": value for module in modules for name, value in vars(module).items()}
+    return {
+        name: value for name, value in named.items() if isinstance(value, re.Pattern) and isinstance(value.pattern, str)
+    }
+
+
+def test_no_expression_of_the_package_takes_long_to_read_a_hostile_text() -> None:
+    found = patterns()
+    assert len(found) > 6
+    late = []
+    for name, pattern in found.items():
+        for part in HOSTILE:
+            text = part * (30_000 // len(part))
+            begun = time.perf_counter()
+            all(pattern.finditer(text))
+            if time.perf_counter() - begun > 1:
+                late.append((name, part))
+    assert not late
+
+
+@given(unlikely, st.integers(0, 3 * LONGEST_TEXT))
+def test_what_is_said_is_bounded_and_a_cut_shows_no_secret(secret: str, before: int) -> None:
+    told = redact(f"{'a' * before} postgresql://u:{secret}@host/db {'b' * 2 * LONGEST_TEXT}")
+    assert len(told) < LONGEST_TEXT + 100
+    assert secret not in told
+    assert "characters left out" in told

@@ -44,7 +44,7 @@ DEADLINE = 10.0
 SPARE_CONNECTIONS = 2
 """Besides one for each thread that is moved at a time."""
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][\w.-]*)(?:\+\w+)?://(?P<rest>.*)", re.DOTALL)
+_URL = re.compile(r"\A(?P<scheme>[A-Za-z][\w.-]*)(?:\+\w+)?://(?P<rest>.*)", re.DOTALL)
 
 
 class NoTablesError(UsageError):
