@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from enhanced_checkpointing.config_rules import (
+    bearer_token,
     connection_string_problem,
     libpq_spelling,
     lower_case,
@@ -172,6 +173,8 @@ class SettingFields(BaseModel):
     """Time between two looks at all threads."""
     retention_refresh_on_read: bool = False
     """Whether reading a thread counts as using it."""
+    status_token: Annotated[SecretStr, AfterValidator(bearer_token)] | None = None
+    """Token that opens the status page, its JSON, health and metrics (Authorization: Bearer …); not set: none asked."""
 
     @field_validator("on_unknown_thread", mode="before")
     @classmethod
@@ -229,6 +232,7 @@ class _SharedFields(TypedDict, total=False):
     retention_keep: int | Literal["off"] | None
     retention_interval: float
     retention_refresh_on_read: bool
+    status_token: str | SecretStr | None
     enable_async: bool
     thread_safe: bool
     serde: SerializerProtocol | None

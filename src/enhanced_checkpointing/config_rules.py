@@ -40,6 +40,16 @@ def schema_name(value: str) -> str:
     return value
 
 
+def bearer_token(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
+        raise misfit(
+            "it is not a token that is hard to guess and fits into a header",
+            "use at least 16 letters, digits and signs without spaces, for example of `openssl rand -hex 32`",
+        )
+    return value
+
+
 def off_is_none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() in {"off", "none"} else value
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from enhanced_checkpointing.errors import shortened
+
+_HOMES = 20
+_LONGEST = 500
+"""Databases that are named, and characters of a text: a report is asked for again and again."""
+
 Overall = Literal["healthy", "degraded", "unhealthy"]
 
 
@@ -101,11 +107,19 @@ def report(
             "frozen_threads": len(journal.frozen_threads),
             "damages": journal.damages,
             "error": journal.error,
-            "foreign": [{"home": home, "books": books} for home, books in journal.foreign],
+            "foreign": _foreign(journal.foreign),
         },
         "divergences": {"healthy": divergences == 0, "count": divergences},
         **parts,
     }
+
+
+def _foreign(found: tuple[tuple[str, int], ...]) -> list[dict[str, Any]]:
+    """The first databases, and the others in one: a directory may hold what was left for any number of them."""
+    named = [{"home": shortened(home, _LONGEST), "books": books} for home, books in found[:_HOMES]]
+    if others := found[_HOMES:]:
+        named.append({"home": f"and {len(others)} others", "books": sum(books for _, books in others)})
+    return named
 
 
 def _rounded(seconds: float | None) -> float | None:

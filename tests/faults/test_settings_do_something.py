@@ -71,6 +71,8 @@ SHOWN_BY = {
     "retention_keep": f"{HERE}::test_retention_keep_is_how_many_checkpoints_stay",
     "retention_interval": f"{HERE}::test_retention_on_deletes_old_threads_by_itself",
     "retention_refresh_on_read": f"{HERE}::test_retention_refresh_on_read_keeps_what_is_read",
+    "status_token": "tests/serving/test_endpoints.py"
+    "::test_only_who_shows_the_token_or_is_let_in_sees_threads_and_errors",
 }
 """For each setting the test that shows it; where that is elsewhere, it fails with the default."""
 

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -13,8 +14,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Mount
 
-from enhanced_checkpointing import EnhancedCheckpointerManager, create_memory_checkpointer
+from enhanced_checkpointing import (
+    CheckpointerConfigurationError,
+    EnhancedCheckpointerManager,
+    create_memory_checkpointer,
+)
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.serving import checkpointing_app
 from enhanced_checkpointing.telemetry.events import Event, ProbeFinished
@@ -79,8 +88,11 @@ async def test_every_path_tells_the_state(state: str, private_postgres: LocalPos
         assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
         update = await client.get("/status.json")
         assert f"<h1>{expected.title}</h1>" in update.json()["sections"]["headline"]
-        for response in (alive, ready, health, metrics, page, update):
+        for response in (alive, ready, health, metrics, page, update, await client.get("/nothing")):
             assert response.headers["Cache-Control"] == "no-store"
+            assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Referrer-Policy"] == "no-referrer"
 
 
 async def test_whole_outage_is_on_the_page_and_in_the_metrics_when_it_is_over(private_postgres: LocalPostgres) -> None:
@@ -188,6 +200,74 @@ async def test_application_is_mounted_in_fastapi() -> None:
         assert (await client.get("/checkpointing/readyz")).json()["overall_status"] == "healthy"
         assert (await client.post("/checkpointing/readyz")).status_code == 405
         assert (await client.head("/checkpointing/livez")).status_code == 200
+
+
+OPEN, GUARDED = ("/livez", "/readyz"), ("/", "/status.json", "/health", "/health?fresh=1", "/metrics")
+TOKEN = "a-token-of-the-operators-0123456789"
+
+
+async def knocks(request: Request) -> bool:
+    return request.headers.get("X-Knock") == "three times"
+
+
+def knocks_at_once(request: Request) -> bool:
+    if request.headers.get("X-Knock") == "once":
+        raise HTTPException(403, headers={"WWW-Authenticate": "Knock"})
+    return request.headers.get("X-Knock") == "three times"
+
+
+@pytest.mark.parametrize("authenticate", [None, knocks, knocks_at_once])
+@pytest.mark.parametrize("token", [None, TOKEN])
+async def test_only_who_shows_the_token_or_is_let_in_sees_threads_and_errors(
+    token: str | None, authenticate: Callable[[Request], bool | Awaitable[bool]] | None
+) -> None:
+    manager = EnhancedCheckpointerManager(create_memory_checkpointer(status_token=token))
+    app = checkpointing_app(manager, authenticate=authenticate)
+    async with manager, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for path in OPEN:
+            assert (await client.get(path)).status_code == 200, path
+        guarded = token is not None or authenticate is not None
+        wrong = (
+            "",
+            "Bearer",
+            f"Bearer {TOKEN}x",
+            f"Bearer {TOKEN[:-1]}",
+            f"bearer{TOKEN}",
+            "Bearer \xe4",
+            f"Basic {TOKEN}",
+        )
+        for path in GUARDED:
+            for header in wrong:
+                answer = await client.get(path, headers={b"Authorization": header.encode("latin-1")})
+                assert answer.status_code == (401 if guarded else 200), (path, header)
+                assert ("WWW-Authenticate" in answer.headers) is guarded
+                assert not guarded or "thread" not in answer.text
+            told = await client.get(path, headers={"Authorization": f"Bearer {TOKEN}"})
+            assert told.status_code == (200 if token is not None or not guarded else 401)
+            told = await client.get(path, headers={"X-Knock": "three times"})
+            assert told.status_code == (200 if authenticate is not None or not guarded else 401)
+        if authenticate is knocks_at_once:
+            assert (await client.get("/health", headers={"X-Knock": "once"})).headers["WWW-Authenticate"] == "Knock"
+    assert TOKEN not in repr(manager.config) + str(manager.config.redacted()) + manager.config.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "token", ["short", "", "a token with spaces in it", "ein-schlüssel-mit-umlauten", "x" * 20 + "\n"]
+)
+def test_token_that_is_easily_guessed_or_fits_in_no_header_is_refused(token: str) -> None:
+    with pytest.raises(CheckpointerConfigurationError, match="hard to guess") as refused:
+        create_memory_checkpointer(status_token=token)
+    assert token not in str(refused.value) or not token
+
+
+async def test_redirect_stays_on_the_host_that_was_asked() -> None:
+    manager = EnhancedCheckpointerManager(create_memory_checkpointer())
+    app = checkpointing_app(manager)
+    outer = Starlette(routes=[Mount("/checkpointing", app)])
+    for asked, prefix in ((app, ""), (outer, "/checkpointing")):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(asked), base_url="http://test") as client:
+            answer = await client.get(f"{prefix}/health/?fresh=1", headers={"Host": "elsewhere.example.org"})
+            assert answer.headers["Location"] == f"{prefix}/health?fresh=1"
 
 
 def test_missing_starlette_is_told_with_the_extra_that_brings_it() -> None:

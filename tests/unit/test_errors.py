@@ -156,19 +156,9 @@ def test_anything_can_be_redacted() -> None:
 
 
 HOSTILE = (
-    "a",
-    "a:",
-    "a://",
-    "://a:",
-    "@",
-    "password",
-    "password=",
-    "password='",
-    'password="',
-    "password = ",
-    "user='",
+    *("a", "a:", "a://", "://a:", "@", "password", "password=", "password='", 'password="', "password = ", "user='"),
+    *("\\", "\\\\u0000", " at character 1", "1e", "0-0.", "~1", ' , "check": "0', "://u:", "a.", "+a", "\n", " "),
 )
-HOSTILE += ("\\", "\\\\u0000", " at character 1", "1e", "0-0.", "~1", ' , "check": "0', "://u:", "a.", "+a", "\n", " ")
 """What a long text is made of by those who want that it takes long to look through."""
 
 

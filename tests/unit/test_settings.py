@@ -60,6 +60,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "retention_keep": ("CHECKPOINT_RETENTION_KEEP", "20", 20),
     "retention_interval": ("CHECKPOINT_RETENTION_INTERVAL", "600", 600.0),
     "retention_refresh_on_read": ("CHECKPOINT_RETENTION_REFRESH_ON_READ", "true", True),
+    "status_token": ("CHECKPOINT_STATUS_TOKEN", f"{SECRET}-and-more", SecretStr(f"{SECRET}-and-more")),
     "connection_string": ("DATABASE_URL", URL, SecretStr(URL)),
     "database_path": ("SQLITE_PATH", "/data/agents.sqlite", "/data/agents.sqlite"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -281,3 +282,30 @@ def test_size_is_told_in_a_fitting_unit(count: int, words: str) -> None:
 def test_moment_has_a_date_only_on_another_day() -> None:
     assert moment(NOW, NOW + 60.0) == "08:00:00"
     assert moment(NOW - 86_400.0, NOW) == "14 Jan 08:00:00"
+
+
+def test_page_and_report_stay_small_whatever_threads_errors_and_databases_are_called() -> None:
+    long = "<é" * 2048
+    threads = tuple(f"{long}{number}" for number in range(10_000))
+    letters = [LETTER | {"thread_id": thread, "error": long * 4} for thread in threads]
+    recent = Recent(lambda: NOW)
+    for number in range(1_000):
+        recent.emit(Diverged("postgres", f"{long}{number}", "", None, None, f"{long}-{number}"))
+        recent.emit(Notice("ERROR", f"{number} {long * 10}"))
+        recent.emit(OutageStarted("postgres", f"{number} {long}", NOW))
+        recent.emit(OutageEnded("postgres", NOW, 1.0, 1, 1, 0, 0))
+    journal = replace(
+        FROZEN,
+        pending=10_000,
+        dead_letters=10_000,
+        error=long,
+        frozen_threads=threads,
+        foreign=tuple((f"{long}{number}", 1) for number in range(5_000)),
+    )
+    told = report(replace(DOWN, error=long), journal)
+    shown = view(told, recent, letters)
+    assert len(json.dumps(told).encode()) < 100_000
+    assert len(json.dumps(update(shown)).encode()) < 512_000
+    assert len(page(shown).encode()) < 512_000
+    assert "the first 20 of 10,000" in page(shown)
+    assert told["journal"]["foreign"][-1] == {"home": "and 4980 others", "books": 4980}

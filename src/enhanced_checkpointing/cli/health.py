@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -147,7 +148,9 @@ def _fetch(url: str, timeout: float) -> dict[str, Any]:
     user, at, place = parts.netloc.rpartition("@")
     request = urllib.request.Request(urlunsplit((parts.scheme, place, parts.path, parts.query, "")))
     if at:
-        request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
+    elif token := os.environ.get("CHECKPOINT_STATUS_TOKEN"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             body = answer.read(MOST_BYTES)

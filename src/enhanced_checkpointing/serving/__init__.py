@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
@@ -9,17 +10,27 @@ from enhanced_checkpointing.manager import EnhancedCheckpointerManager
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.requests import Request
 
 __all__ = ["checkpointing_app"]
 
 
-def checkpointing_app(manager: EnhancedCheckpointerManager, *, name: str | None = None) -> Starlette:
+def checkpointing_app(
+    manager: EnhancedCheckpointerManager,
+    *,
+    name: str | None = None,
+    authenticate: Callable[[Request], bool | Awaitable[bool]] | None = None,
+) -> Starlette:
     """An ASGI application to mount where operators reach it: `app.mount("/checkpointing", checkpointing_app(manager))`.
 
     `/livez`, `/readyz`, `/health`, `/metrics`, and the status page at `/`, where this process is called `name`: its
     host and process id by default. It may be made before the manager is opened, and stays of use when that is closed.
-    From now on the manager remembers, in bounded memory, what is shown; make one application for a manager. It asks for
-    no login: whoever reaches the page sees thread ids and errors, though no secrets.
+    From now on the manager remembers, in bounded memory, what is shown; make one application for a manager.
+
+    The page, `/status.json`, `/health` and `/metrics` show thread ids and errors, though no secrets: they answer 401
+    unless a request has the header `Authorization: Bearer …` with `CHECKPOINT_STATUS_TOKEN`, or `authenticate` answers
+    True for it, at once or awaited. It may raise Starlette's `HTTPException` for another answer. Without both, whoever
+    reaches the page sees it. `/livez` and `/readyz` are open to all, for probes: they name no thread and no error.
 
     Raises:
         CheckpointerConfigurationError: Starlette is not installed.
@@ -32,4 +43,4 @@ def checkpointing_app(manager: EnhancedCheckpointerManager, *, name: str | None 
         ) from missing
     from enhanced_checkpointing.serving.app import make_app
 
-    return make_app(manager, name)
+    return make_app(manager, name, authenticate)

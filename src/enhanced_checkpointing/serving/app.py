@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable
+from hmac import compare_digest
+from inspect import isawaitable
 from socket import gethostname
-from typing import Any
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
 
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.manager import EnhancedCheckpointerManager
@@ -23,26 +30,87 @@ from enhanced_checkpointing.telemetry.recent import Recent
 FRESH_SECONDS = 1.0
 """A check that ended less than this ago is fresh: however many ask, the primary is probed once."""
 
-_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of every answer that has none of its own."""
+
+Authenticate: TypeAlias = Callable[[Request], bool | Awaitable[bool]]
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(manager: EnhancedCheckpointerManager, name: str | None) -> Starlette:
+def make_app(
+    manager: EnhancedCheckpointerManager, name: str | None = None, authenticate: Authenticate | None = None
+) -> Starlette:
     """See `checkpointing_app`."""
     recent = Recent()
     manager.listen(recent)
     endpoints = Endpoints(manager, recent, name)
+    token = manager.config.status_token
+    guard = Guard(token.get_secret_value() if token is not None else None, authenticate)
     app = Starlette(
         routes=[
-            Route("/", endpoints.page),
-            Route("/status.json", endpoints.update),
+            Route("/", guard.of(endpoints.page)),
+            Route("/status.json", guard.of(endpoints.update)),
             Route("/livez", endpoints.alive),
             Route("/readyz", endpoints.ready),
-            Route("/health", endpoints.health),
-            Route("/metrics", endpoints.metrics),
-        ]
+            Route("/health", guard.of(endpoints.health)),
+            Route("/metrics", guard.of(endpoints.metrics)),
+        ],
+        middleware=[Middleware(_Headers)],
     )
     app.state.recent = recent
     return app
+
+
+class Guard:
+    """Who may see what names threads and errors: with the token, or whom the application's own check lets in."""
+
+    def __init__(self, token: str | None, authenticate: Authenticate | None) -> None:
+        self._bearer = None if token is None else f"Bearer {token}".encode()
+        self._authenticate = authenticate
+
+    def of(self, endpoint: Endpoint) -> Endpoint:
+        if self._bearer is None and self._authenticate is None:
+            return endpoint
+
+        async def answer(request: Request) -> Response:
+            if await self._lets_in(request):
+                return await endpoint(request)
+            return PlainTextResponse("401: who asks?\n", 401, {"WWW-Authenticate": 'Bearer realm="checkpointing"'})
+
+        return answer
+
+    async def _lets_in(self, request: Request) -> bool:
+        given = request.headers.get("Authorization", "").encode("latin-1")
+        if self._bearer is not None and compare_digest(given, self._bearer):
+            return True
+        told = self._authenticate(request) if self._authenticate is not None else False
+        return bool(await told if isawaitable(told) else told)
+
+
+class _Headers:
+    """What a browser is told with every answer; a redirect stays on the host that was asked."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if "Location" in headers:
+                    to = urlsplit(headers["Location"])
+                    headers["Location"] = urlunsplit(("", "", f"/{to.path.lstrip('/')}", to.query, ""))
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
 
 
 class Endpoints:
@@ -57,7 +125,7 @@ class Endpoints:
 
     async def alive(self, request: Request) -> Response:
         """The process answers. Nothing else: a restart mends no database, and makes threads unreadable."""
-        return PlainTextResponse("alive\n", headers=_HEADERS)
+        return PlainTextResponse("alive\n")
 
     async def ready(self, request: Request) -> Response:
         """503 only if writes are refused; a degraded process must stay in service."""
@@ -76,21 +144,14 @@ class Endpoints:
         return _report(self._manager.health_status)
 
     async def metrics(self, request: Request) -> Response:
-        return Response(exposition(self._recent), headers={**_HEADERS, "Content-Type": CONTENT_TYPE})
+        return Response(exposition(self._recent), headers={"Content-Type": CONTENT_TYPE})
 
     async def page(self, request: Request) -> Response:
-        return HTMLResponse(
-            page(self._view()),
-            headers={
-                **_HEADERS,
-                "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-                "Referrer-Policy": "no-referrer",
-            },
-        )
+        return HTMLResponse(page(self._view()), headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     async def update(self, request: Request) -> Response:
         """What an open page asks for again and again."""
-        return JSONResponse(update(self._view()), headers=_HEADERS)
+        return JSONResponse(update(self._view()))
 
     def _view(self) -> View:
         manager = self._manager
@@ -116,4 +177,4 @@ class Endpoints:
 
 
 def _report(report: dict[str, Any]) -> Response:
-    return JSONResponse(report, 503 if report["overall_status"] == "unhealthy" else 200, _HEADERS)
+    return JSONResponse(report, 503 if report["overall_status"] == "unhealthy" else 200)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
+import html
 from typing import Any
 
+from enhanced_checkpointing.errors import shortened
 from enhanced_checkpointing.serving.drawings import depth, outage_end, strip
 from enhanced_checkpointing.serving.view import CALL_SECONDS, Mode, View
 from enhanced_checkpointing.serving.words import clock, exact, moment, several, size, span
@@ -12,6 +13,9 @@ from enhanced_checkpointing.telemetry.recent import CALLS_KEPT, Latency, PastOut
 
 _ROWS = 20
 """How many outages, dead letters, branches and messages are listed."""
+
+_LONGEST = 500
+"""Characters that are shown of a thread's id or of an error: each may be as long as its author likes."""
 
 _NOTHING = "–"  # noqa: RUF001  # a dash where there is nothing to say
 
@@ -24,6 +28,11 @@ _ANSWERED = {
     "cancelled": "cancelled",
     "error": "error",
 }
+
+
+def escape(text: object) -> str:
+    """For HTML, and no longer than a person reads."""
+    return html.escape(shortened(str(text), _LONGEST))
 
 
 def sections(view: View) -> dict[str, str]:
@@ -53,8 +62,9 @@ def _headline(view: View) -> str:
 def _points(view: View) -> str:
     if not view.points:
         return ""
-    items = (f"<li><strong>{escape(point.what)}</strong> {escape(point.remedy)}</li>" for point in view.points)
-    return f'<h2>What to do</h2><ul class="points">{"".join(items)}</ul>'
+    shown = view.points[:_ROWS]
+    items = (f"<li><strong>{escape(point.what)}</strong> {escape(point.remedy)}</li>" for point in shown)
+    return f'<h2>What to do{_of(len(view.points))}</h2><ul class="points">{"".join(items)}</ul>'
 
 
 def _figures(view: View) -> str:
