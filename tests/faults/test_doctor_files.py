@@ -178,6 +178,7 @@ def test_directory_of_the_journal_that_is_a_file_is_told() -> None:
 
 def test_directory_in_memory_is_warned_of(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
+        disk.chmod(0o755)
         ended = doctor("--sqlite", made(), "--journal-dir", disk)
     assert_named(ended, "journal.directory", status="warning", what="in memory (tmpfs)", fix="volume")
     assert_named(ended, "journal.room", status="warning", what="left; each process may journal", fix="MAX_BYTES")

@@ -192,7 +192,7 @@ def test_sound_directory_has_nothing_to_mend() -> None:
         ({"free_bytes": 10_000_000}, "journal.room", Status.WARNING),
         ({"sync_seconds": 0.2}, "journal.sync", Status.WARNING),
         ({"survey_error": "Permission denied", "survey": None}, "journal.contents", Status.FAILED),
-        ({"owner": 12_345_678}, "journal.user", Status.WARNING),
+        ({"untrusted": "/data/journal: it belongs to user 7", "survey": None}, "journal.directory", Status.FAILED),
     ],
 )
 def test_directory_that_does_not_fit_is_told(changed: dict[str, Any], name: str, status: Status) -> None:

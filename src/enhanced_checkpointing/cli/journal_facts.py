@@ -13,6 +13,7 @@ from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
 from enhanced_checkpointing.journal.refusals import reason
 from enhanced_checkpointing.journal.survey import Survey, survey
+from enhanced_checkpointing.private_files import FOLDER_MODE, UntrustedFileError
 
 __all__ = ["JournalFacts", "ask_journal"]
 
@@ -37,8 +38,8 @@ class JournalFacts:
     sync_seconds: float | None = None
     survey: Survey | None = None
     survey_error: str = ""
-    owner: int | None = None
-    """The user whose directory it is, by number; None where it is not there."""
+    untrusted: str = ""
+    """Why the directory is another user's, or may be: nothing in it was looked at."""
 
 
 def ask_journal(directory: Path, *, measure: bool = True) -> JournalFacts:
@@ -46,9 +47,12 @@ def ask_journal(directory: Path, *, measure: bool = True) -> JournalFacts:
     directory = directory.absolute()
     folder = next(path for path in (directory, *directory.parents) if path.exists())
     times, error = _measure(directory, folder) if measure else ([], "")
-    surveyed, survey_error = None, ""
+    surveyed, survey_error, untrusted = None, "", ""
     try:
         surveyed = survey(directory)
+    except UntrustedFileError as refused:
+        survey_error = reason(refused)
+        untrusted = survey_error if refused.filename == str(directory) else ""
     except OSError as refused:
         survey_error = reason(refused)
     return JournalFacts(
@@ -61,7 +65,7 @@ def ask_journal(directory: Path, *, measure: bool = True) -> JournalFacts:
         sync_seconds=statistics.median(times) if times else None,
         survey=surveyed,
         survey_error=survey_error,
-        owner=directory.stat().st_uid if folder == directory else None,
+        untrusted=untrusted,
     )
 
 
@@ -69,22 +73,30 @@ def _measure(directory: Path, folder: Path) -> tuple[list[float], str]:
     """The seconds of writes of a record that are synced one by one; and why that did not work, if it did not."""
     times: list[float] = []
     try:
-        if folder != directory:  # it would be made: see that it could be, and leave no trace
-            trial = folder / f".checkpointing-{secrets.token_hex(4)}"
-            trial.mkdir()
-            trial.rmdir()
-        disk = RealDisk(folder)
-        name = f".checkpointing-{secrets.token_hex(4)}"
-        handle = disk.create(name)
+        if folder == directory:
+            _measure_in(directory, times)
+            return times, ""
+        trial = folder / f".checkpointing-{secrets.token_hex(4)}"  # as it would be made; no trace is left
+        trial.mkdir(mode=FOLDER_MODE)
         try:
-            ends_at = time.perf_counter() + SYNC_SECONDS
-            while len(times) < SYNCS and (begun := time.perf_counter()) < ends_at:
-                disk.write(handle, len(times) * RECORD_BYTES, b"\1" * RECORD_BYTES)
-                disk.sync(handle)
-                times.append(time.perf_counter() - begun)
+            _measure_in(trial, times)
         finally:
-            disk.close(handle)
-            disk.remove(name)
+            trial.rmdir()
     except OSError as error:
         return times, reason(error)
     return times, ""
+
+
+def _measure_in(folder: Path, times: list[float]) -> None:
+    disk = RealDisk(folder)
+    name = f".checkpointing-{secrets.token_hex(4)}"
+    handle = disk.create(name)
+    try:
+        ends_at = time.perf_counter() + SYNC_SECONDS
+        while len(times) < SYNCS and (begun := time.perf_counter()) < ends_at:
+            disk.write(handle, len(times) * RECORD_BYTES, b"\1" * RECORD_BYTES)
+            disk.sync(handle)
+            times.append(time.perf_counter() - begun)
+    finally:
+        disk.close(handle)
+        disk.remove(name)

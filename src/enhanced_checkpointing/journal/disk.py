@@ -8,13 +8,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
 
+from enhanced_checkpointing.private_files import (
+    FOLDER_MODE,
+    copy_own,
+    create_private,
+    make_private_folder,
+    open_own,
+    own_directory,
+)
+
 if sys.platform != "win32":
     import fcntl
+
+
+QUARANTINE = "quarantine"
+"""The folder with copies of damaged files."""
 
 
 class Disk(Protocol):
@@ -73,7 +86,10 @@ _disks: WeakSet[RealDisk] = WeakSet()
 
 
 class RealDisk:
-    """A directory of the file system."""
+    """A directory of the file system, of which only what is our own is opened: see `private_files`.
+
+    Besides `OSError` in general, everything that opens something raises `UntrustedFileError`.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -81,27 +97,39 @@ class RealDisk:
         _disks.add(self)
 
     def prepare(self) -> None:
-        missing = [path for path in (self._directory, *self._directory.parents) if not path.exists()]
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in missing:
+        for path in make_private_folder(self._directory):
             _sync_directory(path.parent)
+        with self._opened():
+            pass  # it is trusted
+
+    def _opened(self) -> AbstractContextManager[int]:
+        """The directory, opened and judged anew: it may be another one by now."""
+        return own_directory(self._directory)
 
     def names(self) -> list[str]:
-        return sorted(entry.name for entry in os.scandir(self._directory) if entry.is_file())
+        with self._opened() as folder, os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
 
     def create(self, name: str) -> int:
-        return self._open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        with self._opened() as folder:
+            return self._held(create_private(name, folder=folder))
 
     def open(self, name: str) -> int:
-        return self._open(name, os.O_RDWR | os.O_CLOEXEC)
+        return self._open(name, os.O_RDWR)
 
     def _open(self, name: str, flags: int) -> int:
-        handle = os.open(self._directory / name, flags, 0o600)
+        with self._opened() as folder:
+            return self._held(open_own(name, flags, folder=folder))
+
+    def _held(self, handle: int) -> int:
         self._handles.add(handle)
         return handle
 
     def lock(self, name: str) -> int | None:
-        handle = self._open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        with self._opened() as folder:
+            with suppress(FileExistsError):
+                os.close(create_private(name, folder=folder))
+            handle = self._held(open_own(name, os.O_RDWR, folder=folder))
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.is_named(name, handle):  # and not a file of that name that somebody has just removed
@@ -118,7 +146,7 @@ class RealDisk:
         """Whether somebody has a file locked, for one who may only read it. Whoever tries to lock it just now is
         refused, so that this is asked while one is alone."""
         try:
-            handle = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+            handle = self._open(name, os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:
@@ -126,14 +154,13 @@ class RealDisk:
         except BlockingIOError:
             return True
         finally:
-            os.close(handle)
+            self.close(handle)
         return False
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
         # No file of its own, which a full disk could refuse, and which could stay behind.
-        handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with self._opened() as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -143,8 +170,6 @@ class RealDisk:
                 yield True
             finally:
                 fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile has the same lock
-        finally:
-            os.close(handle)
 
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
@@ -178,23 +203,28 @@ class RealDisk:
             os.fdatasync(handle)
 
     def sync_names(self) -> None:
-        _sync_directory(self._directory)
+        with self._opened() as folder:
+            os.fsync(folder)
 
     def rename(self, name: str, new_name: str) -> None:
-        os.rename(self._directory / name, self._directory / new_name)
+        with self._opened() as folder:
+            os.rename(name, new_name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def remove(self, name: str) -> None:
-        os.unlink(self._directory / name)
+        with self._opened() as folder:
+            os.unlink(name, dir_fd=folder)
 
     def keep_copy(self, name: str) -> None:
-        folder = self._directory / "quarantine"
-        folder.mkdir(exist_ok=True, mode=0o700)
-        kept = folder / name
-        if not kept.exists():
-            content = (self._directory / name).read_bytes()
-            partial = folder / f"{name}.partial"
-            partial.write_bytes(content)
-            partial.rename(kept)
+        with self._opened() as folder:
+            with suppress(FileExistsError):
+                os.mkdir(QUARANTINE, FOLDER_MODE, dir_fd=folder)
+            with own_directory(QUARANTINE, folder=folder) as quarantine:
+                if name not in os.listdir(quarantine):
+                    partial = f"{name}.partial"
+                    with suppress(FileNotFoundError):  # of a process that died meanwhile
+                        os.unlink(partial, dir_fd=quarantine)
+                    copy_own(name, folder, partial, quarantine)
+                    os.rename(partial, name, src_dir_fd=quarantine, dst_dir_fd=quarantine)
 
     def close(self, handle: int) -> None:
         if handle in self._handles:  # else it was closed in this process, which is a forked child
@@ -208,7 +238,8 @@ class RealDisk:
 
     def is_named(self, name: str, handle: int) -> bool:
         try:
-            there = os.stat(self._directory / name)
+            with self._opened() as folder:
+                there = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return os.path.samestat(there, os.fstat(handle))

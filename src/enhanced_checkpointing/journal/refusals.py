@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, JournalFullError, redact
+from enhanced_checkpointing.private_files import UntrustedFileError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
@@ -30,6 +31,12 @@ def refusal(error: OSError) -> JournalFullError | CheckpointUnavailableError:
 
 def unusable(error: OSError) -> str:
     """Why a start with this directory is refused."""
+    if isinstance(error, UntrustedFileError):
+        return (
+            f"The journal's directory cannot be trusted ({reason(error)}), so nothing in it was read or changed. Do "
+            "that, or set CHECKPOINT_JOURNAL_DIR to a directory that is this process's user's and that no other user "
+            "may write."
+        )
     return (
         f"The journal's directory cannot be used ({reason(error)}), so what is acknowledged in an outage could not "
         "survive this process. Nothing was stored. Set CHECKPOINT_JOURNAL_DIR to a directory on a local disk that this "
@@ -48,4 +55,6 @@ def unreadable(error: OSError) -> str:
 
 def reason(error: OSError) -> str:
     """What the system says, with the name of the file."""
+    if isinstance(error, UntrustedFileError):
+        return redact(f"{error.filename}: {error.strerror}")
     return redact(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")

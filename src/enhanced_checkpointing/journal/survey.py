@@ -15,11 +15,9 @@ from pathlib import Path
 
 from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal.adoption import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
-from enhanced_checkpointing.journal.disk import RealDisk
+from enhanced_checkpointing.journal.disk import QUARANTINE, RealDisk
 from enhanced_checkpointing.journal.owners import LOCKS, holders
-
-QUARANTINE = "quarantine"
-"""The folder with copies of damaged files."""
+from enhanced_checkpointing.private_files import own_directory
 
 PATIENCE = 2.0
 """Seconds that a process which adopts just now is waited for."""
@@ -113,7 +111,7 @@ def survey(directory: Path, *, patience: float = PATIENCE, locks: Path = LOCKS) 
     """Look at all books of a directory; it need not be there.
 
     Raises:
-        OSError: the directory or a file cannot be read, for want of rights perhaps.
+        OSError: the directory or a file cannot be read, or is not to be trusted.
     """
     if not directory.exists():
         return Survey(directory, exists=False)
@@ -125,7 +123,7 @@ def survey(directory: Path, *, patience: float = PATIENCE, locks: Path = LOCKS) 
         directory,
         exists=True,
         books=tuple(book for book in books if book is not None),
-        quarantined=_quarantined(directory / QUARANTINE),
+        quarantined=_quarantined(directory),
         strays=tuple(strays_in(names)),
         adopting=adopting,
     )
@@ -148,13 +146,15 @@ class _ReadingDisk(RealDisk):
     """Opens files for reading only, and takes no lock."""
 
     def open(self, name: str) -> int:
-        return self._open(name, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open(name, os.O_RDONLY)
 
     def lock(self, name: str) -> int | None:
         try:
             return self.open(name)
         except FileNotFoundError:
-            return self.open(os.devnull)  # as empty as the one that an adoption would make
+            return self._held(
+                os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            )  # as empty as the one that an adoption would make
 
     def sync(self, handle: int) -> None:
         """Nothing is built upon what is read here."""
@@ -169,7 +169,7 @@ def _read(directory: Path, identity: str, owner: Owner, locks: Path) -> Surveyed
         if not files:
             return None
         try:
-            size = sum((directory / name).stat().st_size for name in files)
+            size = sum((directory / name).lstat().st_size for name in files)
             process_ids = holders(lock, locks) if owner is Owner.ALIVE else ()
             found = adopt(disk, identity, time.time, is_ours=lambda _: False)
         except FileNotFoundError:
@@ -231,13 +231,15 @@ def _begun_at(identity: str) -> float:
     return int(identity[:16], 16) / 1e6
 
 
-def _quarantined(folder: Path) -> tuple[QuarantinedFile, ...]:
-    if not folder.is_dir():
-        return ()
+def _quarantined(directory: Path) -> tuple[QuarantinedFile, ...]:
     found = []
-    for path in sorted(folder.iterdir()):
-        known, stat = books_in([path.name]), path.stat()
-        found.append(QuarantinedFile(path.name, known[0] if known else None, stat.st_size, stat.st_mtime))
+    try:
+        with own_directory(directory) as above, own_directory(QUARANTINE, folder=above) as folder:
+            for name in sorted(os.listdir(folder)):
+                known, stat = books_in([name]), os.stat(name, dir_fd=folder, follow_symlinks=False)
+                found.append(QuarantinedFile(name, known[0] if known else None, stat.st_size, stat.st_mtime))
+    except FileNotFoundError:
+        return ()
     return tuple(found)
 
 

@@ -32,6 +32,7 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.private_files import create_private, make_private_folder
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
@@ -82,7 +83,7 @@ class SqliteBackend(Backend):
         if self._in_memory:
             return
         try:
-            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(Path(self._path).parent)
         except OSError as error:
             raise CheckpointerConfigurationError(
                 f"The folder of SQLITE_PATH ({self._path}) cannot be created: {error.strerror}. "
@@ -298,6 +299,7 @@ class SqliteBackend(Backend):
             raise self._place.moved()
         if not self._in_memory:
             check_log(self._path)
+            _make_private(self._path)
         milliseconds = int(self.config.deadline * BUSY_SHARE * 1000)
         try:
             connection = await aiosqlite.connect(self._path, timeout=milliseconds / 1000)
@@ -313,6 +315,13 @@ class SqliteBackend(Backend):
             await connection.close()
             raise
         return connection
+
+
+def _make_private(path: str) -> None:
+    """Make a database file that is missing, for nobody else: SQLite gives its -wal and -shm files the mode of it, and
+    would itself make it as the umask says."""
+    with suppress(OSError):  # it is there; or SQLite finds out what is wrong with the path, and says it in its words
+        os.close(create_private(os.path.realpath(path)))
 
 
 def _fold_in(path: str) -> None:

@@ -18,6 +18,7 @@ from enhanced_checkpointing.backends.contract import Judge
 from enhanced_checkpointing.backends.sqlite.directory import metadata_of
 from enhanced_checkpointing.backends.sqlite.maintenance import DROP_THREAD_SQL
 from enhanced_checkpointing.backends.sqlite.saver import read_checkpoint
+from enhanced_checkpointing.private_files import open_lock
 from enhanced_checkpointing.serialization import SharingSerializer
 
 if sys.platform != "win32":
@@ -60,7 +61,7 @@ def sole(path: Path | None) -> Iterator[bool]:
     if path is None or sys.platform == "win32":
         yield True
         return
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = open_lock(path)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
-from enhanced_checkpointing.cli.journal.books import user_of
 from enhanced_checkpointing.cli.journal_facts import JournalFacts
 from enhanced_checkpointing.cli.screen import age, listed, one_size, plural
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -29,8 +27,8 @@ NO_START = (
 
 def judge(facts: JournalFacts, config: CheckpointerConfig, home: str | None, now: float) -> list[Finding]:
     """All findings; `home` is the primary of this configuration, `now` the wall clock."""
-    found = [*check_directory(facts), *check_user(facts, os.geteuid()), *check_room(facts, config), *check_sync(facts)]
-    if facts.survey_error:
+    found = [*check_directory(facts), *check_room(facts, config), *check_sync(facts)]
+    if facts.survey_error and not facts.untrusted:
         found.append(_unreadable(facts))
     if facts.survey is not None:
         found += [
@@ -53,6 +51,13 @@ def check_directory(facts: JournalFacts) -> Iterator[Finding]:
             f"It is refused: locks may not keep other machines out there, and a sync may not be one. {NO_START}",
             "Set CHECKPOINT_JOURNAL_DIR to a directory on a local disk; in a container, on a volume of the node.",
         )
+    elif facts.untrusted:
+        yield failed(
+            name,
+            f"The directory cannot be trusted ({facts.untrusted}).",
+            f"Another user could forge what is drained into the database. {NO_START}",
+            "Do that, or set CHECKPOINT_JOURNAL_DIR to a directory of the application's user that no other may write.",
+        )
     elif facts.error and facts.sync_seconds is None and not _is_full(facts):
         yield failed(
             name,
@@ -71,16 +76,6 @@ def check_directory(facts: JournalFacts) -> Iterator[Finding]:
     else:
         made = "" if facts.folder == facts.directory else ", once the first start has made it"
         yield fine(name, f"{facts.directory} can be written{made}.")
-
-
-def check_user(facts: JournalFacts, user: int) -> Iterator[Finding]:
-    if facts.owner is not None and facts.owner != user:
-        yield warning(
-            "journal.user",
-            f"{facts.directory} belongs to {user_of(facts.owner)}, and this command runs as {user_of(user)}.",
-            "What this command may do, the application may not, or the other way round.",
-            f"Run it as {user_of(facts.owner)}, if the application does.",
-        )
 
 
 def check_room(facts: JournalFacts, config: CheckpointerConfig) -> Iterator[Finding]:

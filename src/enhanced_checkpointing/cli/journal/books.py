@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,7 @@ from enhanced_checkpointing.cli.configuration import Options, reading, required
 from enhanced_checkpointing.cli.screen import listed
 from enhanced_checkpointing.journal.survey import BuriedRecord, Owner, Survey, SurveyedBook, survey
 
-if sys.platform != "win32":
-    import pwd
-
-__all__ = ["as_object", "directory_of", "letter_as_object", "owner_of", "surveyed", "user_of"]
+__all__ = ["as_object", "directory_of", "letter_as_object", "owner_of", "surveyed"]
 
 
 def directory_of(options: Options) -> Path:
@@ -41,14 +37,6 @@ def owner_of(book: SurveyedBook) -> str:
     if book.owner is Owner.UNKNOWN:
         return "being taken over"
     return f"process {listed(map(str, book.process_ids))}" if book.process_ids else "running process"
-
-
-def user_of(user_id: int) -> str:
-    """The name of a user, or the number where there is none, as in many containers."""
-    try:
-        return f"user {pwd.getpwuid(user_id).pw_name}"
-    except KeyError:
-        return f"user {user_id}"
 
 
 def as_object(found: Survey) -> dict[str, Any]:

@@ -7,7 +7,6 @@ order of its threads.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.journal.books import as_object, owner_of, user_of
+from enhanced_checkpointing.cli.journal.books import as_object, owner_of
 from enhanced_checkpointing.cli.journal.foreground import Foreground, opened_foreground, within
 from enhanced_checkpointing.cli.journal.status import exit_code
 from enhanced_checkpointing.cli.screen import listed, paragraph, plural, print_json, stdout
@@ -56,7 +55,6 @@ def drain(options: Options, *, timeout: float, as_json: bool) -> ExitCode:
     with reading(options) as read:
         config = required(read)
         before = survey(config.journal_dir.absolute())
-        _see_that_it_is_ours(before)
         outcome = asyncio.run(_drain(config, before, timeout, None)) if _left(before) else Outcome(before)
     code = ExitCode.WRONG if outcome.error else exit_code(outcome.after)
     _print(outcome, code, as_json=as_json)
@@ -68,27 +66,12 @@ def retry(options: Options, thread_id: str | None, *, timeout: float, as_json: b
     with reading(options) as read:
         config = required(read)
         before = survey(config.journal_dir.absolute())
-        _see_that_it_is_ours(before)
         threads = _threads_to_retry(before, thread_id)
         outcome = asyncio.run(_drain(config, before, timeout, threads)) if threads else Outcome(before)
     left = {letter.thread_id for book in outcome.after.books for letter in book.dead_letters}
     code = ExitCode.WRONG if thread_id in left or (left and thread_id is None) else ExitCode.FINE
     _print(outcome, code, as_json=as_json)
     return code
-
-
-def _see_that_it_is_ours(found: Survey) -> None:
-    """Files that this command makes in the directory must be readable for the application.
-
-    Raises:
-        UsageError: the directory is another user's.
-    """
-    if not found.exists or (owner := found.directory.stat().st_uid) == os.geteuid():
-        return
-    raise UsageError(
-        f"{found.directory} belongs to {user_of(owner)}, and this runs as {user_of(os.geteuid())}: the application "
-        "could not read files made by it. Nothing was changed. Run this as the user that the application runs as."
-    )
 
 
 def _left(found: Survey) -> list[SurveyedBook]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.journal.books import owner_of, surveyed
 from enhanced_checkpointing.cli.journal.branches import find_branches
 from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.journal.survey import QUARANTINE, Survey, SurveyedBook
+from enhanced_checkpointing.journal.disk import QUARANTINE
+from enhanced_checkpointing.journal.survey import Survey, SurveyedBook
+from enhanced_checkpointing.private_files import FOLDER_MODE, copy_own, make_private_folder, own_directory
 
 __all__ = ["run"]
 
@@ -80,15 +82,20 @@ def _copy_out(found: Survey, damaged: list[SurveyedBook], folder: Path) -> list[
     Raises:
         UsageError: there is something in it already.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_folder(folder)
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty. Nothing was copied. Name a new folder.")
-    names = [Path(name) for book in damaged for name in book.files]
-    names += [Path(QUARANTINE, file.name) for file in found.quarantined]
-    for name in names:
-        (folder / name).parent.mkdir(exist_ok=True, mode=0o700)
-        shutil.copy2(found.directory / name, folder / name)
-    return [str(name) for name in names]
+    names = [name for book in damaged for name in book.files]
+    kept = [file.name for file in found.quarantined]
+    with own_directory(found.directory) as source, own_directory(folder) as target:
+        for name in names:
+            copy_own(name, source, name, target)
+        if kept:
+            os.mkdir(QUARANTINE, FOLDER_MODE, dir_fd=target)
+            with own_directory(QUARANTINE, folder=source) as old, own_directory(QUARANTINE, folder=target) as new:
+                for name in kept:
+                    copy_own(name, old, name, new)
+    return [*names, *(f"{QUARANTINE}/{name}" for name in kept)]
 
 
 def _as_object(found: Survey, damaged: list[SurveyedBook], copied: list[str]) -> dict[str, Any]:
