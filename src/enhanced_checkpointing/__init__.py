@@ -17,6 +17,7 @@ from enhanced_checkpointing.errors import (
     CheckpointerError,
     CheckpointNotFoundError,
     CheckpointUnavailableError,
+    InvalidIdError,
     JournalFullError,
 )
 from enhanced_checkpointing.manager import (
@@ -41,6 +42,7 @@ __all__ = [
     "CheckpointerSettings",
     "CheckpointerType",
     "EnhancedCheckpointerManager",
+    "InvalidIdError",
     "JournalFullError",
     "create_memory_checkpointer",
     "create_postgres_checkpointer",

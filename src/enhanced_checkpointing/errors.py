@@ -10,8 +10,11 @@ __all__ = [
     "CheckpointUnavailableError",
     "CheckpointerConfigurationError",
     "CheckpointerError",
+    "InvalidIdError",
     "JournalFullError",
+    "quoted",
     "redact",
+    "shortened",
 ]
 
 
@@ -39,6 +42,12 @@ class JournalFullError(CheckpointerError):
     """The journal reached its byte cap, so the write was not accepted: it is neither in the primary nor the journal."""
 
 
+class InvalidIdError(CheckpointerError, ValueError):
+    """An id is no text that every database keeps as it was given, so nothing was read or written."""
+
+
+MOST_SHOWN = 80
+"""Characters of an id in a message."""
 LONGEST_TEXT = 8_000
 """Characters of what `redact` returns: a page, of an error that may quote all that was stored."""
 
@@ -70,6 +79,11 @@ def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
     if len(text) <= longest:
         return text
     return f"{text[:half]} … ({len(text) - 2 * half:,} characters left out) … {text[-half:]}"
+
+
+def quoted(identifier: str) -> str:
+    """An id as messages show it."""
+    return repr(shortened(identifier, MOST_SHOWN))
 
 
 def _said(text: object) -> str:

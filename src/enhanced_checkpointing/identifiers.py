@@ -1,15 +1,147 @@
-"""What an id tells about the age of what it names. Pure."""
+"""What may be an id, and what one tells about the age of what it names. Pure."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from enum import Enum
 from functools import lru_cache
+from numbers import Integral
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+
+from enhanced_checkpointing.errors import CheckpointerError, InvalidIdError, quoted
+
+LONGEST_ID = 4096
+"""Bytes of UTF-8. PostgreSQL's index takes at most 2,704 of a whole key that cannot be compressed."""
+
+INTEGERS = range(-(2**63), 2**64)
+"""What MessagePack can hold."""
+
+USER_ID = "user_id"
+"""The key of a config, and of a checkpoint's metadata, that names its user."""
 
 GREGORIAN_TO_UNIX = 0x01B21DD213814000
 """Intervals of 100 ns between 1582-10-15 and 1970-01-01 (RFC 9562, section 5.1)."""
 
 OLD_SECONDS = 3600
 """What was made within an hour is not deleted as old by anybody in their senses."""
+
+
+def text_of(value: object, name: str) -> str:
+    """The text that an id stands for: of a number or UUID its digits, of an enum's member that of its value.
+
+    An empty text is an id like any other, as it is for LangGraph's savers.
+
+    Raises:
+        InvalidIdError: it is something else, or a text that some database would refuse or change.
+    """
+    text = value if type(value) is str else _as_text(value, name)
+    size = len(text)
+    if not text.isascii():
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            raise _refused(name, text, "contains half of a character (a surrogate)") from None
+    if "\0" in text:
+        raise _refused(name, text, "contains a NUL character")
+    if size > LONGEST_ID:
+        raise _refused(name, text, f"takes {size:,} bytes; at most {LONGEST_ID:,} are kept")
+    return text
+
+
+def _as_text(value: object, name: str) -> str:
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, str):
+        return str.__str__(value)  # that of a subclass may say something else
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
+    kind = type(value).__name__
+    raise InvalidIdError(
+        f"{name} is of type {kind}. Nothing was read or written. Pass a text; a number, a UUID and an enum's member "
+        "stand for theirs."
+    )
+
+
+def _refused(name: str, text: str, why: str) -> InvalidIdError:
+    return InvalidIdError(
+        f"{name} {why}: {quoted(text)}. No database keeps it as it is, so it might become another's id. Nothing was "
+        "read or written. Pass a shorter text of whole characters without NUL."
+    )
+
+
+def named_thread(config: RunnableConfig) -> object:
+    """The thread id of a config, as it was given.
+
+    Raises:
+        CheckpointerError: the config names no thread.
+    """
+    thread_id: object = config.get("configurable", {}).get("thread_id")
+    if thread_id is None:
+        raise CheckpointerError(
+            "The config names no thread, so nothing was read or written. "
+            "Pass config={'configurable': {'thread_id': '…'}}, or make one with manager.create_thread_config()."
+        )
+    return thread_id
+
+
+def with_text_ids(config: RunnableConfig) -> RunnableConfig:
+    """The same config with its ids as texts, which every backend stores alike. The namespace None is the root graph's.
+
+    Raises:
+        InvalidIdError: `text_of` refuses one of them.
+        CheckpointerError: the config names no thread.
+    """
+    named_thread(config)
+    given = config["configurable"]
+    changed = _as_texts(given)
+    return config if changed is given else cast("RunnableConfig", {**config, "configurable": changed})
+
+
+def before_with_text_id(before: RunnableConfig | None) -> RunnableConfig | None:
+    """The same end of another page with its checkpoint's id as text.
+
+    Raises:
+        InvalidIdError: `text_of` refuses it.
+    """
+    given = before.get("configurable") if before else None
+    if before is None or given is None:
+        return before
+    changed = _as_texts(given)
+    return before if changed is given else cast("RunnableConfig", {**before, "configurable": changed})
+
+
+def _as_texts(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`given` itself, if its ids are texts already: nearly always."""
+    changes: dict[str, Any] = {}
+    for name in ("thread_id", "checkpoint_ns", "checkpoint_id", USER_ID):
+        value = given.get(name)
+        if value is not None and (text := text_of(value, name)) is not value and not _is_stored(name, value):
+            changes[name] = text
+    if given.get("checkpoint_ns", "") is None:
+        changes["checkpoint_ns"] = ""
+    return {**given, **changes} if changes else given
+
+
+def _is_stored(name: str, value: object) -> bool:
+    """Whether LangGraph stores this as it is: a number that names a user counts as its text."""
+    return name == USER_ID and type(value) is int and value in INTEGERS
+
+
+def with_text_user(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same metadata, with the user as text whom LangGraph would store otherwise than he is named.
+
+    Raises:
+        InvalidIdError: `text_of` refuses a text that names the user.
+    """
+    user = metadata.get(USER_ID)
+    if isinstance(user, (str, Enum, uuid.UUID)) and (text := text_of(user, USER_ID)) is not user:
+        return {**metadata, USER_ID: text}
+    return metadata
 
 
 def is_old(checkpoint_id: str | None, now: float) -> bool:

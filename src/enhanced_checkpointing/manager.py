@@ -23,6 +23,7 @@ from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.failover.loop_thread import Home
+from enhanced_checkpointing.identifiers import USER_ID, text_of, with_text_ids
 from enhanced_checkpointing.journal.opening import open_journal
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
@@ -145,20 +146,16 @@ class EnhancedCheckpointerManager(ThreadMethods):
         whatever else is given goes into `configurable`, and by LangGraph's rules into each checkpoint's metadata.
 
         Raises:
-            ValueError: the `user_id` contains a NUL character, which LangGraph would leave out.
+            InvalidIdError: an id is neither a text nor a number, UUID or enum's member, whose text it then is; or its
+                text has more than 4 KiB, NUL or half of a character, and so would not be stored as it is.
         """
-        if user_id is not None and "\0" in str(user_id):
-            raise ValueError(
-                "user_id contains a NUL character, which LangGraph leaves out of what it stores: the thread might be "
-                "another user's. Nothing was stored. Leave the character out of the id."
-            )
         if thread_id is None:
             thread_id, new = str(uuid6()), True
-        parts, known = self._parts, thread_id
+        parts, known = self._parts, text_of(thread_id, "thread_id")
         if new and parts is not None:
             self._home.tell(lambda: parts.standby.note_empty(known, ""))
-        user = {"user_id": user_id} if user_id is not None else {}
-        return {"configurable": {**configurable, **user, "thread_id": thread_id}}
+        user = {USER_ID: user_id} if user_id is not None else {}
+        return with_text_ids({"configurable": {**configurable, **user, "thread_id": known}})
 
     async def wait_drained(self, timeout: float) -> bool:
         """Wait until the journal is empty; False if `timeout` seconds were over before, or a thread is frozen."""

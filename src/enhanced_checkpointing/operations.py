@@ -25,6 +25,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.errors import CheckpointerError
+from enhanced_checkpointing.identifiers import named_thread
 from enhanced_checkpointing.serialization import INLINE_TYPES, Serialized, SharingSerializer
 
 NO_CHANNELS: frozenset[str] = frozenset()
@@ -300,29 +301,11 @@ def thread_of(config: RunnableConfig) -> str:
     Raises:
         CheckpointerError: the config names no thread.
     """
-    thread_id = config.get("configurable", {}).get("thread_id")
-    if thread_id is None:
-        raise CheckpointerError(
-            "The config names no thread, so nothing was read or written. "
-            "Pass config={'configurable': {'thread_id': '…'}}, or make one with manager.create_thread_config()."
-        )
-    return str(thread_id)
-
-
-def with_text_id(config: RunnableConfig) -> RunnableConfig:
-    """The same config with its thread id as text, which is what every backend stores.
-
-    Raises:
-        CheckpointerError: the config names no thread.
-    """
-    thread_id = thread_of(config)
-    if config["configurable"]["thread_id"] == thread_id:
-        return config
-    return {**config, "configurable": {**config["configurable"], "thread_id": thread_id}}
+    return str(named_thread(config))
 
 
 def namespace_of(config: RunnableConfig) -> str:
-    return str(config["configurable"].get("checkpoint_ns", ""))
+    return str(config["configurable"].get("checkpoint_ns") or "")
 
 
 def checkpoint_id_of(config: RunnableConfig) -> str | None:

@@ -90,7 +90,8 @@ async def test_user_id_of_which_a_character_would_not_be_stored_is_nobody_s(
         assert [one["thread_id"] for one in await manager.list_threads(user_id="ada")] == ["thread"]
         await graph.ainvoke({"question": "why"}, manager.create_thread_config("other", user_id=""))
         for odd in ("a\0da", "ada\0", "\0"):
-            assert await manager.list_threads(user_id=odd) == []
+            with pytest.raises(ValueError, match="user_id contains a NUL character"):
+                await manager.list_threads(user_id=odd)
             with pytest.raises(ValueError, match="user_id contains a NUL character"):
                 manager.create_thread_config("third", user_id=odd)
 

@@ -29,6 +29,7 @@ PUBLIC = {
     "CheckpointNotFoundError",
     "CheckpointCorruptionError",
     "CheckpointerConfigurationError",
+    "InvalidIdError",
     "JournalFullError",
 }
 

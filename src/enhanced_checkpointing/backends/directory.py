@@ -9,12 +9,10 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.identifiers import created_at
+from enhanced_checkpointing.identifiers import USER_ID, created_at
 from enhanced_checkpointing.operations import frozen_size, namespace_of, operations_of, thread_of
 from enhanced_checkpointing.serialization import SharingSerializer
 
-USER_ID = "user_id"
-"""The key of a checkpoint's metadata that names its user, as `create_thread_config(user_id=…)` puts it there."""
 THREAD_STATUS, TOUCHED_AT = "thread_status", "touched_at"
 """The keys of the newest root checkpoint's metadata that say how its thread ended, and when somebody last used it."""
 ACTIVE, COMPLETED, FAILED = "active", "completed", "failed"

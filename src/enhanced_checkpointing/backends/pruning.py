@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from enhanced_checkpointing.errors import CheckpointerError
+from enhanced_checkpointing.errors import CheckpointerError, quoted
 
 KEEP_LATEST, DELETE = "keep_latest", "delete"
 
@@ -178,6 +178,6 @@ class _Chain:
 def refuse_copy(source_thread_id: str, target_thread_id: str) -> CheckpointerError:
     """The error for a thread that is not copied, since that would mix two."""
     return CheckpointerError(
-        f"Thread {target_thread_id!r} has checkpoints that thread {source_thread_id!r} has not, so nothing was copied "
-        "into it. Copy into a thread that does not exist yet, or delete that one before."
+        f"Thread {quoted(target_thread_id)} has checkpoints that thread {quoted(source_thread_id)} has not, so nothing "
+        "was copied into it. Copy into a thread that does not exist yet, or delete that one before."
     )

@@ -20,6 +20,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.backends.msgpack_parts import array_items, binary, extension, is_simple, map_entries
 from enhanced_checkpointing.errors import CheckpointerError
+from enhanced_checkpointing.identifiers import INTEGERS
 from enhanced_checkpointing.serialization import (
     BYTEARRAY,
     BYTES,
@@ -32,9 +33,6 @@ from enhanced_checkpointing.serialization import (
 
 LARGEST_EXACT = 1e16
 """Python writes greater floats without a decimal point, and whoever reads that back gets an integer."""
-INTEGERS = range(-(2**63), 2**64)
-"""What MessagePack can hold."""
-
 VALUES = "channel_values"
 NOTHING = b"\xc0"
 

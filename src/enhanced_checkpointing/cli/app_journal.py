@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import DATABASE_AND_JOURNAL, JOURNAL, command
+from enhanced_checkpointing.cli.options import DATABASE_AND_JOURNAL, ID, JOURNAL, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
@@ -59,7 +59,7 @@ def dead_letters(options: Options, as_json: bool) -> ExitCode:
 def retry(
     options: Options,
     as_json: bool,
-    thread_id: Annotated[str | None, typer.Argument(help="The thread.", show_default=False)] = None,
+    thread_id: Annotated[str | None, typer.Argument(help="The thread.", show_default=False), ID] = None,
     every: Annotated[bool, typer.Option("--all", help="Every thread that has dead letters.")] = False,
     timeout: Timeout = 600.0,
 ) -> ExitCode:

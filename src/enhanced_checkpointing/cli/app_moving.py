@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import PROFILE, Serde, command
+from enhanced_checkpointing.cli.options import ID, PROFILE, Serde, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
@@ -73,7 +73,9 @@ def export(
     source: Source,
     file: Annotated[str, typer.Argument(help="The file to make, or - for standard output.", show_default=False)],
     thread: Annotated[
-        list[str] | None, typer.Option(help="Only the thread with this id; may be given again.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Only the thread with this id; may be given again.", show_default=False),
+        ID,
     ] = None,
     serde: Serde = None,
     quiet: Quiet = False,

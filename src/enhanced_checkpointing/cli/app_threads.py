@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, Serde, command
+from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, ID, Serde, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
@@ -20,10 +20,10 @@ threads = typer.Typer(
     "is no such thread or checkpoint, or it was refused, 2 wrong usage or not possible to find out.",
 )
 
-Thread = Annotated[str, typer.Argument(help="The id of the thread.", show_default=False)]
-Threads = Annotated[list[str], typer.Argument(metavar="THREAD...", help="Ids of threads.", show_default=False)]
+Thread = Annotated[str, typer.Argument(help="The id of the thread.", show_default=False), ID]
+Threads = Annotated[list[str], typer.Argument(metavar="THREAD...", help="Ids of threads.", show_default=False), ID]
 Namespace = Annotated[
-    str, typer.Option(metavar="NS", help="The namespace of a subgraph, as `show` names them.", show_default=False)
+    str, typer.Option(metavar="NS", help="The namespace of a subgraph, as `show` names them.", show_default=False), ID
 ]
 Full = Annotated[bool, typer.Option("--full", help="Shorten nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
@@ -33,7 +33,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def list_(
     options: Options,
     as_json: bool,
-    user: Annotated[str | None, typer.Option(help="Only the threads of this user.", show_default=False)] = None,
+    user: Annotated[str | None, typer.Option(help="Only the threads of this user.", show_default=False), ID] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
     before: Annotated[
         str | None, typer.Option(help="The next page, as the page before says it.", show_default=False)
@@ -149,9 +149,11 @@ def delete(
 def copy(
     options: Options,
     as_json: bool,
-    source: Annotated[str, typer.Argument(help="The thread to copy.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="The thread to copy.", show_default=False), ID],
     target: Annotated[
-        str | None, typer.Argument(help="The id of the copy. Default: a new one, which is printed.", show_default=False)
+        str | None,
+        typer.Argument(help="The id of the copy. Default: a new one, which is printed.", show_default=False),
+        ID,
     ] = None,
 ) -> ExitCode:
     """Copy a thread, all of it or nothing. Refused while the journal holds anything of it."""

@@ -12,12 +12,15 @@ import typer
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.findings import ExitCode
 
-__all__ = ["DATABASE", "DATABASE_AND_JOURNAL", "JOURNAL", "PROFILE", "Serde", "command"]
+__all__ = ["DATABASE", "DATABASE_AND_JOURNAL", "ID", "JOURNAL", "PROFILE", "Serde", "command"]
 
 DATABASE = ("database_url", "sqlite", "environment", "env_file")
 DATABASE_AND_JOURNAL = ("database_url", "sqlite", "journal_dir", "environment", "env_file")
 JOURNAL = ("journal_dir", "env_file")
 PROFILE = ("environment", "env_file")
+
+ID = "id"
+"""Marks an argument or option that names threads, a namespace or a user: it must be an id that a saver would take."""
 
 Serde = Annotated[
     str | None,
@@ -66,14 +69,24 @@ def _with_options(body: Callable[..., ExitCode], takes: Sequence[str]) -> Callab
     def run(**given: Any) -> None:
         from enhanced_checkpointing.cli.configuration import Options
         from enhanced_checkpointing.cli.screen import guarded
+        from enhanced_checkpointing.identifiers import text_of
 
         as_json = given.pop("json")
         options = Options(**{one: given.pop(one) for one in takes})
-        raise typer.Exit(guarded(lambda: body(options, as_json, **given), as_json=as_json))
+
+        def work() -> ExitCode:
+            for name, value in given.items():
+                for one in value if isinstance(value, (list, tuple)) else [value]:
+                    if name in ids and one is not None:
+                        text_of(one, f"The given {name}")
+            return body(options, as_json, **given)
+
+        raise typer.Exit(guarded(work, as_json=as_json))
 
     # Of a body's own options only: what comes before them is not imported until the command runs.
     hints = get_type_hints(body, localns={"Options": Any, "ExitCode": Any}, include_extras=True)
     own = [one.replace(annotation=hints[one.name]) for one in [*inspect.signature(body).parameters.values()][2:]]
+    ids = {name for name, hint in hints.items() if ID in getattr(hint, "__metadata__", ())}
     shared = [_option(one, _SHARED[one], None) for one in takes]
     parameters = [*own, *shared, _option("json", _JSON, False)]
     run.__annotations__ = {one.name: one.annotation for one in parameters}

@@ -23,7 +23,7 @@ from langgraph.checkpoint.base import (
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
 from enhanced_checkpointing.failover.alarms import alarm
 from enhanced_checkpointing.failover.explanations import cold, explained, unavailable
 from enhanced_checkpointing.failover.journaling import Journaling
@@ -221,7 +221,7 @@ class Engine:
 
     async def delete_thread(self, thread_id: str) -> None:
         if self._journal is not None and self._journal.is_frozen(thread_id):
-            what = f"thread {thread_id!r} is frozen: the journal has what the primary refused, or what is damaged"
+            what = f"thread {quoted(thread_id)} is frozen: the journal has what the primary refused, or what is damaged"
             raise unavailable(what, "It was not deleted, as nothing of it is written until that is mended.")
         await self.writes.settle(DeleteThread(thread_id))
 
@@ -292,7 +292,7 @@ class Engine:
             return self._ask_standby(scope, thread_id, standby, failed)
         if verdict is Verdict.UNAVAILABLE:
             scope.outcome = "unavailable"
-        raise self._explained(failed, f"thread {thread_id!r} cannot be read")
+        raise self._explained(failed, f"thread {quoted(thread_id)} cannot be read")
 
     def _ask_standby(
         self, scope: OperationScope, thread_id: str, standby: Callable[[], T], failed: CallFailed | None

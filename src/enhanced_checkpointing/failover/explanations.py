@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError, redact
+from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 
 NOT_STORED = (
@@ -44,6 +44,6 @@ def cold(thread_id: str, missing: CheckpointUnavailableError, failed: CallFailed
     """A read that neither the primary nor the warm copy can answer; `missing` says what the warm copy lacks."""
     fix = f" {failed.failure.fix}" if failed is not None and failed.failure.fix else ""
     return unavailable(
-        f"thread {thread_id!r} cannot be read: the primary is not available and {missing}",
+        f"thread {quoted(thread_id)} cannot be read: the primary is not available and {missing}",
         f"Nothing is lost; this is not 'not found'.{fix}",
     )

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.failover.explanations import NOT_STORED, unavailable
 from enhanced_checkpointing.failover.newcomers import Newcomers
@@ -129,7 +130,7 @@ class Journaling:
     def _admit(self, call: Call) -> tuple[Deadline, Journal]:
         """The time that the journal has for a call, if that may be journaled."""
         operation = call.operation
-        what = f"{operation.name} on thread {operation.thread_id!r}"
+        what = f"{operation.name} on thread {quoted(operation.thread_id)}"
         if self._journal is None:
             raise unavailable(f"{what} was not accepted", NOT_STORED)
         left = LATEST_FOR_THE_JOURNAL - call.deadline.overdue()

@@ -10,6 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.errors import MOST_SHOWN, shortened
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.explanations import explained, unavailable
 from enhanced_checkpointing.failover.standby import Standby
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 PATIENCE = 12
 """How many ordinary deadlines a maintenance call may take: pruning a long thread is slow, and rightly so."""
+
+MOST_NAMED = 5
+"""Threads that a message names."""
 
 
 class Maintenance:
@@ -129,7 +133,7 @@ class Maintenance:
             CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
         """
         scope = OperationScope(operation, self._backend.name, None)
-        about = f"threads {', '.join(thread_ids)}" if thread_ids else "all threads"
+        about = f"threads {_named(thread_ids)}" if thread_ids else "all threads"
         with self._telemetry.operation(scope):
             deadline = Deadline(self._clock, patience * self._seconds)
             held = self._engine.held_threads() if frozen else self._engine.waiting_threads()
@@ -148,3 +152,8 @@ class Maintenance:
             scope.outcome = "primary"
             self._engine.newcomers.contact()  # a thread that was just copied is there, however young its id is
             return answer
+
+
+def _named(thread_ids: Sequence[str]) -> str:
+    more = f" and {len(thread_ids) - MOST_NAMED} more" if len(thread_ids) > MOST_NAMED else ""
+    return ", ".join(shortened(one, MOST_SHOWN) for one in thread_ids[:MOST_NAMED]) + more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -20,7 +20,7 @@ from langgraph.checkpoint.base import (
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge, SyncMethods
-from enhanced_checkpointing.operations import with_text_id
+from enhanced_checkpointing.identifiers import before_with_text_id, text_of, with_text_ids, with_text_user
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 
 
@@ -41,7 +41,7 @@ class FailoverSaver(SyncMethods):
         self._serializer = serializer
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        asked = with_text_id(config)
+        asked = with_text_ids(config)
         return await self._bridge.bring(self._engine.get_tuple, asked)
 
     async def alist(
@@ -54,8 +54,11 @@ class FailoverSaver(SyncMethods):
     ) -> AsyncIterator[CheckpointTuple]:
         """All matching checkpoints, newest first. They are fetched before the first is given, so that a listing is
         complete or an error, never a part that looks like the whole."""
+        before = before_with_text_id(before)
         if config is not None and "thread_id" in config.get("configurable", {}):
-            one = with_text_id(config)
+            one = with_text_ids(config)
+            if config["configurable"].get("checkpoint_ns", "") is None:  # in a listing that is every namespace
+                one = cast("RunnableConfig", {**one, "configurable": {**one["configurable"], "checkpoint_ns": None}})
             answer = await self._bridge.bring(self._engine.list, one, filter, before, limit)
         else:
             answer = await self._bridge.bring(self._maintenance.list, filter, before, limit)
@@ -69,22 +72,28 @@ class FailoverSaver(SyncMethods):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
+        config, metadata = with_text_ids(config), cast("CheckpointMetadata", with_text_user(metadata))
+        if config.get("metadata"):
+            config = {**config, "metadata": dict(with_text_user(config["metadata"]))}
+        if (checkpoint_id := text_of(checkpoint["id"], "checkpoint_id")) is not checkpoint["id"]:
+            checkpoint = {**checkpoint, "id": checkpoint_id}
         return await self._bridge.bring(self._engine.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._bridge.bring(self._engine.put_writes, config, writes, task_id, task_path)
+        task_id = text_of(task_id, "task_id")
+        await self._bridge.bring(self._engine.put_writes, with_text_ids(config), writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._bridge.bring(self._engine.delete_thread, str(thread_id))
+        await self._bridge.bring(self._engine.delete_thread, text_of(thread_id, "thread_id"))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         if not channels:
             return {}
-        asked = with_text_id(config)
+        asked = with_text_ids(config)
         return await self._bridge.bring(self._engine.delta_history, asked, channels)
 
     def get_next_version(self, current: str | int | float | None, channel: None = None) -> str:
@@ -103,16 +112,17 @@ class FailoverSaver(SyncMethods):
 
 
 async def _delete_for_runs(self: FailoverSaver, run_ids: Sequence[str]) -> None:
+    run_ids = [text_of(run_id, "run_id") for run_id in run_ids]
     await self._bridge.bring(
         lambda: self._maintenance.change("delete_for_runs", None, lambda saver: saver.adelete_for_runs(run_ids))
     )
 
 
 async def _copy_thread(self: FailoverSaver, source_thread_id: str, target_thread_id: str) -> None:
-    threads = source_thread_id, target_thread_id
+    source, target = text_of(source_thread_id, "source_thread_id"), text_of(target_thread_id, "target_thread_id")
     await self._bridge.bring(
         lambda: self._maintenance.change(
-            "copy_thread", [target_thread_id], lambda saver: saver.acopy_thread(*threads), source=source_thread_id
+            "copy_thread", [target], lambda saver: saver.acopy_thread(source, target), source=source
         )
     )
 
@@ -120,6 +130,7 @@ async def _copy_thread(self: FailoverSaver, source_thread_id: str, target_thread
 async def _prune(self: FailoverSaver, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
     if isinstance(thread_ids, str):
         raise TypeError("thread_ids must be a sequence of thread IDs, not a str")
+    thread_ids = [text_of(thread_id, "thread_id") for thread_id in thread_ids]
     await self._bridge.bring(
         lambda: self._maintenance.change("prune", thread_ids, lambda saver: saver.aprune(thread_ids, strategy=strategy))
     )

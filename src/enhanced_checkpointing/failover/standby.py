@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory
 
-from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
+from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import (
@@ -155,7 +155,7 @@ class Standby:
             self._told[thread_id] = None
             if len(self._told) > TOLD_REMEMBERED:
                 self._told.popitem(last=False)
-            self._warn(f"thread {thread_id!r} cannot be kept warm ({redact(error)}): in an outage it is not read")
+            self._warn(f"thread {quoted(thread_id)} cannot be kept warm ({redact(error)}): in an outage it is not read")
 
     def warm(self, config: RunnableConfig, found: CheckpointTuple | None, *, blank: bool = True) -> None:
         """Take the primary's answer to a read. What cannot be held makes the thread cold, and no read fail.
@@ -307,7 +307,7 @@ class Standby:
             return self._new(thread_id)
         thread = self._threads.get(thread_id)
         if thread is None:
-            raise CheckpointUnavailableError(f"thread {thread_id!r} is not warm")
+            raise CheckpointUnavailableError(f"thread {quoted(thread_id)} is not warm")
         self._use(thread_id)
         return thread
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.failover.alarms import alarm
 from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.failover.explanations import explained
@@ -304,5 +304,5 @@ class Writes:
         if verdict is Verdict.JOURNAL:
             return True
         call.scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
-        call.refuse(explained(failed, f"{call.operation.name} on thread {call.thread_id!r} failed"))
+        call.refuse(explained(failed, f"{call.operation.name} on thread {quoted(call.thread_id)} failed"))
         return False

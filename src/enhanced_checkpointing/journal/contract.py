@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 
@@ -122,8 +122,8 @@ class Appending:
         if not self.ended.done() and not await deadline.wait_for(self.ended):
             raise CheckpointUnavailableError(
                 f"The disk of the journal did not answer in time, so {self.operation.name} on thread "
-                f"{self.operation.thread_id!r} is not acknowledged. It may still be stored, and is written to the "
-                "primary then; calling again with the same checkpoint is safe."
+                f"{quoted(self.operation.thread_id)} is not acknowledged. It may still be stored, and is written to "
+                "the primary then; calling again with the same checkpoint is safe."
             )
         self.ended.result()
         assert self.entry is not None

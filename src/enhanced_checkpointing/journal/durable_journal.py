@@ -18,6 +18,7 @@ from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
     CheckpointerConfigurationError,
     CheckpointUnavailableError,
+    quoted,
     redact,
 )
 from enhanced_checkpointing.journal import codec, marks
@@ -338,7 +339,7 @@ class DurableJournal:
             why = f"the serializer cannot read it: {redact(error)}"
         self._damages += 1
         self._index.damage(entry.thread_id)
-        what = f"record {entry.sequence} of thread {entry.thread_id!r} in the journal cannot be used: {why}"
+        what = f"record {entry.sequence} of thread {quoted(entry.thread_id)} in the journal cannot be used: {why}"
         self._telemetry.emit(Notice("ERROR", f"{what}. The thread is frozen; nothing of it was dropped"))
         raise CheckpointCorruptionError(f"{what}. The thread is frozen; nothing of it was dropped.")
 

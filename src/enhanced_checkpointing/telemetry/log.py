@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from weakref import WeakSet
 
-from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.errors import MOST_SHOWN, CheckpointerConfigurationError, shortened
 from enhanced_checkpointing.telemetry.events import (
     NOTHING,
     ConfigurationFault,
@@ -180,8 +180,8 @@ class LoggingSink:
             method, rest = "warning", "frozen; the rest stays in the journal until the refused operation is mended"
         self._write(
             method,
-            f"draining thread {event.thread_id} into {event.backend}: {event.operations} operations written, then "
-            f"{rest}{more_held_back(held_back, 'threads ')}",
+            f"draining thread {_id(event.thread_id)} into {event.backend}: {event.operations} operations written, "
+            f"then {rest}{more_held_back(held_back, 'threads ')}",
         )
 
     def _dead_lettered(self, event: DeadLettered) -> None:
@@ -189,23 +189,23 @@ class LoggingSink:
         if held_back is not None:
             self._write(
                 "error",
-                f"dead letter: {event.backend} refuses a journaled {event.operation} of thread {event.thread_id} for "
-                f"good ({event.error}). The operation is kept, the thread stays on the journal until it is mended, "
+                f"dead letter: {event.backend} refuses a journaled {event.operation} of thread {_id(event.thread_id)} "
+                f"for good ({event.error}). The operation is kept, the thread stays on the journal until it is mended, "
                 f"other threads go on{more_held_back(held_back)}",
             )
 
     def _diverged(self, event: Diverged) -> None:
         held_back = self._divergences.admit()
         if held_back is not None:
-            namespace = f" (namespace {event.checkpoint_ns})" if event.checkpoint_ns else ""
-            journaled, kept = "it", f"Both branches are kept; the journaled one as {event.kept_as}"
+            namespace = f" (namespace {_id(event.checkpoint_ns)})" if event.checkpoint_ns else ""
+            journaled, kept = "it", f"Both branches are kept; the journaled one as {_id(event.kept_as)}"
             if event.deletion:
                 journaled = "its deletion"
                 kept = "The deletion was not applied and the other branch is kept; to end both, delete the thread again"
             self._write(
                 "warning",
-                f"divergence: thread {event.thread_id}{namespace} was written in {event.backend} by someone else while "
-                f"this process journaled {journaled}: head {event.found_head} instead of {event.expected_head}. "
+                f"divergence: thread {_id(event.thread_id)}{namespace} was written in {event.backend} by someone else "
+                f"while this process journaled {journaled}: head {event.found_head} instead of {event.expected_head}. "
                 f"{kept}{more_held_back(held_back)}",
             )
 
@@ -277,3 +277,7 @@ def _checked(logger: object) -> object:
 def _to_standard_error(line: str) -> None:
     if logging.lastResort is not None:
         logging.lastResort.handle(logging.LogRecord(LOGGER_NAME, logging.WARNING, __file__, 0, line, None, None))
+
+
+def _id(identifier: str) -> str:
+    return shortened(identifier, MOST_SHOWN)

@@ -9,10 +9,11 @@ from uuid import uuid4
 from langchain_core.runnables import RunnableConfig
 
 from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead, status_of
-from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.saver import FailoverSaver
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
+from enhanced_checkpointing.identifiers import text_of
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from enhanced_checkpointing.threads.sweep import Sweep
@@ -51,9 +52,7 @@ class ThreadDirectory:
         """
         if limit < 0:
             raise ValueError(f"limit must not be negative, but is {limit}")
-        user = None if user_id is None else str(user_id)
-        if user is not None and "\0" in user:
-            return []  # nobody's: LangGraph stores it without the NUL, which may be another user
+        user = None if user_id is None else text_of(user_id, "user_id")
         query = HeadQuery(limit, user, metadata, _place(before))
         heads = await self.bridge.bring(
             lambda: self._maintenance.consult("list_threads", None, lambda one: one.heads(query), frozen=False)
@@ -66,7 +65,7 @@ class ThreadDirectory:
         Raises:
             CheckpointUnavailableError: in an outage, or while the journal holds something of the thread.
         """
-        wanted = [str(thread_id)]
+        wanted = [text_of(thread_id, "thread_id")]
         heads = await self.bridge.bring(
             lambda: self._maintenance.consult("get_thread", wanted, lambda one: one.describe(wanted), frozen=True)
         )
@@ -74,6 +73,7 @@ class ThreadDirectory:
 
     async def delete(self, thread_id: str) -> bool:
         """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
+        thread_id = text_of(thread_id, "thread_id")
         config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
         try:
             existed = await self._saver.aget_tuple(config) is not None or self._presumes_empty(thread_id)
@@ -90,9 +90,10 @@ class ThreadDirectory:
             CheckpointerError: the target has checkpoints of its own.
             CheckpointUnavailableError: in an outage, or while the journal holds something of either.
         """
-        source, target = str(source_thread_id), str(target_thread_id or uuid4())
+        source = text_of(source_thread_id, "source_thread_id")
+        target = text_of(uuid4() if target_thread_id is None else target_thread_id, "target_thread_id")
         if await self.get(source) is None:
-            raise CheckpointNotFoundError(f"There is no thread {source!r}, so nothing was copied.")
+            raise CheckpointNotFoundError(f"There is no thread {quoted(source)}, so nothing was copied.")
         await self._saver.acopy_thread(source, target)
         return target
 
@@ -105,7 +106,7 @@ class ThreadDirectory:
         await self._saver.adelete_for_runs(run_ids)
 
     async def mark(self, thread_id: str, status: str) -> None:
-        await self.bridge.bring(self._marks.mark, str(thread_id), status)
+        await self.bridge.bring(self._marks.mark, text_of(thread_id, "thread_id"), status)
 
     async def retire(self, policy: RetentionPolicy | None, dry_run: bool) -> Sweep:
         return await self.bridge.bring(lambda: self._sweeper.run(policy, dry_run=dry_run))
@@ -126,6 +127,8 @@ def entry_of(head: ThreadHead) -> Entry:
 
 
 def _place(before: str | Mapping[str, Any] | None) -> Place | None:
-    if before is None or isinstance(before, str):
-        return Place(before) if before is not None else None
-    return Place(before["checkpoint_id"], before["thread_id"])
+    if before is None:
+        return None
+    if not isinstance(before, Mapping):
+        return Place(text_of(before, "checkpoint_id"))
+    return Place(text_of(before["checkpoint_id"], "checkpoint_id"), text_of(before["thread_id"], "thread_id"))

@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointMetadata
 
 from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT
-from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.explanations import cold
 from enhanced_checkpointing.failover.maintenance import Maintenance
@@ -52,7 +52,7 @@ class Marks:
         else:
             await self._warm_again(thread_id)
         if not found:
-            raise CheckpointNotFoundError(f"There is no thread {thread_id!r}, so it was not marked as {status}.")
+            raise CheckpointNotFoundError(f"There is no thread {quoted(thread_id)}, so it was not marked as {status}.")
 
     async def touch(self, thread_id: str, read_at: datetime) -> bool:
         """Write down when a thread was read; False if it is gone.

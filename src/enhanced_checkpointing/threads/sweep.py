@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 
@@ -105,7 +106,7 @@ def told(sweep: Sweep) -> str | None:
     )
     if sweep.failed:
         done += f", {sweep.failed} could not be, the first of them: " + next(
-            (f"{one.thread_id!r} ({one.reason})" for one in sweep.retired if one.outcome == "failed"), "not named"
+            (f"{quoted(one.thread_id)} ({one.reason})" for one in sweep.retired if one.outcome == "failed"), "not named"
         )
     if sweep.stopped:
         done += f". It stopped early, and goes on later: {sweep.stopped}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend, Heads
-from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.operations import operations_of
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
@@ -75,7 +75,7 @@ class Branches:
         except CallFailed as failed:
             if not failed.at_fault:
                 raise
-            what = f"the branches of thread {thread_id!r} could not be compared ({redact(failed.error)})"
+            what = f"the branches of thread {quoted(thread_id)} could not be compared ({redact(failed.error)})"
             self._telemetry.emit(Notice("WARNING", f"{what}; what was journaled is written to the same thread"))
             return Target(thread_id)
 

@@ -33,7 +33,7 @@ from enhanced_checkpointing.backends.postgres.rows import probe_statement, state
 from enhanced_checkpointing.backends.postgres.wire import execute
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.errors import CheckpointerConfigurationError, quoted
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.failure_kinds import Failure
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -159,7 +159,7 @@ class PostgresBackend(Backend):
     async def _await_lost_sessions(self, thread_ids: Iterable[str]) -> None:
         for thread_id in thread_ids:
             if self._connections.may_still_write(thread_id) and not await self.fence(thread_id):
-                raise LostSessionError(f"a lost session may still write to thread {thread_id!r}")
+                raise LostSessionError(f"a lost session may still write to thread {quoted(thread_id)}")
 
     async def renew(self) -> None:
         await self._connections.renew()

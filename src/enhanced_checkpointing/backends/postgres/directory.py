@@ -7,9 +7,10 @@ from typing import Any
 
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.directory import USER_ID, Place, user_of
+from enhanced_checkpointing.backends.directory import Place, user_of
 from enhanced_checkpointing.backends.listing import Naming, Top, Total
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.identifiers import USER_ID
 
 # A hash, since an entry of an index has a greatest size, and no checkpoint is to be refused for the user that it names.
 USER_KEY = f"hashtextextended(metadata ->> '{USER_ID}', 0)"

@@ -10,8 +10,9 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from enhanced_checkpointing.backends.directory import USER_ID, Place, time_of
+from enhanced_checkpointing.backends.directory import Place, time_of
 from enhanced_checkpointing.backends.listing import Naming, Top, Total
+from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")

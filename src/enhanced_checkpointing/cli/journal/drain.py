@@ -22,7 +22,7 @@ from enhanced_checkpointing.cli.journal.foreground import Foreground, opened_for
 from enhanced_checkpointing.cli.journal.status import exit_code
 from enhanced_checkpointing.cli.screen import listed, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
 from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook, survey
 
 __all__ = ["drain", "retry"]
@@ -88,7 +88,7 @@ def _threads_to_retry(found: Survey, thread_id: str | None) -> list[str]:
     letters = [(letter.thread_id, book) for book in found.books for letter in book.dead_letters]
     wanted = [(thread, book) for thread, book in letters if thread_id in (None, thread)]
     if thread_id is not None and not wanted:
-        raise UsageError(f"Thread {thread_id!r} has no dead letter in {found.directory}.")
+        raise UsageError(f"Thread {quoted(thread_id)} has no dead letter in {found.directory}.")
     held = [(thread, book) for thread, book in wanted if book.owner is Owner.ALIVE]
     if held and len(held) == len(wanted):
         raise UsageError(_refusal(held))

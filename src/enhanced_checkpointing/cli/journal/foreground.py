@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
+from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.journal.contract import DeadLetter, Journal
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.journal.opening import open_journal
@@ -60,8 +60,8 @@ class Told:
             line = f"the primary refuses: {event.error}. {event.fix}"
         elif isinstance(event, Diverged):
             line = (
-                f"thread {event.thread_id!r} was written by somebody else meanwhile: both branches are kept, this one "
-                f"as {event.kept_as!r}"
+                f"thread {quoted(event.thread_id)} was written by somebody else meanwhile: both branches are kept, "
+                f"this one as {event.kept_as!r}"
             )
         if line and line not in self.lines:
             self.lines.append(line)

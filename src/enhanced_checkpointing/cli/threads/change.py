@@ -24,6 +24,7 @@ from enhanced_checkpointing.cli.threads.database import Configured, Store, Targe
 from enhanced_checkpointing.cli.threads.journal import holdings
 from enhanced_checkpointing.cli.threads.list import print_whole
 from enhanced_checkpointing.cli.threads.pruning import count_pruned
+from enhanced_checkpointing.errors import quoted
 
 __all__ = ["copy", "delete", "prune"]
 
@@ -66,7 +67,7 @@ def copy(target: Target, source: str, destination: str | None, *, as_json: bool)
     async def work(store: Store) -> ThreadHead:
         heads = await _looked_up(configured, store, [source, destination], "copied")
         if source not in heads:
-            raise RefusedError(f"There is no thread {source!r} in {store.home}, so nothing was copied.")
+            raise RefusedError(f"There is no thread {quoted(source)} in {store.home}, so nothing was copied.")
         await store.ask_saver("copy a thread", lambda saver: saver.acopy_thread(source, destination), CHANGE_SECONDS)
         return (await store.heads([destination]))[destination]
 
@@ -217,4 +218,4 @@ def _print_pruned(
 
 def _print_missing(missing: Sequence[str], console: Console) -> None:
     for thread_id in missing:
-        paragraph(console, Text("MISSING  ", style="bold red"), f"There is no thread {thread_id!r}.")
+        paragraph(console, Text("MISSING  ", style="bold red"), f"There is no thread {quoted(thread_id)}.")

@@ -23,7 +23,7 @@ from enhanced_checkpointing.cli.plain_values import PlainSerializer
 from enhanced_checkpointing.cli.primary import Primary, opened_primary
 from enhanced_checkpointing.cli.threads.checkpoint_view import View, delta_channels, is_sealed, rebuilt, view_of
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointerError, redact
+from enhanced_checkpointing.errors import CheckpointerError, quoted, redact
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 
 __all__ = ["Store", "Target", "config_for", "opened_store"]
@@ -128,7 +128,7 @@ class Store:
 
         found = await self.ask_saver("list checkpoints", fetch)
         if any(map(is_sealed, found)):
-            raise RefusedError(f"Thread {thread_id!r} cannot be read. {SEAL}")
+            raise RefusedError(f"Thread {quoted(thread_id)} cannot be read. {SEAL}")
         return found
 
     async def get(self, thread_id: str, namespace: str, checkpoint_id: str | None = None) -> CheckpointTuple | None:
@@ -140,7 +140,7 @@ class Store:
 
         found = await self.ask_saver("read a checkpoint", fetch)
         if found is not None and is_sealed(found):
-            raise RefusedError(f"Thread {thread_id!r} cannot be read. {SEAL}")
+            raise RefusedError(f"Thread {quoted(thread_id)} cannot be read. {SEAL}")
         return found
 
     async def resolve(self, thread_id: str, namespace: str, wanted: str | None) -> CheckpointTuple:
@@ -154,16 +154,18 @@ class Store:
             return exact
         within = f" in the namespace {namespace!r}" if namespace else ""
         if wanted is None:
-            raise RefusedError(f"Thread {thread_id!r} has no checkpoint{within}.")
+            raise RefusedError(f"Thread {quoted(thread_id)} has no checkpoint{within}.")
         alike = await self.page(thread_id, namespace, _behind(wanted), 2)
         alike = [found for found in alike if found.checkpoint["id"].startswith(wanted)]
         if len(alike) == 1:
             return alike[0]
         if alike:
             names = " and ".join(found.checkpoint["id"] for found in alike)
-            raise RefusedError(f"Several checkpoints of thread {thread_id!r} begin with {wanted!r}, such as {names}.")
+            raise RefusedError(
+                f"Several checkpoints of thread {quoted(thread_id)} begin with {wanted!r}, such as {names}."
+            )
         raise RefusedError(
-            f"Thread {thread_id!r} has no checkpoint{within} whose id begins with {wanted!r}. "
+            f"Thread {quoted(thread_id)} has no checkpoint{within} whose id begins with {wanted!r}. "
             f"`checkpointing threads history` lists them."
         )
 

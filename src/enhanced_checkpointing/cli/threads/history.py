@@ -21,6 +21,7 @@ from enhanced_checkpointing.cli.threads.database import Store, Target, config_fo
 from enhanced_checkpointing.cli.threads.history_graph import Node, drawn, short_length
 from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
 from enhanced_checkpointing.cli.value_texts import brief
+from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.operations import checkpoint_id_of, namespace_of
 
 __all__ = ["Entry", "run", "show_history"]
@@ -126,9 +127,9 @@ def run(target: Target, thread_id: str, *, limit: int, before: str | None, every
         notes = journal_notes(configured.journal_dir, store.home, [thread_id])
         history = await _history(store, thread_id, limit, before, None if every else "")
         if not history.entries and before is None:
-            text = f"There is no thread {thread_id!r} in {store.home}."
+            text = f"There is no thread {quoted(thread_id)} in {store.home}."
             if not every and await store.heads([thread_id]):
-                text = f"Thread {thread_id!r} has checkpoints in subgraphs only: --all shows them."
+                text = f"Thread {quoted(thread_id)} has checkpoints in subgraphs only: --all shows them."
             raise RefusedError(" ".join([text, *(f"{one.text} {one.way_out}" for one in notes[0])]))
         return history, *notes
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from enhanced_checkpointing.cli.journal.books import owner_of
 from enhanced_checkpointing.cli.screen import listed, plural
+from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.journal.inheritance import belongs
 from enhanced_checkpointing.journal.refusals import reason
 from enhanced_checkpointing.journal.survey import Owner, Survey, survey
@@ -42,7 +43,7 @@ class Holding:
         if self.damaged:
             parts.append("damage that may have cost it operations")
         home = f", for {self.home}" * bool(self.home)
-        return f"The journal holds of thread {self.thread_id!r}: {listed(parts)} ({listed(self.owners)}{home})."
+        return f"The journal holds of thread {quoted(self.thread_id)}: {listed(parts)} ({listed(self.owners)}{home})."
 
     @property
     def way_out(self) -> str:

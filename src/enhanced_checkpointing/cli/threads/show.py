@@ -21,6 +21,7 @@ from enhanced_checkpointing.cli.threads.conversation import Message, conversatio
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
 from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
 from enhanced_checkpointing.cli.value_texts import brief, cut, shown
+from enhanced_checkpointing.errors import quoted
 
 __all__ = ["Subject", "lines_of", "messages_of", "run"]
 
@@ -68,7 +69,7 @@ async def _subject(
 ) -> Subject:
     head = (await store.heads([thread_id])).get(thread_id)
     if head is None:
-        text = f"There is no thread {thread_id!r} in {store.home}."
+        text = f"There is no thread {quoted(thread_id)} in {store.home}."
         raise RefusedError(" ".join([text, *(f"{one.text} {one.way_out}" for one in held)]))
     newest = await store.page(thread_id, None, None, SUBGRAPHS_AMONG)
     subgraphs = await store.namespaces(thread_id, newest)
