@@ -609,13 +609,14 @@ async def test_operator_is_told_once_at_half_and_once_at_four_fifths() -> None:
         await journal.mark_applied(journal.entries("a"))
     async with opened_journal(capacity=10 * size) as journal:
         for count in range(10):
-            await add(journal, "a")
+            await add(journal, "abcde"[count // 2])
             assert len(notices(journal)) == (count >= 4) + (count >= 7), count
         assert [level for level, _ in notices(journal)] == ["WARNING", "ERROR"]
         assert "50%" in notices(journal)[0][1]
-        await journal.mark_applied(journal.entries("a", 8))
-        for _ in range(3):
-            await add(journal, "a")
+        for name in "abcd":
+            await journal.mark_applied(journal.entries(name))
+        for name in "aab":
+            await add(journal, name)
         assert len(notices(journal)) == 3, "again, when it filled again"
 
 

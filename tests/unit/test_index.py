@@ -97,22 +97,22 @@ async def test_adopted_records_come_first_and_count_like_others() -> None:
 
 
 async def test_what_was_adopted_takes_no_room_of_ours_and_is_counted() -> None:
-    index = Index(20)
+    index = Index(80)
     others = [adopted(index, "a") for _ in range(3)]
     ours = [await added(index, "a") for _ in range(2)]
     status = index.status()
     assert (status.pending, status.size, status.adopted_size, index.own_size) == (5, 50, 30, 20)
     index.remove(others[:2])
     index.bury(others[2], "refused")
-    with pytest.raises(JournalFullError, match="holds 20 of 20 bytes"):
-        await index.begin("b", 10, soon(0.02))
+    with pytest.raises(JournalFullError, match="holds 20 of 80 bytes"):
+        await index.begin("b", 70, soon(0.02))
     assert index.status().adopted_size == 0
     assert index.entries("a") == tuple(ours)
 
 
 async def test_room_that_is_not_enough_is_waited_on() -> None:
     index = Index(20)
-    first, second = await added(index, "a"), await added(index, "a")
+    first, second = await added(index, "a"), await added(index, "c")
     waiting = asyncio.ensure_future(index.begin("b", 20, soon()))
     await asyncio.sleep(0)
     index.remove([first])
@@ -184,10 +184,9 @@ def test_thread_that_is_not_held_cannot_be_diverted() -> None:
 async def come(index: Index, log: list[str], name: str, size: int = 10, seconds: float = 5.0) -> None:
     deadline = soon(seconds)
     async with index.turn(deadline) as mine:
-        if not mine:
-            raise index.full(size)
-        await index.begin(name, size, deadline)
-        log.append(name)
+        assert mine
+    await index.begin(name[0], size, deadline)
+    log.append(name)
 
 
 async def test_append_that_nobody_is_in_front_of_has_its_turn_without_waiting() -> None:
@@ -199,31 +198,54 @@ async def test_append_that_nobody_is_in_front_of_has_its_turn_without_waiting() 
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_smaller_record_does_not_overtake_one_that_waits_for_room() -> None:
+async def test_record_that_waits_for_room_lets_other_threads_pass_and_its_own_wait_behind_it() -> None:
     index, log = Index(100), list[str]()
     first = await added(index, "first")
-    waiting = [
-        asyncio.ensure_future(come(index, log, name, size)) for name, size in (("big", 95), ("small", 2), ("last", 2))
-    ]
+    names = (("big", 95), ("b small", 2), ("small", 2), ("b last", 2))
+    waiting = [asyncio.ensure_future(come(index, log, name, size)) for name, size in names]
     await asyncio.sleep(0.01)
-    assert log == []
+    assert log == ["small"]
+    assert not index.takes_at_once("b", 1)
+    assert index.takes_at_once("c", 1)
     index.remove([first])
+    index.give_up("s", 2)
+    await asyncio.sleep(0.01)
+    assert log == ["small", "big"], "a quarter is full, and more"
+    index.give_up("b", 95)
     await asyncio.gather(*waiting)
-    assert log == ["big", "small", "last"]
+    assert log == ["small", "big", "b small", "b last"]
 
 
-async def test_turn_that_did_not_come_in_time_is_told_that_there_is_no_room_and_the_next_gets_it() -> None:
+async def test_thread_takes_no_more_than_a_quarter_and_is_told_so_while_others_go_on() -> None:
+    index = Index(100)
+    await index.begin("greedy", 20, soon())
+    assert not index.takes_at_once("greedy", 6)
+    with pytest.raises(JournalFullError, match=r"thread holds 20 of the 25 bytes.*this write of 6 bytes"):
+        await index.begin("greedy", 6, soon(0.02))
+    assert await index.begin("greedy", 5, soon(0.0)) == 2
+    assert await index.begin("large", 60, soon(0.0)) == 1, "what is larger by itself is taken while there is room"
+    assert await index.begin("small", 15, soon(0.0)) == 1
+    with pytest.raises(JournalFullError, match=r"holds 100 of 100 bytes"):
+        await index.begin("greedy", 5, soon(0.02))
+
+
+async def test_record_that_no_room_would_be_enough_for_is_refused_at_once() -> None:
+    index = Index(100)
+    assert not index.takes_at_once("huge", 101)
+    with pytest.raises(JournalFullError, match=r"whole journal has room for 100 bytes.*this write of 101 bytes"):
+        await index.begin("huge", 101, soon(60.0))
+    assert not index.holds("huge")
+
+
+async def test_records_of_one_thread_that_wait_are_let_in_one_behind_the_other() -> None:
     index, log = Index(100), list[str]()
-    first = await added(index, "first")
-    big = asyncio.ensure_future(come(index, log, "big", 95))
-    impatient = asyncio.ensure_future(come(index, log, "impatient", seconds=0.02))
-    patient = asyncio.ensure_future(come(index, log, "patient", 5))
-    with pytest.raises(JournalFullError, match=r"10 of 100 bytes.*this write of 10 bytes"):
-        await impatient
-    assert not index.holds("impatient")
-    index.remove([first])
-    await asyncio.gather(big, patient)
-    assert log == ["big", "patient"]
+    await index.begin("x", 95, soon())
+    waiting = [asyncio.ensure_future(come(index, log, f"a{number}")) for number in range(2)]
+    await asyncio.sleep(0.01)
+    index.give_up("x", 95)
+    waiting.append(asyncio.ensure_future(come(index, log, "a2", 5)))
+    await asyncio.gather(*waiting)
+    assert log == ["a0", "a1", "a2"]
 
 
 async def test_those_who_come_between_two_turns_do_not_overtake_who_is_next() -> None:
@@ -260,9 +282,9 @@ async def test_append_that_is_cancelled_in_its_turn_or_before_it_leaves_it_to_th
         task.cancel()
     await asyncio.gather(*cancelled, return_exceptions=True)
     if "in its turn" in log:
-        index.give_up("in its turn", 95)
+        index.give_up("i", 95)
     if "before it" in log:
-        index.give_up("before it", 95)
+        index.give_up("b", 95)
     await asyncio.wait_for(patient, 1.0)
     assert log[-1] == "patient"
     assert len(asyncio.all_tasks()) == 1

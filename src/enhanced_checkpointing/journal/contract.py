@@ -165,10 +165,11 @@ class Journal(Protocol):
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         """Store one operation; it is acknowledged when this returns. While full, wait for room until the deadline.
-        What is appended while other appends are under way is stored in the order of the calls.
+        What is appended of a thread is stored in the order of the calls. No thread fills more than a quarter of the
+        room; a record that does not fit lets those of other threads pass.
 
         Raises:
-            JournalFullError: there was no room in time; nothing was stored.
+            JournalFullError: there was no room in time, or never can be; nothing was stored.
             CheckpointUnavailableError: the journal cannot be written, or did not answer in time.
         """
 

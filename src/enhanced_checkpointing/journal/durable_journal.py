@@ -214,7 +214,7 @@ class DurableJournal:
         body = codec.encode(operation, base_head, self._serializer)
         size = frame_size(operation.thread_id, body)
         book = self._shelf.own
-        if book is None or not self._index.takes_at_once(size):
+        if book is None or not self._index.takes_at_once(operation.thread_id, size):
             return None
         return self._send(book, operation, base_head, body, self._index.reserve(operation.thread_id, size))
 
@@ -222,10 +222,10 @@ class DurableJournal:
         body = codec.encode(operation, base_head, self._serializer)
         size = frame_size(operation.thread_id, body)
         async with self._index.turn(deadline) as mine:
-            if not mine:  # those in front wait for the disk, or for room
-                raise self._index.full(size) if self._index.lacks_room else CheckpointUnavailableError(NO_ANSWER)
+            if not mine:  # those in front wait for the disk
+                raise CheckpointUnavailableError(NO_ANSWER)
             book = await self._writable_book(deadline)
-            thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
         return await self._send(book, operation, base_head, body, thread_sequence).stored(deadline)
 
     def _send(

@@ -19,15 +19,31 @@ from enhanced_checkpointing.journal.contract import UNKNOWN, DeadLetter, Journal
 from enhanced_checkpointing.operations import DeleteThread, Put
 from enhanced_checkpointing.resilience.deadline import Deadline, acquire
 
+SHARE = 4
+"""No thread fills more than a quarter of the journal. A record that is larger by itself is taken alone, if it fits."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A record that waits for room; when it is `granted`, that is reserved, and the result is its thread sequence."""
+
+    thread_id: str
+    size: int
+    granted: asyncio.Future[int]
+
 
 @dataclass(slots=True)
 class _Held:
-    """What the journal has of one thread; `appending` counts records on their way into it."""
+    """What the journal has of one thread; `appending` counts records on their way into it.
+
+    `size` is bytes of what this process accepted.
+    """
 
     entries: deque[JournalEntry] = field(default_factory=deque)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     appending: int = 0
     appended: int = 0
+    size: int = 0
     damaged: bool = False
     target: str | None = None
 
@@ -53,17 +69,19 @@ class Index:
         self._adopted: dict[int, int] = {}
         """Bytes of the records that other processes accepted, by sequence: they take no room of this one's."""
         self._pending = 0
-        self._room = asyncio.Event()
+        self._waiting: list[_Waiting] = []
+        """Those that found no room, in the order in which they came."""
         self._door = asyncio.Lock()
         self._at_door = 0
-        self.lacks_room = False
-        """Whether the last append found no room at first: those behind it wait for that."""
 
     # Coming in
 
     @asynccontextmanager
     async def turn(self, deadline: Deadline) -> AsyncIterator[bool]:
-        """Wait for one's turn to `begin`, so that what was appended first is stored first; False: it did not come."""
+        """Wait for one's turn to prepare what all appends need, in the order of their calls; False: it did not come.
+
+        Nobody waits for room in here: one that does must not hold up the others.
+        """
         self._at_door += 1
         try:
             # Not `locked()`: the lock is free for a moment while it is handed over.
@@ -79,23 +97,62 @@ class Index:
     async def begin(self, thread_id: str, size: int, deadline: Deadline) -> int:
         """Hold a thread for a record that is about to be stored, wait for `size` bytes of room, and reserve them.
 
+        Those of one thread come in the order of their calls. Of several threads the first that fits is next: a record
+        that does not lets others pass.
+
         Returns the thread sequence of the record; `add` or `give_up` must follow.
 
         Raises:
-            JournalFullError: there was no room by the deadline.
+            JournalFullError: there was no room by the deadline, or never can be.
         """
-        await self._wait_for_room(size, deadline)
-        return self.reserve(thread_id, size)
+        if size > self.capacity:
+            raise self.full(thread_id, size)
+        if self._fits(thread_id, size) and not self._waits(thread_id):
+            return self.reserve(thread_id, size)
+        waiting = _Waiting(thread_id, size, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        try:
+            if not await deadline.wait_for(waiting.granted):
+                raise self.full(thread_id, size)
+        except BaseException:
+            self._waiting.remove(waiting)
+            if waiting.granted.done():  # the caller was cancelled at that moment
+                self.give_up(thread_id, size)
+            else:
+                self._let_in()
+            raise
+        self._waiting.remove(waiting)
+        self._let_in()
+        return waiting.granted.result()
 
-    def takes_at_once(self, size: int) -> bool:
-        """Whether `begin` would neither wait for room nor overtake anybody."""
-        return not self._at_door and self.own_size + size <= self.capacity
+    def takes_at_once(self, thread_id: str, size: int) -> bool:
+        """Whether `begin` would neither wait for room nor overtake what its thread has before it."""
+        return not self._at_door and self._fits(thread_id, size) and not self._waits(thread_id)
+
+    def _fits(self, thread_id: str, size: int) -> bool:
+        held = self._held.get(thread_id)
+        return self.own_size + size <= self.capacity and (
+            held is None or not held.size or held.size + size <= self.capacity // SHARE
+        )
+
+    def _waits(self, thread_id: str) -> bool:
+        return bool(self._waiting) and any(waiting.thread_id == thread_id for waiting in self._waiting)
+
+    def _let_in(self) -> None:
+        """Reserve room for those who wait and fit, of each thread only the first: its next comes when that has gone."""
+        seen: set[str] = set()
+        for waiting in self._waiting:
+            first = waiting.thread_id not in seen
+            seen.add(waiting.thread_id)
+            if first and not waiting.granted.done() and self._fits(waiting.thread_id, waiting.size):
+                waiting.granted.set_result(self.reserve(waiting.thread_id, waiting.size))
 
     def reserve(self, thread_id: str, size: int) -> int:
         """`begin` without a wait, where it `takes_at_once`."""
         held = self._held.setdefault(thread_id, _Held())
         held.appending += 1
         held.appended += 1
+        held.size += size
         self.own_size += size
         return held.appended
 
@@ -103,8 +160,9 @@ class Index:
         """The record that `begin` announced was not stored."""
         held = self._held[thread_id]
         held.appending -= 1
-        self._freed(size)
+        self._free(held, size)
         self._release(thread_id, held)
+        self._let_in()
 
     def add(self, entry: JournalEntry) -> None:
         """The record that `begin` announced is stored."""
@@ -158,8 +216,9 @@ class Index:
         for entry in entries:
             held.entries.popleft()
             self._pending -= 1
-            self._gone(entry)
+            self._gone(held, entry)
         self._release(thread_id, held)
+        self._let_in()
 
     def bury(self, entry: JournalEntry, error: str) -> None:
         """Make a dead letter of the oldest record of a thread; it takes no room any more."""
@@ -168,7 +227,8 @@ class Index:
         held.entries.popleft()
         held.dead_letters.append(DeadLetter(entry, error))
         self._pending -= 1
-        self._gone(entry)
+        self._gone(held, entry)
+        self._let_in()
 
     def damage(self, thread_id: str) -> None:
         """Records of this thread are lost or cannot be read: it is frozen from now on."""
@@ -239,33 +299,29 @@ class Index:
         if not held.entries and not held.appending and not held.frozen:
             del self._held[thread_id]
 
-    def _gone(self, entry: JournalEntry) -> None:
+    def _gone(self, held: _Held, entry: JournalEntry) -> None:
         if self._adopted.pop(entry.sequence, None) is None:
-            self._freed(entry.size)
+            self._free(held, entry.size)
 
-    def _freed(self, size: int) -> None:
+    def _free(self, held: _Held, size: int) -> None:
+        held.size -= size
         self.own_size -= size
-        self._room.set()
 
-    def full(self, size: int) -> JournalFullError:
+    def full(self, thread_id: str, size: int) -> JournalFullError:
         """What a write of `size` bytes is told that found no room."""
-        return JournalFullError(
-            f"The journal holds {self.own_size:,} of {self.capacity:,} bytes, so this write of {size:,} bytes was "
-            "not accepted: it is neither in the primary nor in the journal. Nothing older was dropped. Bring the "
-            "primary back, or raise CHECKPOINT_JOURNAL_MAX_BYTES."
+        held = self._held.get(thread_id)
+        fate = (
+            f"this write of {size:,} bytes was not accepted: it is neither in the primary nor in the journal. Nothing "
+            "older was dropped. Bring the primary back, or raise CHECKPOINT_JOURNAL_MAX_BYTES."
         )
-
-    async def _wait_for_room(self, size: int, deadline: Deadline) -> None:
-        while self.own_size + size > self.capacity:
-            self._room.clear()
-            room = asyncio.ensure_future(self._room.wait())
-            self.lacks_room = True
-            try:
-                if not await deadline.wait_for(room):
-                    raise self.full(size)
-            finally:
-                room.cancel()
-        self.lacks_room = False
+        if size > self.capacity:
+            return JournalFullError(f"The whole journal has room for {self.capacity:,} bytes, so {fate}")
+        if held is not None and self.own_size + size <= self.capacity:
+            share = f"{self.capacity // SHARE:,}"
+            return JournalFullError(
+                f"This thread holds {held.size:,} of the {share} bytes that one may take of the journal, so {fate}"
+            )
+        return JournalFullError(f"The journal holds {self.own_size:,} of {self.capacity:,} bytes, so {fate}")
 
 
 def _by_time(entries: Iterable[JournalEntry]) -> Iterator[tuple[float, JournalEntry]]:

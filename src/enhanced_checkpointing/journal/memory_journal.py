@@ -49,7 +49,7 @@ class MemoryJournal:
 
     def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
         size = frozen_size(operation)
-        if not self._index.takes_at_once(size):
+        if not self._index.takes_at_once(operation.thread_id, size):
             return None
         appending = Appending(operation, asyncio.get_running_loop().create_future())
         appending.ended.set_result(None)
@@ -58,10 +58,7 @@ class MemoryJournal:
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         size = frozen_size(operation)
-        async with self._index.turn(deadline) as mine:
-            if not mine:
-                raise self._index.full(size)
-            thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
         return self._add(operation, base_head, size, thread_sequence)
 
     def _add(self, operation: Operation, base_head: BaseHead, size: int, thread_sequence: int) -> JournalEntry:
