@@ -81,7 +81,7 @@ def _batches(count: int) -> Iterator[list[Operation]]:
                 step.checkpoint,
                 step.metadata,
                 step.new_versions,
-                serializer=serializer,
+                freeze=serializer.freeze,
                 known_blob=lambda *_: None,
             )
             conversation.config = put.stored_config()

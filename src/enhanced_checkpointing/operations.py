@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
     BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
@@ -128,6 +129,9 @@ class DeleteThread:
 
 Operation = Put | PutWrites | DeleteThread
 
+StoredWrite = tuple[str, str, tuple[str, bytes], str]
+"""A pending write as LangGraph's memory saver keeps it: task id, channel, value, path of the task."""
+
 
 def texts_of(operation: Operation) -> list[str]:
     """Every id and name in an operation: what databases store as text."""
@@ -177,13 +181,15 @@ def accept_put(
     metadata: CheckpointMetadata,
     new_versions: ChannelVersions,
     *,
-    serializer: SharingSerializer,
+    freeze: Callable[[Any], Any],
     known_blob: Callable[[str, str, str, str | int | float], Serialized | None],
+    form_of: Callable[[CheckpointMetadata], CheckpointMetadata] = lambda metadata: metadata,
 ) -> Put:
     """Make an operation of the arguments of `aput`.
 
     Changed channels are serialized here, once. The bytes of unchanged ones come from `known_blob(thread id,
-    namespace, channel, version)`, the warm copy; one that is not warm is serialized too.
+    namespace, channel, version)`, the warm copy; one that is not warm is serialized too. `freeze` and `form_of` give
+    a value, and the metadata, the form in which the backend gives them back.
     """
     thread_id, checkpoint_ns = thread_of(config), namespace_of(config)
     live = checkpoint["channel_values"]
@@ -192,14 +198,14 @@ def accept_put(
     snapshots = NO_CHANNELS
     for channel, value in live.items():
         if isinstance(value, INLINE_TYPES):
-            values[channel] = value
+            values[channel] = freeze(value)
             continue
         if isinstance(value, _DeltaSnapshot):
             snapshots |= {channel}
         known = None
         if channel not in new_versions and channel in versions:
             known = known_blob(thread_id, checkpoint_ns, channel, versions[channel])
-        values[channel] = serializer.freeze(value) if known is None else known
+        values[channel] = freeze(value) if known is None else known
     skeleton: dict[str, Any] = {**checkpoint}
     del skeleton["channel_values"]
     skeleton["channel_versions"] = dict(versions)
@@ -211,7 +217,7 @@ def accept_put(
         checkpoint_id_of(config),
         skeleton,
         values,
-        get_checkpoint_metadata(config, metadata),
+        form_of(get_checkpoint_metadata(config, metadata)),
         dict(new_versions),
         snapshots,
         dict(live),
@@ -260,10 +266,22 @@ def operations_of(found: CheckpointTuple, serializer: SharingSerializer) -> list
         put.replayable(),
         *(
             # The path of a task does not come with a read; this one keeps the order in which the writes were given.
-            PutWrites(thread_id, checkpoint_ns, checkpoint_id, tuple(writes), task_id, f"~{position:06}")
+            # Nor do positions: those of special channels, which are not counted, go last.
+            PutWrites(
+                thread_id,
+                checkpoint_ns,
+                checkpoint_id,
+                tuple(sorted(writes, key=_is_special)),
+                task_id,
+                f"~{position:06}",
+            )
             for position, (task_id, writes) in enumerate(by_task.items())
         ),
     ]
+
+
+def _is_special(write: tuple[str, Any]) -> bool:
+    return write[0] in WRITES_IDX_MAP
 
 
 async def apply_to_saver(saver: BaseCheckpointSaver[Any], operation: Operation, serializer: SharingSerializer) -> None:
@@ -273,7 +291,7 @@ async def apply_to_saver(saver: BaseCheckpointSaver[Any], operation: Operation, 
         if values is None:
             values = {channel: serializer.thaw(value) for channel, value in operation.values.items()}
         checkpoint = operation.checkpoint(values)
-        await saver.aput(operation.config(), checkpoint, operation.metadata, operation.new_versions)
+        await saver.aput(operation.config(), checkpoint, serializer.thaw(operation.metadata), operation.new_versions)
     elif isinstance(operation, PutWrites):
         writes = [(channel, serializer.thaw(value)) for channel, value in operation.writes]
         await saver.aput_writes(operation.config(), writes, operation.task_id, operation.task_path)

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ormsgpack
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, JsonPlusSerializer
 
 from enhanced_checkpointing.errors import CheckpointerError
 
 MSGPACK, BYTES, BYTEARRAY, NULL, JSON = "msgpack", "bytes", "bytearray", "null", "json"
 """Tags of LangGraph's serializer; JSON is that of its first releases."""
 
+AS_JSON = "plain-json"
+"""Our own tag, for the warm copy and the journal only: plain values that MessagePack cannot hold."""
+
 INLINE_TYPES = (str, int, float, bool, type(None))
 """Values of these types are immutable and stay as they are; all others become `Serialized`."""
+
+INTEGERS = range(-(2**63), 2**64)
+"""What MessagePack can hold."""
 
 
 @dataclass(slots=True)
@@ -28,6 +37,20 @@ class Serialized:
 
     tag: str
     data: bytes
+
+
+_without_objects: ContextVar[bool] = ContextVar("without objects", default=False)
+
+
+@contextmanager
+def without_objects() -> Iterator[None]:
+    """What a saver reads and writes meanwhile is not made into objects of the application: see `load_plain`. Values
+    that cannot be read so stay the bytes that they are."""
+    token = _without_objects.set(True)
+    try:
+        yield
+    finally:
+        _without_objects.reset(token)
 
 
 class SharingSerializer(SerializerProtocol):
@@ -43,18 +66,31 @@ class SharingSerializer(SerializerProtocol):
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         if type(obj) is Serialized:
             return obj.tag, obj.data
-        return self.inner.dumps_typed(obj)
+        if type(obj) is Opaque:
+            obj = dump_plain(obj, self)
+            return obj.tag, obj.data
+        if _without_objects.get():
+            obj = dump_any(obj, self)
+            return obj.tag, obj.data
+        tag, data = self.inner.dumps_typed(obj)
+        return tag, data if type(data) is bytes else bytes(data)  # a `bytearray` is passed on as it is, and may change
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        return self.inner.loads_typed(data)
+        if data[0] == AS_JSON:
+            return json.loads(data[1])
+        return _kept(Serialized(*data), self) if _without_objects.get() else self.inner.loads_typed(data)
 
     def freeze(self, value: Any) -> Any:
         """Return `value` itself if it is immutable and small, else its bytes."""
-        return value if isinstance(value, INLINE_TYPES) else Serialized(*self.inner.dumps_typed(value))
+        return value if type(value) in INLINE_TYPES else Serialized(*self.dumps_typed(value))
 
     def thaw(self, value: Any) -> Any:
-        """Return the live value of what `freeze` made."""
-        return self.inner.loads_typed((value.tag, value.data)) if type(value) is Serialized else value
+        """Return the live value of what `freeze` made, or `load_plain`, as the application reads it."""
+        if type(value) is not Serialized:
+            if not has_opaque(value):
+                return value
+            value = dump_plain(value, self)
+        return self.loads_typed((value.tag, value.data))
 
 
 def widen_allowlist(serializer: SharingSerializer, extra: Collection[tuple[str, ...]]) -> SerializerProtocol:
@@ -86,7 +122,7 @@ def load_plain(value: Serialized, serializer: SharingSerializer) -> Any:
     plain = unsealed(value, serializer)
     if plain.tag == MSGPACK:
         return ormsgpack.unpackb(plain.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
-    if plain.tag == JSON:
+    if plain.tag in (JSON, AS_JSON):
         try:
             return json.loads(plain.data)
         except RecursionError:
@@ -97,6 +133,16 @@ def load_plain(value: Serialized, serializer: SharingSerializer) -> Any:
         f"It is stored with the tag {value.tag!r}, which is not read without making objects of it, or which the "
         "serializer in use does not know: give the one that stored it. Nothing of it was read."
     )
+
+
+def _kept(value: Serialized, serializer: SharingSerializer) -> Any:
+    """What a saver reads: a checkpoint, or its metadata, as plain values, and anything else at least as its bytes."""
+    tag = value.tag.split("+")[0]
+    if tag not in (MSGPACK, JSON) and has_known_format(serializer.inner):
+        return value
+    plain = load_plain(value, serializer)
+    is_checkpoint = isinstance(plain, dict) and "channel_versions" in plain
+    return plain if tag == MSGPACK or is_checkpoint else value
 
 
 def dump_plain(value: Any, serializer: SharingSerializer) -> Serialized:
@@ -113,6 +159,53 @@ def dump_plain(value: Any, serializer: SharingSerializer) -> Serialized:
     return Serialized(f"{MSGPACK}+{cipher}", sealed)
 
 
+def dump_any(value: Any, serializer: SharingSerializer) -> Serialized:
+    """As `dump_plain`, of objects of the application too."""
+    try:
+        return dump_plain(value, serializer)
+    except TypeError:
+        tag, data = serializer.inner.dumps_typed(value)
+        return Serialized(tag, bytes(data))
+
+
+def dump_described(value: Any, serializer: SharingSerializer) -> Serialized:
+    """What describes a checkpoint, or a frozen value, for the warm copy: also what MessagePack cannot hold."""
+    if type(value) is Serialized:
+        return value
+    try:
+        return dump_plain(value, serializer)
+    except TypeError:
+        if has_large_integer(value):
+            return Serialized(AS_JSON, json.dumps(value).encode())
+        return dump_any(value, serializer)
+
+
+def argument_of(value: Opaque) -> Any:
+    """The plain value that an object was made with, such as that of an enum; the object itself, if there is none."""
+    if value.code != EXT_CONSTRUCTOR_SINGLE_ARG:
+        return value
+    parts = ormsgpack.unpackb(value.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
+    return parts[2] if isinstance(parts, list) and len(parts) == 3 else value
+
+
+def has_large_integer(value: Any) -> bool:
+    """Whether there is an integer in a plain value that MessagePack cannot hold."""
+    return _has(value, lambda part: isinstance(part, int) and part not in INTEGERS)
+
+
+def has_opaque(value: Any) -> bool:
+    """Whether there is an `Opaque` in a plain value."""
+    return _has(value, lambda part: type(part) is Opaque)
+
+
+def _has(value: Any, wanted: Callable[[Any], bool]) -> bool:
+    if isinstance(value, dict):
+        return any(_has(part, wanted) for part in value.values())
+    if isinstance(value, list | tuple):
+        return any(_has(part, wanted) for part in value)
+    return wanted(value)
+
+
 def unsealed(value: Serialized, serializer: SharingSerializer) -> Serialized:
     """What LangGraph's encrypting serializer has sealed, opened; everything else as it is."""
     inner = serializer.inner
@@ -120,6 +213,25 @@ def unsealed(value: Serialized, serializer: SharingSerializer) -> Serialized:
         tag, cipher = value.tag.split("+", 1)
         return Serialized(tag, inner.cipher.decrypt(cipher, value.data))
     return value
+
+
+def is_same(kept: Serialized, value: Any, serializer: SharingSerializer) -> bool:
+    """Whether a value that was read is the one that is kept. What was sealed is compared: a seal differs each time, and
+    a value need not be equal to its own copy."""
+    read = _bytes_of(value, serializer)
+    if read == unsealed(kept, serializer):
+        return True
+    mine = serializer.loads_typed((kept.tag, kept.data))
+    if read == _bytes_of(mine, serializer):
+        return True
+    try:  # a serializer of the application may seal, too
+        return _COMPARING.dumps_typed(mine) == _COMPARING.dumps_typed(value) or bool(mine == value)
+    except Exception:  # noqa: BLE001  # whatever a value raises that is no truth, such as an array
+        return False
+
+
+def _bytes_of(value: Any, serializer: SharingSerializer) -> Serialized:
+    return unsealed(Serialized(*serializer.dumps_typed(value)), serializer)
 
 
 def has_known_format(serializer: SerializerProtocol) -> bool:
@@ -130,6 +242,7 @@ def has_known_format(serializer: SerializerProtocol) -> bool:
     return isinstance(serializer, JsonPlusSerializer) and _keeps_methods(kind, JsonPlusSerializer)
 
 
+@lru_cache
 def _keeps_methods(kind: type, base: type) -> bool:
     return all(getattr(kind, name) is getattr(base, name) for name in ("dumps_typed", "loads_typed"))
 
@@ -139,6 +252,8 @@ def _extension(value: Any) -> ormsgpack.Ext:
         return ormsgpack.Ext(value.code, value.data)
     raise TypeError(f"a {type(value).__name__} is no plain value")
 
+
+_COMPARING = JsonPlusSerializer(pickle_fallback=True)
 
 _PLAIN = (
     ormsgpack.OPT_NON_STR_KEYS

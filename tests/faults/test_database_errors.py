@@ -224,6 +224,9 @@ async def test_write_that_the_warm_copy_cannot_hold_is_a_write_all_the_same(
 ) -> None:
     async with opened(postgres(database_url)) as manager:
         thread = Thread(saver_of(manager), "big")
-        await thread.put(trace_id=2**80)  # JSON takes it, msgpack does not
+        levels: list[object] = []
+        for _ in range(700):
+            levels = [levels]
+        await thread.put(trace=levels)  # JSON takes it, MessagePack does not
         assert await thread.stored_ids() == thread.ids
         assert "cannot be kept warm" in caplog.text

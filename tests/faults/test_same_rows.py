@@ -87,7 +87,7 @@ async def test_repeated_writes_leave_the_rows_of_the_bare_saver(database_url: st
 
 
 @pytest.mark.parametrize("value", [2.0**70, 2**64, -(2**70)])
-async def test_number_that_the_warm_copy_cannot_hold_is_read_as_the_bare_saver_does(
+async def test_number_that_messagepack_cannot_hold_is_kept_warm_and_read_as_the_bare_saver_does(
     value: float, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """PostgreSQL gives a large float back as an integer of more than 64 bits."""
@@ -100,5 +100,5 @@ async def test_number_that_the_warm_copy_cannot_hold_is_read_as_the_bare_saver_d
             assert found == await saver.aget_tuple(config)  # type: ignore[arg-type]
             assert found is not None
             assert float(found.metadata["score"]) == float(value)  # type: ignore[typeddict-item]
-        assert manager._opened.standby.size == 0
-    assert sum("cannot be kept warm" in line for line in caplog.messages) <= 2, "once for each process"
+        assert manager._opened.standby.size > 0
+    assert "cannot be kept warm" not in caplog.text

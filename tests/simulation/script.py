@@ -146,7 +146,7 @@ class _Author:
             CheckpointMetadata(source="loop", step=self._ids),
         )
         operation = accept_put(
-            config, checkpoint, metadata, new_versions, serializer=self._serializer, known_blob=lambda *_: None
+            config, checkpoint, metadata, new_versions, freeze=self._serializer.freeze, known_blob=lambda *_: None
         )
         return Write("aput", (config, checkpoint, metadata, new_versions), operation)
 

@@ -53,7 +53,7 @@ class Author:
             checkpoint,
             {"source": "loop", "step": self._step},
             new_versions,
-            serializer=self.serializer,
+            freeze=self.serializer.freeze,
             known_blob=lambda *_: None,
         )
 

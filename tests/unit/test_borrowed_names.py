@@ -42,6 +42,7 @@ import enhanced_checkpointing
 from enhanced_checkpointing.backends.postgres import sql as postgres_sql
 from enhanced_checkpointing.backends.postgres.sql import PARTS, arrays_sql, values_sql
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
+from enhanced_checkpointing.serialization import BYTES, MSGPACK
 from enhanced_checkpointing.threads.precedence import RUN
 from tests.support.author import config_of
 from tests.support.checkpointer import eventually
@@ -330,7 +331,7 @@ def test_serializer_takes_bytes_of_its_own_as_a_part_of_others() -> None:
     serializer = JsonPlusSerializer()
     value = {"a": [HumanMessage("Ada", id="1"), _DeltaSnapshot({1, 2})], "b": b"bytes"}
     tag, data = serializer.dumps_typed(value)
-    assert (tag, serializer.dumps_typed(b"bytes")) == (sqlite_rows.MSGPACK, (sqlite_rows.BYTES, b"bytes"))
+    assert (tag, serializer.dumps_typed(b"bytes")) == (MSGPACK, (BYTES, b"bytes"))
     whole = serializer.dumps_typed({"channel_values": {"first": value, "second": b"bytes"}})
     assert serializer.dumps_typed({"channel_values": {"first": Fragment(data), "second": b"bytes"}}) == whole
     assert serializer.pickle_fallback is False

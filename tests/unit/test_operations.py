@@ -96,7 +96,9 @@ def test_put_does_not_see_what_a_node_changes_in_place_afterwards() -> None:
     checkpoint["versions_seen"] = {"node": {"messages": "1"}}
     versions: dict[str, str | int | float] = {"messages": "1"}
     serializer = SharingSerializer()
-    put = accept_put(config_of("thread"), checkpoint, {}, versions, serializer=serializer, known_blob=lambda *_: None)
+    put = accept_put(
+        config_of("thread"), checkpoint, {}, versions, freeze=serializer.freeze, known_blob=lambda *_: None
+    )
     messages.append("changed")
     versions["messages"] = checkpoint["channel_versions"]["messages"] = "2"
     checkpoint["versions_seen"]["node"]["messages"] = "2"
@@ -123,7 +125,7 @@ def accept(
     checkpoint = empty_checkpoint()
     checkpoint["channel_values"], checkpoint["channel_versions"] = values, versions
     config = config_of("thread", "ns")
-    put = accept_put(config, checkpoint, {}, new, serializer=SharingSerializer(inner), known_blob=known_blob)
+    put = accept_put(config, checkpoint, {}, new, freeze=SharingSerializer(inner).freeze, known_blob=known_blob)
     return [asked, inner.dumped, dict(put.values)]
 
 
@@ -166,7 +168,7 @@ def test_put_takes_metadata_from_the_config_as_langgraph_does() -> None:
     config = config_of("thread")
     config["configurable"]["user_id"] = "ada"
     put = accept_put(
-        config, empty_checkpoint(), {"step": 3}, {}, serializer=SharingSerializer(), known_blob=lambda *_: None
+        config, empty_checkpoint(), {"step": 3}, {}, freeze=SharingSerializer().freeze, known_blob=lambda *_: None
     )
     assert put.metadata == {"step": 3, "user_id": "ada"}
 

@@ -62,8 +62,7 @@ class Setting:
 
 
 def listed(warm: WarmThread, config: RunnableConfig = NEWEST, **options: Any) -> list[CheckpointTuple]:
-    listed = warm.history(config, **{"filter": None, "before": None, "limit": None, **options})
-    return [found for found in listed if found is not None]
+    return warm.history(config, **{"filter": None, "before": None, "limit": None, **options})
 
 
 def test_thread_that_nothing_is_known_of_answers_nothing() -> None:

@@ -11,7 +11,13 @@ from hashlib import blake2b
 from typing import Any, ClassVar, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple, empty_checkpoint
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    CheckpointMetadata,
+    CheckpointTuple,
+    empty_checkpoint,
+)
 
 from enhanced_checkpointing.backends.directory import HeadGatherer, HeadQuery, ThreadHead, page_of
 from enhanced_checkpointing.backends.reading import Chunks, in_chunks
@@ -22,6 +28,7 @@ from enhanced_checkpointing.operations import (
     DeleteThread,
     Operation,
     Put,
+    StoredWrite,
     apply_to_saver,
     asks_for_thread,
     checkpoint_id_of,
@@ -31,7 +38,7 @@ from enhanced_checkpointing.operations import (
 )
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer, has_opaque
 
 T = TypeVar("T")
 
@@ -105,6 +112,29 @@ class Backend:
     def check(self, operation: Operation) -> None:
         """Raise what the database would surely refuse, as `apply` would: called, without it, before an operation is
         acknowledged in an outage. Whatever is raised here is taken for the caller's fault."""
+
+    def freeze(self, value: Any) -> Any:
+        """A channel's value in the form in which `saver` gives it back: itself if it is immutable and small, else its
+        bytes. Pure."""
+        return self.serializer.freeze(value)
+
+    def form_of_metadata(self, metadata: CheckpointMetadata) -> CheckpointMetadata:
+        """Metadata in the form in which `saver` gives it back. Pure."""
+        return metadata
+
+    def from_journal(self, operation: Operation) -> Operation:
+        """An operation from the journal, whose objects an older release kept in another form than `freeze` gives."""
+        if not isinstance(operation, Put) or not has_opaque([*operation.values.values(), operation.metadata]):
+            return operation
+        made = {name: self.freeze(value) for name, value in operation.values.items() if type(value) is Opaque}
+        metadata = self.form_of_metadata(operation.metadata)
+        return replace(operation, values={**operation.values, **made}, metadata=metadata)
+
+    @staticmethod
+    def write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:
+        """Which of two writes of one task stays where there is room for one; `special`: all writes of the later call
+        are to channels such as that of errors. Pure."""
+        return after if after[1] in WRITES_IDX_MAP else before
 
     def home(self) -> str:
         """Which database this is, for people and for the journal: what was acknowledged for one is never drained into

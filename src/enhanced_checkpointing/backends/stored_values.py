@@ -111,7 +111,7 @@ def survives_json(value: Any) -> bool:
     """Whether a simple value comes back from a JSON column of PostgreSQL as it was."""
     if isinstance(value, float):
         return abs(value) < LARGEST_EXACT and (value != 0 or math.copysign(1, value) > 0)
-    return not isinstance(value, str) or ("\0" not in value and _is_unicode(value))
+    return not isinstance(value, str) or ("\0" not in value and is_unicode(value))
 
 
 def settled(frozen: Any, serializer: SharingSerializer) -> Any:
@@ -203,7 +203,7 @@ def _innermost(serializer: SharingSerializer) -> SerializerProtocol:
     return inner.serde if type(inner) is EncryptedSerializer else inner
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text has no half characters."""
     try:
         text.encode()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory
 
+from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
+from enhanced_checkpointing.failover.warm_store import WriteThatStays
 from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import (
@@ -58,8 +60,10 @@ class Standby:
         max_bytes: int,
         pinned: Callable[[str], bool],
         warn: Callable[[str], None] = lambda _: None,
+        write_that_stays: WriteThatStays = Backend.write_that_stays,
     ) -> None:
         self._serializer = serializer
+        self._write_that_stays = write_that_stays
         self._max_bytes = max_bytes
         self._pinned = pinned
         self._warn = warn
@@ -248,8 +252,7 @@ class Standby:
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
-    ) -> Iterator[CheckpointTuple | None]:
-        """Newest first. Each is made when it is taken, with None for one that does not match."""
+    ) -> list[CheckpointTuple]:
         return self._answer(config, lambda thread: thread.history(config, filter, before, limit))
 
     def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
@@ -313,7 +316,7 @@ class Standby:
         return thread
 
     def _new(self, thread_id: str) -> WarmThread:
-        thread = WarmThread(thread_id, self._serializer)
+        thread = WarmThread(thread_id, self._serializer, self._write_that_stays)
         if thread_id in self._empty:
             thread.note_empty("")
         return thread

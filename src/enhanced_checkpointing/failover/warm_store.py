@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import (
-    WRITES_IDX_MAP,
-    CheckpointTuple,
-    DeltaChannelHistory,
-    PendingWrite,
-    get_checkpoint_id,
-)
+from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory, PendingWrite
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.operations import Put, PutWrites
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.operations import Put, PutWrites, StoredWrite
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer, dump_described, is_same, load_plain
 
 THREAD, CHECKPOINT = 2_700, 1_450
 """Bytes that a warm thread costs besides its checkpoints, and a checkpoint besides its values; measured with
@@ -39,12 +33,19 @@ READ_PATH = re.compile(r"~\d+")
 """The path of a task whose writes were read, as `operations_of` makes it: it tells nothing about the tasks of here."""
 
 
+class WriteThatStays(Protocol):
+    """See `Backend.write_that_stays`."""
+
+    def __call__(self, before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite: ...
+
+
 class WarmStore:
     """An `InMemorySaver` of one thread's own, with the histories of delta channels. `size` is in bytes."""
 
-    def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
+    def __init__(self, thread_id: str, serializer: SharingSerializer, write_that_stays: WriteThatStays) -> None:
         self._thread_id = thread_id
         self._serializer = serializer
+        self._write_that_stays = write_that_stays
         self._saver = InMemorySaver(serde=serializer)
         self._histories: dict[HistoryKey, tuple[Serialized | None, tuple[tuple[str, Serialized], ...]]] = {}
         self.size = THREAD
@@ -69,14 +70,14 @@ class WarmStore:
 
         As `InMemorySaver.put` would, which looks through the metadata once more; a test compares the two.
         """
-        blobs, as_bytes = self._saver.blobs, self._serializer.dumps_typed
+        blobs = self._saver.blobs
         size = CHECKPOINT
         for channel, version in put.skeleton["channel_versions"].items():
             key = put.thread_id, put.checkpoint_ns, channel, version
             if key not in blobs and (channel in put.values or channel in put.new_versions):
-                blobs[key] = as_bytes(put.values[channel]) if channel in put.values else NO_VALUE
+                blobs[key] = self._described(put.values[channel]) if channel in put.values else NO_VALUE
                 size += len(blobs[key][1])
-        stored = as_bytes(put.skeleton), as_bytes(put.metadata), put.parent_checkpoint_id
+        stored = self._described(put.skeleton), self._described(put.metadata), put.parent_checkpoint_id
         of_namespace = self._saver.storage[put.thread_id][put.checkpoint_ns]
         if (before := of_namespace.get(put.checkpoint_id)) is not None:
             size -= CHECKPOINT + len(before[0][1]) + len(before[1][1])
@@ -84,19 +85,17 @@ class WarmStore:
         self.size += size + len(stored[0][1]) + len(stored[1][1])
 
     def put_writes(self, operation: PutWrites) -> None:
-        """Take the writes of one task.
-
-        As `InMemorySaver.put_writes` would, which wants a config; a test compares the two.
-        """
+        """Take the writes of one task, of which those stay that would stay in the primary."""
         of_checkpoint = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
+        special = all(channel in WRITES_IDX_MAP for channel, _ in operation.writes)
         for position, (channel, value) in enumerate(operation.writes):
-            stored, index = self._saver.writes[of_checkpoint], WRITES_IDX_MAP.get(channel, position)
-            key = operation.task_id, index
-            if index < 0 or key not in stored:
-                as_bytes = self._serializer.dumps_typed(value)
-                self.size -= _size_of_write(stored[key]) if key in stored else 0
-                stored[key] = operation.task_id, channel, as_bytes, operation.task_path
-                self.size += _size_of_write(stored[key])
+            stored, key = self._saver.writes[of_checkpoint], (operation.task_id, WRITES_IDX_MAP.get(channel, position))
+            write = operation.task_id, channel, self._serializer.dumps_typed(value), operation.task_path
+            if (before := stored.get(key)) is not None:
+                write = self._write_that_stays(before, write, special=special)
+                self.size -= _size_of_write(before)
+            stored[key] = write
+            self.size += _size_of_write(write)
 
     def replace_writes(self, operation: PutWrites) -> None:
         """Take the writes of one task instead of those that are here."""
@@ -109,7 +108,7 @@ class WarmStore:
         """Change the metadata of a checkpoint, if it is here."""
         if checkpoint_id in self.stored(checkpoint_ns):
             skeleton, metadata, parent = self.stored(checkpoint_ns)[checkpoint_id]
-            changed = self._serializer.dumps_typed({**self._serializer.loads_typed(metadata), **changes})
+            changed = self._described({**load_plain(Serialized(*metadata), self._serializer), **changes})
             self._saver.storage[self._thread_id][checkpoint_ns][checkpoint_id] = skeleton, changed, parent
             self.size += len(changed[1]) - len(metadata[1])
 
@@ -123,18 +122,9 @@ class WarmStore:
         replaceable = {(task_id, channel): value for task_id, channel, value, _ in here if channel in WRITES_IDX_MAP}
         for task_id, channel, value in (found.pending_writes or ()) if replaceable else ():
             own = replaceable.get((task_id, channel))
-            if own is not None and not self._is_same(own, value):
+            if own is not None and not is_same(Serialized(*own), value, self._serializer):
                 changed.add(task_id)
         return changed
-
-    def _is_same(self, own: tuple[str, bytes], value: Any) -> bool:
-        mine = self._serializer.loads_typed(own)
-        if self._serializer.dumps_typed(mine) == self._serializer.dumps_typed(value):
-            return True
-        try:  # bytes may differ each time that they are made, as those of a cipher do
-            return bool(mine == value)
-        except Exception:  # noqa: BLE001  # whatever a value raises that is no truth, such as an array
-            return False
 
     def put_history(self, checkpoint_ns: str, checkpoint_id: str, found: Mapping[str, DeltaChannelHistory]) -> None:
         """Take the history of delta channels that the primary gave for one checkpoint."""
@@ -156,36 +146,16 @@ class WarmStore:
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
-    ) -> Iterator[CheckpointTuple | None]:
-        """What is here, newest first; of all namespaces, if the config names none. Each is made when it is taken, with
-        None for one that does not match, so that a long history need not hold the event loop."""
-        configurable = config["configurable"]
-        asked, named = configurable.get("checkpoint_ns"), get_checkpoint_id(config)
-        end = get_checkpoint_id(before) if before else None
-        keys = [
-            (checkpoint_id, checkpoint_ns)
-            for checkpoint_ns, of_namespace in self._saver.storage[self._thread_id].items()
-            if asked is None or checkpoint_ns == asked
-            for checkpoint_id in of_namespace
-            if (not named or checkpoint_id == named) and (not end or checkpoint_id < end)
-        ]
-        return self._found(sorted(keys, reverse=True), filter or {}, limit)
-
-    def _found(
-        self, keys: Sequence[tuple[str, str]], filter: Mapping[str, Any], limit: int | None
-    ) -> Iterator[CheckpointTuple | None]:
-        saver = self._saver  # as it is now: a thread that is trimmed meanwhile gets another one
-        left = len(keys) if limit is None else limit
-        for checkpoint_id, checkpoint_ns in keys:
-            if left <= 0:
-                return
-            place = {"thread_id": self._thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
-            found = saver.get_tuple({"configurable": place})
-            if found is None or any(value != found.metadata.get(key) for key, value in filter.items()):
-                yield None
-                continue
-            left -= 1
-            yield found
+    ) -> list[CheckpointTuple]:
+        """What is here, newest first; of all namespaces, if the config names none."""
+        if config["configurable"].get("checkpoint_ns") is not None:
+            return list(self._saver.list(config, filter=filter, before=before, limit=limit))
+        found = sorted(
+            self._saver.list(config, filter=filter, before=before),
+            key=lambda item: item.checkpoint["id"],
+            reverse=True,
+        )
+        return found if limit is None else found[:limit]
 
     def delta_history(self, checkpoint_ns: str, checkpoint_id: str, channel: str) -> DeltaChannelHistory:
         """Walk up the parents, collecting writes, to the first stored value, a history that was read, or the root.
@@ -213,7 +183,7 @@ class WarmStore:
             newest_first += (
                 (task_id, channel, self._serializer.loads_typed(value)) for task_id, _, value, _ in reversed(of_step)
             )
-            versions = self._serializer.loads_typed(stored[parent][0])["channel_versions"]
+            versions = load_plain(Serialized(*stored[parent][0]), self._serializer)["channel_versions"]
             key = (self._thread_id, checkpoint_ns, channel, versions.get(channel, MISSING))
             if (value := self.blob(key)) is not None:
                 return self._as_history(value, newest_first[::-1])
@@ -234,7 +204,8 @@ class WarmStore:
             stored = whole.storage[self._thread_id][checkpoint_ns][head]
             self._saver.storage[self._thread_id][checkpoint_ns][head] = stored
             self.size += CHECKPOINT + len(stored[0][1]) + len(stored[1][1])
-            for channel, version in self._serializer.loads_typed(stored[0])["channel_versions"].items():
+            skeleton = load_plain(Serialized(*stored[0]), self._serializer)
+            for channel, version in skeleton["channel_versions"].items():
                 key = self._thread_id, checkpoint_ns, channel, version
                 if key in whole.blobs:
                     self._saver.blobs[key] = whole.blobs[key]
@@ -246,6 +217,10 @@ class WarmStore:
 
     def _writes(self, checkpoint_ns: str, checkpoint_id: str) -> Sequence[tuple[str, str, tuple[str, bytes], str]]:
         return self._saver._ordered_writes(self._thread_id, checkpoint_ns, checkpoint_id)
+
+    def _described(self, value: Any) -> tuple[str, bytes]:
+        described = dump_described(value, self._serializer)
+        return described.tag, described.data
 
     def _freeze(self, value: Any) -> Serialized:
         return Serialized(*self._serializer.dumps_typed(value))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 
+from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.memory.backend import BlobKey
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.authorship import Authorship
 from enhanced_checkpointing.failover.subgraph_calls import SubgraphCall, call_of
-from enhanced_checkpointing.failover.warm_store import MISSING, WarmStore
+from enhanced_checkpointing.failover.warm_store import MISSING, WarmStore, WriteThatStays
 from enhanced_checkpointing.identifiers import created_at
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
@@ -24,9 +25,14 @@ NAME = 150
 class WarmThread:
     """Knows, per namespace, the newest checkpoint, and whether everything is here or only some checkpoints."""
 
-    def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
+    def __init__(
+        self,
+        thread_id: str,
+        serializer: SharingSerializer,
+        write_that_stays: WriteThatStays = Backend.write_that_stays,
+    ) -> None:
         self._serializer = serializer
-        self._store = WarmStore(thread_id, serializer)
+        self._store = WarmStore(thread_id, serializer, write_that_stays)
         self.complete = False
         """The whole thread began, or was deleted, under the eyes of this process."""
         self._complete_namespaces: set[str] = set()
@@ -196,9 +202,8 @@ class WarmThread:
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
-    ) -> Iterator[CheckpointTuple | None]:
-        """Answer a listing of checkpoints, newest first; each is made when it is taken, with None for one that does not
-        match.
+    ) -> list[CheckpointTuple]:
+        """Answer a listing of checkpoints, newest first.
 
         Raises:
             CheckpointUnavailableError: some of the checkpoints asked for may be in the primary only.

@@ -11,9 +11,18 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from langgraph.checkpoint.base import CheckpointMetadata
+
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.serialization import (
+    AS_JSON,
+    Serialized,
+    SharingSerializer,
+    dump_any,
+    has_large_integer,
+    load_plain,
+)
 
 _LENGTHS = struct.Struct(">IH")
 
@@ -46,11 +55,11 @@ def encode(operation: Operation, base_head: BaseHead, serializer: SharingSeriali
         content = {
             "skeleton": dict(operation.skeleton),
             "values": [[channel, *_flat(value)] for channel, value in operation.values.items()],
-            "metadata": operation.metadata,
+            "metadata": _flat_metadata(operation.metadata),
             "new_versions": operation.all_versions(),
             "snapshot_channels": sorted(operation.snapshot_channels),
         }
-        tag, payload = serializer.inner.dumps_typed(content)
+        tag, payload = _dumped(content, serializer)
     elif isinstance(operation, PutWrites):
         described |= {
             "ns": operation.checkpoint_ns,
@@ -59,7 +68,7 @@ def encode(operation: Operation, base_head: BaseHead, serializer: SharingSeriali
             "path": operation.task_path,
         }
         writes = [[channel, *_flat(value)] for channel, value in operation.writes]
-        tag, payload = serializer.inner.dumps_typed(writes)
+        tag, payload = _dumped(writes, serializer)
     description, tag_bytes = json.dumps(described).encode(), tag.encode()
     return b"".join((_LENGTHS.pack(len(description), len(tag_bytes)), description, tag_bytes, payload))
 
@@ -71,7 +80,7 @@ def describe(body: bytes) -> Description:
 
 
 def decode(thread_id: str, body: bytes, serializer: SharingSerializer) -> Operation:
-    """The operation of a body.
+    """The operation of a body, of which nothing is made into an object of the application.
 
     Raises whatever the serializer raises for bytes that it cannot read, such as those of another key.
     """
@@ -81,7 +90,7 @@ def decode(thread_id: str, body: bytes, serializer: SharingSerializer) -> Operat
     length, tag_length = _LENGTHS.unpack_from(body)
     start = _LENGTHS.size + length
     tag = body[start : start + tag_length].decode()
-    content: Any = serializer.inner.loads_typed((tag, body[start + tag_length :]))
+    content: Any = load_plain(Serialized(tag, body[start + tag_length :]), serializer)
     if described["name"] == PutWrites.name:
         writes = tuple((channel, _deep(*flat)) for channel, *flat in content)
         return PutWrites(thread_id, described["ns"], described["id"], writes, described["task"], described["path"])
@@ -92,7 +101,7 @@ def decode(thread_id: str, body: bytes, serializer: SharingSerializer) -> Operat
         parent_checkpoint_id=described["parent"],
         skeleton=content["skeleton"],
         values={channel: _deep(*flat) for channel, *flat in content["values"]},
-        metadata=content["metadata"],
+        metadata=_deep_metadata(content["metadata"]),
         new_versions=content["new_versions"],
         snapshot_channels=frozenset(content["snapshot_channels"]),
     )
@@ -104,9 +113,28 @@ def _described(body: bytes) -> dict[str, Any]:
     return described
 
 
+def _dumped(content: Any, serializer: SharingSerializer) -> tuple[str, bytes]:
+    kept = dump_any(content, serializer)
+    if kept.tag.startswith("pickle"):
+        raise TypeError("the metadata of a checkpoint would have to be pickled, which the journal does not read back")
+    return kept.tag, kept.data
+
+
 def _flat(value: Any) -> tuple[Any, ...]:
-    return (value.tag, value.data) if type(value) is Serialized else (value,)
+    if type(value) is Serialized:
+        return value.tag, value.data
+    return (AS_JSON, json.dumps(value).encode()) if has_large_integer(value) else (value,)
 
 
 def _deep(value: Any, *data: bytes) -> Any:
-    return Serialized(value, *data) if data else value
+    if not data:
+        return value
+    return json.loads(*data) if value == AS_JSON else Serialized(value, *data)
+
+
+def _flat_metadata(metadata: CheckpointMetadata) -> Any:
+    return [*_flat(metadata)] if has_large_integer(metadata) else metadata
+
+
+def _deep_metadata(kept: Any) -> Any:
+    return _deep(*kept) if isinstance(kept, list) else kept

@@ -84,6 +84,7 @@ async def assemble(
         config.standby_max_bytes,
         pinned=journal.holds if journal is not None else lambda _: False,
         warn=lambda what: telemetry.emit(Notice("WARNING", what)),
+        write_that_stays=backend.write_that_stays,
     )
     if journal is not None:
         await life.warm_from(journal, standby)

@@ -12,7 +12,7 @@ from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.operations import operations_of
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import SharingSerializer, without_objects
 from enhanced_checkpointing.telemetry.events import Diverged, Notice, Telemetry
 from enhanced_checkpointing.upkeep.divergence import (
     diverged,
@@ -119,5 +119,7 @@ class Branches:
             chain.append(found)
             current = found.parent_config["configurable"]["checkpoint_id"] if found.parent_config else None
         for found in reversed(chain):
-            for operation in operations_of(found, self._serializer):
+            with without_objects():
+                operations = operations_of(found, self._serializer)
+            for operation in operations:
                 await self._calls.apply(moved_to(operation, target))

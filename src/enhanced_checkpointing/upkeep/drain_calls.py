@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend, Heads
-from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.operations import Operation, checkpoint_id_of
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.serialization import without_objects
 
 UNREADABLE = "unreadable"
 
@@ -49,12 +50,18 @@ class DrainCalls:
         )
 
     async def find(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> CheckpointTuple | None:
+        """A checkpoint, without objects of the application: it is looked at, or put as it is into another thread."""
         configurable = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns}
         if checkpoint_id is not None:
             configurable["checkpoint_id"] = checkpoint_id
+
+        async def find() -> CheckpointTuple | None:
+            with without_objects():
+                return await self._backend.ask(lambda saver: saver.aget_tuple({"configurable": configurable}))
+
         return await self._guard.call(
             "drain",
-            lambda: self._backend.ask(lambda saver: saver.aget_tuple({"configurable": configurable})),
+            find,
             deadline=self._deadline(),
             subjects=(thread_id,),
         )
@@ -62,7 +69,7 @@ class DrainCalls:
     async def head(self, thread_id: str, checkpoint_ns: str) -> str | None:
         """The newest checkpoint of a namespace."""
         found = await self.find(thread_id, checkpoint_ns, None)
-        return found.checkpoint["id"] if found is not None else None
+        return checkpoint_id_of(found.config) if found is not None else None
 
     async def head_if_readable(self, thread_id: str) -> str | None:
         """The newest checkpoint of a thread; of one that nobody can read, a word that is no checkpoint's id."""

@@ -165,7 +165,7 @@ class Replay:
         """
         try:
             wanted = await self._without_marks_of_nothing(records, target)
-            operations = [moved_to(record.operation, target.thread_id) for record in wanted]
+            operations = [moved_to(self._backend.from_journal(record.operation), target.thread_id) for record in wanted]
             if operations and not await self._calls.apply_upon(target.heads, operations):
                 return False
         except CallFailed as failed:

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.base import CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg import AsyncConnection, sql
 from psycopg.errors import InvalidTextRepresentation
@@ -22,6 +22,7 @@ from enhanced_checkpointing.backends.listing import describe, find_heads
 from enhanced_checkpointing.backends.postgres import reading as postgres_reading
 from enhanced_checkpointing.backends.postgres import refusals as postgres_refusals
 from enhanced_checkpointing.backends.postgres import retention as postgres_retention
+from enhanced_checkpointing.backends.postgres import rows
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres.directory import PostgresThreads
 from enhanced_checkpointing.backends.postgres.failures import LostSessionError, classify_postgres
@@ -36,7 +37,7 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, quoted
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.failure_kinds import Failure
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import INLINE_TYPES, Opaque, SharingSerializer
 
 SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under which tables are made
 # Without parameters, so that it goes out by the simple protocol: by the extended one its portal, and with it a
@@ -112,6 +113,16 @@ class PostgresBackend(Backend):
             patience = int(PROBE_LOCK_SHARE * self.config.deadline * 1000)
             await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(max(1, patience)))
             await execute(connection, [probe_statement(PROBE_THREAD, uuid4().hex)])  # nobody waits for its row
+
+    def freeze(self, value: Any) -> Any:
+        if isinstance(value, INLINE_TYPES) or type(value) is Opaque:
+            return rows.frozen_inline(value, self.serializer)
+        return self.serializer.freeze(value)
+
+    def form_of_metadata(self, metadata: CheckpointMetadata) -> CheckpointMetadata:
+        return rows.form_of_metadata(metadata)
+
+    write_that_stays = staticmethod(rows.the_write_that_stays)
 
     def home(self) -> str:
         assert self.config.connection_string is not None

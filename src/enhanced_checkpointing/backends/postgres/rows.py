@@ -8,12 +8,15 @@ compares the two against a real server.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from itertools import groupby
 from typing import Any, cast
 
-from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointMetadata
 
+from enhanced_checkpointing.backends.json_forms import JsonForm
 from enhanced_checkpointing.backends.postgres.arrays import bytea_array, integer, integer_array, text_array
 from enhanced_checkpointing.backends.postgres.sql import (
     BYTEA,
@@ -27,8 +30,9 @@ from enhanced_checkpointing.backends.postgres.sql import (
 )
 from enhanced_checkpointing.backends.postgres.wire import Statement
 from enhanced_checkpointing.backends.reading import StoredMetadata
-from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
-from enhanced_checkpointing.serialization import Serialized
+from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, is_unicode
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites, StoredWrite
+from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer
 
 Row = tuple[Any, ...]
 
@@ -39,6 +43,44 @@ FEW_ROWS = 16
 """A statement with more rows is of arrays whatever it is of, so that the texts that are prepared stay few."""
 
 ARRAYS: dict[str, Callable[[Sequence[Any]], bytes]] = {TEXT: text_array, BYTEA: bytea_array, INTEGER: integer_array}
+
+
+def _joined_halves(text: str) -> str:
+    """JSON is sent escaped, and two halves of a character that stand side by side are one for PostgreSQL."""
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        return text
+
+
+def _as_numeric(number: float) -> float | int:
+    """Python writes greater floats without a decimal point, and PostgreSQL keeps all digits, and no negative zero."""
+    if not math.isfinite(number) or abs(number) < LARGEST_EXACT:
+        return number or 0.0
+    return int(Decimal(repr(number)))
+
+
+JSONB = JsonForm(_joined_halves, _as_numeric)
+
+
+def frozen_inline(value: Any, serializer: SharingSerializer) -> Any:
+    """A value that belongs in the checkpoint's JSON as it comes back from there; its bytes, if JSONB cannot hold it."""
+    form = JSONB.of(value)
+    if isinstance(form, float):
+        fits = math.isfinite(form)
+    else:
+        fits = not isinstance(form, str) or ("\0" not in form and is_unicode(form))
+    return form if fits and type(form) is not Opaque else Serialized(*serializer.dumps_typed(form))
+
+
+def form_of_metadata(metadata: CheckpointMetadata) -> CheckpointMetadata:
+    """Metadata as the official saver gives it back; it leaves the writes that callers name out."""
+    return JSONB.of_metadata({key: value for key, value in metadata.items() if key != "writes"})
+
+
+def the_write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:
+    """As `ON CONFLICT DO UPDATE`, which leaves the path, for calls of special writes alone; else `DO NOTHING`."""
+    return (*after[:3], before[3]) if special else before
 
 
 def statements(operations: Sequence[Operation], *, apart: int = APART) -> list[Statement]:

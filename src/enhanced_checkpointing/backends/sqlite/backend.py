@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import aiosqlite
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata
 
 from enhanced_checkpointing.backends.contract import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
 from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
@@ -139,6 +139,14 @@ class SqliteBackend(Backend):
         saver = self._saver
         if saver is not None and saver.place is not None and not saver.place.is_kept():
             self.retire(saver)
+
+    def freeze(self, value: Any) -> Any:
+        return sqlite_rows.frozen(value, self.serializer)
+
+    def form_of_metadata(self, metadata: CheckpointMetadata) -> CheckpointMetadata:
+        return sqlite_rows.JSON_TEXT.of_metadata(metadata)
+
+    write_that_stays = staticmethod(sqlite_rows.the_write_that_stays)
 
     def home(self) -> str:
         return MEMORY if self._in_memory else os.path.realpath(self._path)

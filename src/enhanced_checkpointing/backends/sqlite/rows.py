@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from ormsgpack import Fragment
 
-from enhanced_checkpointing.operations import Operation, Put, PutWrites, texts_of
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.backends.json_forms import JsonForm
+from enhanced_checkpointing.operations import Operation, Put, PutWrites, StoredWrite, texts_of
+from enhanced_checkpointing.serialization import (
+    BYTEARRAY,
+    BYTES,
+    MSGPACK,
+    NULL,
+    Serialized,
+    SharingSerializer,
+    dump_plain,
+    has_known_format,
+    unsealed,
+)
 
 Row = tuple[Any, ...]
 Statement = tuple[str, list[Row]]
@@ -35,15 +46,29 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 KEEP_FIRST_SQL = PUT_WRITES_SQL.format(conflict="IGNORE")
 KEEP_LAST_SQL = PUT_WRITES_SQL.format(conflict="REPLACE")
 
-MSGPACK, BYTES = "msgpack", "bytes"
-"""The serializer's tags of bytes that may become part of others."""
-
 _encoder = json.JSONEncoder(ensure_ascii=False)
 _make_encoder = getattr(json.encoder, "c_make_encoder", None)
 _as_text = json.encoder.encode_basestring
 
 DELETE_CHECKPOINTS_SQL = "DELETE FROM checkpoints WHERE thread_id = ?"
 DELETE_WRITES_SQL = "DELETE FROM writes WHERE thread_id = ?"
+
+
+JSON_TEXT = JsonForm(lambda text: text.encode("utf-8", "ignore").decode(), lambda number: number)
+"""Metadata is text in UTF-8, of which halves of characters are left out."""
+
+
+def frozen(value: Any, serializer: SharingSerializer) -> Any:
+    """A value as it comes back. Within a checkpoint MessagePack does not tell a `bytearray` from `bytes`."""
+    found = serializer.freeze(value)
+    if type(found) is Serialized and found.tag.startswith(BYTEARRAY):
+        return Serialized(BYTES + found.tag.removeprefix(BYTEARRAY), found.data)
+    return found
+
+
+def the_write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:
+    """As `INSERT OR REPLACE` for calls of special writes alone; else `INSERT OR IGNORE`."""
+    return after if special else before
 
 
 def statements(operations: Iterable[Operation], serializer: SharingSerializer) -> list[Statement]:
@@ -120,26 +145,32 @@ def _writes(operation: PutWrites) -> list[Row]:
 
 def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
     """The whole checkpoint, which is one blob here, made of the bytes that there are already where that is possible."""
-    values: Mapping[str, Any] | None = _joined(put, serializer)
-    if values is None:  # not of the live values, which their node may have changed since
-        values = {channel: serializer.thaw(value) for channel, value in put.values.items()}
-    return serializer.dumps_typed(_with_values(put, values))
+    if (values := _joined(put, serializer)) is not None:
+        with suppress(TypeError):  # an integer that is too large, of which the serializer may know what to make
+            whole = dump_plain(_with_values(put, values), serializer)
+            return whole.tag, whole.data
+    # Not of the live values, which their node may have changed since.
+    thawed = {channel: serializer.thaw(value) for channel, value in put.values.items()}
+    return serializer.dumps_typed(_with_values(put, thawed))
 
 
 def _joined(put: Put, serializer: SharingSerializer) -> dict[str, Any] | None:
     """The values as parts of a whole; None unless a value looks within the checkpoint as it does alone, which is known
-    of one serializer only, and nothing makes that one fall back to pickle, which knows no fragments."""
-    inner = serializer.inner
-    if type(inner) is not JsonPlusSerializer or inner.pickle_fallback:
+    of LangGraph's serializers, but not of what they pickle."""
+    if not has_known_format(serializer.inner):
         return None
     values: dict[str, Any] = {}
     for channel, value in put.values.items():
         if type(value) is not Serialized:
             values[channel] = value
-        elif value.tag == MSGPACK:
-            values[channel] = Fragment(value.data)
-        elif value.tag == BYTES:
-            values[channel] = value.data
+            continue
+        plain = unsealed(value, serializer)
+        if plain.tag == MSGPACK:
+            values[channel] = Fragment(plain.data)
+        elif plain.tag in (BYTES, BYTEARRAY):
+            values[channel] = plain.data
+        elif plain.tag == NULL:
+            values[channel] = None
         else:
             return None
     return values
