@@ -133,11 +133,14 @@ class ClusterTemplate:
             self._template.close()
 
 
-def create_database(url: str) -> str:
+def create_database(url: str, encoding: str | None = None) -> str:
     """Make a fresh database with a random name on the server of `url`, and return its URL."""
     name = f"test_{uuid.uuid4().hex}"
+    statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+    if encoding is not None:
+        statement += sql.SQL(" ENCODING {} LOCALE 'C' TEMPLATE template0").format(encoding)
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(statement)
     return GivenPostgres(url).url(name)
 
 
@@ -149,9 +152,9 @@ def drop_database(url: str) -> None:
 
 
 @contextmanager
-def fresh_database(url: str) -> Iterator[str]:
+def fresh_database(url: str, encoding: str | None = None) -> Iterator[str]:
     """A database of one's own on the server of `url`, for as long as the block runs."""
-    own = create_database(url)
+    own = create_database(url, encoding)
     try:
         yield own
     finally:

@@ -224,3 +224,20 @@ def test_base_classes_do_not_decide() -> None:
     """Both are what their names do not suggest: that is why codes decide."""
     assert issubclass(errors.ReadOnlySqlTransaction, psycopg.InternalError)
     assert issubclass(errors.InvalidPassword, psycopg.OperationalError)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("operator does not exist: text = smallint", DATA),
+        ("operator does not exist: jsonb ->> bytea", DATA),
+        ("Operator existiert nicht: text < uuid", DATA),
+        ("operator does not exist: uuid = text", CONFIGURATION),
+        ("operator does not exist: json @> jsonb", CONFIGURATION),
+        ("function nothing(text) does not exist", CONFIGURATION),
+    ],
+)
+def test_operator_that_does_not_exist_is_the_arguments_fault_where_the_column_is_as_it_should_be(
+    said: str, kind: FailureKind
+) -> None:
+    assert classify_postgres(errors.UndefinedFunction(said)).kind is kind

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.backends.contract import Heads, classify_by_type
+from enhanced_checkpointing.backends.contract import PROBE_THREAD, Heads, classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFullError
@@ -73,6 +73,11 @@ class WatchedBackend(MemoryBackend):
             self.applied.append(operation)
         finally:
             self.running -= 1
+
+    async def probe(self) -> None:
+        if PROBE_THREAD in self.refusals:
+            raise Refused(self.refusals[PROBE_THREAD])
+        await super().probe()
 
     async def fence(self, thread_id: str) -> bool:
         return thread_id not in self.fenced
@@ -304,12 +309,31 @@ async def test_failure_that_passes_pauses_and_the_record_stays(kind: FailureKind
 async def test_fault_that_waiting_does_not_mend_pauses_and_is_announced() -> None:
     setting = Setting()
     await setting.add_steps("a")
-    setting.backend.refusals["a"] = FailureKind.CONFIGURATION
+    setting.backend.refusals = dict.fromkeys(["a", PROBE_THREAD], FailureKind.CONFIGURATION)
     assert not await setting.reconciler.drain_all()
     assert setting.recorder.of(ConfigurationFault) == [
         ConfigurationFault("memory", "refused, password=*** (configuration)", "Mend it.")
     ]
     assert setting.journal.status().pending == 3
+
+
+async def test_fault_that_a_probe_does_not_meet_is_that_of_the_operation_and_the_rest_is_drained() -> None:
+    setting = Setting()
+    await setting.add_steps("a")
+    await setting.add_steps("b")
+    setting.backend.refusals["a"] = FailureKind.CONFIGURATION
+    assert await setting.reconciler.drain_all()
+    assert [letter.entry.thread_id for letter in setting.journal.dead_letters()] == ["a"]
+    assert not setting.journal.holds("b")
+    assert setting.recorder.of(ConfigurationFault) == []
+
+
+async def test_deletion_that_meets_such_a_fault_waits_as_no_probe_deletes() -> None:
+    setting = Setting()
+    await setting.add(DeleteThread("a"))
+    setting.backend.refusals["a"] = FailureKind.CONFIGURATION
+    assert not await setting.reconciler.drain_all()
+    assert setting.journal.status().pending == 1
 
 
 async def test_drain_that_was_interrupted_goes_on_where_it_stopped() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend, Heads
-from enhanced_checkpointing.operations import Operation, checkpoint_id_of
+from enhanced_checkpointing.operations import DeleteThread, Operation, checkpoint_id_of
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import without_objects
 
@@ -41,13 +42,21 @@ class DrainCalls:
 
     async def apply_upon(self, heads: Heads, operations: Sequence[Operation]) -> bool:
         """Apply operations of one thread as one step; False if the newest checkpoint is not one of `heads`."""
-        return await self._guard.call(
-            "drain",
-            lambda: self._backend.apply_all(operations, heads),
-            deadline=self._deadline(),
-            subjects=(operations[0].thread_id,),
-            writes=True,
-        )
+        try:
+            return await self._guard.call(
+                "drain",
+                lambda: self._backend.apply_all(operations, heads),
+                deadline=self._deadline(),
+                subjects=(operations[0].thread_id,),
+                writes=True,
+            )
+        except CallFailed as failed:
+            if failed.kind is not FailureKind.CONFIGURATION or isinstance(operations[0], DeleteThread):
+                raise  # a probe does not delete
+            # What a fault of the tables does to these operations, it does to a probe's write.
+            await self._guard.once("probe", self._backend.probe, deadline=self._deadline())
+            at_fault = replace(failed.failure, kind=FailureKind.DATA)
+        raise CallFailed(at_fault) from at_fault.error
 
     async def find(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str | None) -> CheckpointTuple | None:
         """A checkpoint, without objects of the application: it is looked at, or put as it is into another thread."""

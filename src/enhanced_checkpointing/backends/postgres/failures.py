@@ -6,6 +6,8 @@ The codes: https://www.postgresql.org/docs/current/errcodes-appendix.html. Base 
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
@@ -61,6 +63,18 @@ _BY_CLASS = {
 
 STALE_PLAN = "0A000"
 """Among others: a table has changed, and a statement that the session has prepared gives other columns now."""
+
+# What one code says of tables and of values alike is told apart by where in the server it was said: messages are
+# translated.
+_SAID_IN = {
+    ("0A000", "plancache.c"): FailureKind.TRANSIENT,
+    ("0A000", "mbutils.c"): FailureKind.DATA,  # a text that the database's encoding lacks (SQL_ASCII, up to version 15)
+    ("42501", "execMain.c"): FailureKind.DATA,  # a row that a policy forbids (row-level security)
+}
+
+_UNDEFINED = "42883"
+_WITH_OUR_COLUMN = re.compile(r": (?:text|jsonb) \S+ (?!(?:text|jsonb)\b)")
+"""An operator that does not exist: the column is of the type that it should be, the argument is not."""
 
 _ALL_AS_MADE = (
     "The tables must be as CHECKPOINT_AUTO_SETUP=true makes them, with their primary keys. If they are being restored, "
@@ -139,7 +153,10 @@ def says_too_many(error: psycopg.Error) -> bool:
 def _by_code(error: psycopg.Error, code: str) -> Failure:
     if code == STALE_PLAN and "cached plan" in str(error):
         return Failure(FailureKind.TRANSIENT, error, answered=True)
-    kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], FailureKind.DATA)
+    said_in = _SAID_IN.get((code, error.diag.source_file or ""))
+    if said_in is None and code == _UNDEFINED and _WITH_OUR_COLUMN.search(str(error)):
+        said_in = FailureKind.DATA
+    kind = said_in or _BY_CODE.get(code) or _BY_CLASS.get(code[:2], FailureKind.DATA)
     fix = _FIXES.get(code) or _FIXES.get(code[:2], "") if kind is FailureKind.CONFIGURATION else ""
     return Failure(kind, error, answered=True, fix=fix)
 
