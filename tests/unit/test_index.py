@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from enhanced_checkpointing.errors import JournalFullError
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, entry_of
@@ -18,13 +20,15 @@ from enhanced_checkpointing.operations import DeleteThread
 from tests.support.journals import soon
 
 
-def entry(index: Index, thread_id: str, thread_sequence: int = 1, size: int = 10) -> JournalEntry:
+def entry(
+    index: Index, thread_id: str, thread_sequence: int = 1, size: int = 10, journaled_at: float = 1.0
+) -> JournalEntry:
     return entry_of(
         DeleteThread(thread_id),
         UNKNOWN,
         sequence=index.next_sequence(),
         thread_sequence=thread_sequence,
-        journaled_at=1.0,
+        journaled_at=journaled_at,
         size=size,
     )
 
@@ -321,3 +325,40 @@ def test_status_is_read_from_another_thread_while_records_come_and_go() -> None:
         finally:
             ended.set()
             writer.join()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["add", "adopt", "remove", "bury", "damage"]), st.integers(0, 3), st.floats(0, 9))
+    )
+)
+def test_status_tells_what_a_look_at_every_thread_would_tell(changes: list[tuple[str, int, float]]) -> None:
+    index = Index(1_000_000)
+    waiting: dict[str, list[JournalEntry]] = {}
+    frozen: set[str] = set()
+    letters = 0
+    for change, number, journaled_at in changes * 30:
+        thread_id = f"thread-{number}"
+        of_thread = waiting.setdefault(thread_id, [])
+        if change == "add":
+            stored = entry(index, thread_id, index.reserve(thread_id, 10), journaled_at=journaled_at)
+            index.add(stored)
+            of_thread.append(stored)
+        elif change == "adopt":
+            found = entry(index, thread_id, index.next_of(thread_id), journaled_at=journaled_at)
+            index.adopt(thread_id, [found])
+            of_thread[:] = index.entries(thread_id)
+        elif change == "damage":
+            index.damage(thread_id)
+            frozen.add(thread_id)
+        elif of_thread and change == "remove":
+            index.remove([of_thread.pop(0)])
+        elif of_thread and change == "bury":
+            index.bury(of_thread.pop(0), "refused")
+            frozen.add(thread_id)
+            letters += 1
+        status = index.status()
+        adopted_size = 10 * sum(map(len, waiting.values())) - index.own_size
+        assert status.oldest_at == min((one[0].journaled_at for one in waiting.values() if one), default=None)
+        assert (set(status.frozen_threads), status.dead_letters) == (frozen, letters)
+        assert (status.pending, status.adopted_size) == (sum(map(len, waiting.values())), adopted_size)

@@ -83,7 +83,7 @@ def test_deleted_thread_is_known_to_be_empty() -> None:
     setting.write("a")
     setting.standby.apply(DeleteThread("a"))
     assert setting.standby.get_tuple(config_of("a")) is None
-    assert setting.standby.history(config_of("a"), None, None, None) == []
+    assert [*setting.standby.history(config_of("a"), None, None, None)] == []
     assert setting.standby.size == THREAD
 
 
@@ -192,7 +192,7 @@ def test_bytes_of_what_a_question_taught_are_counted(how: str) -> None:
     if how == "read":
         assert setting.standby.get_tuple(asked) is None
     else:
-        assert setting.standby.history(asked, None, None, None) == []
+        assert [*setting.standby.history(asked, None, None, None)] == []
     assert setting.standby.size == setting.standby._threads["a"].size > before
 
 
@@ -439,7 +439,7 @@ def test_thread_in_doubt_shows_its_newest_checkpoint_and_no_history() -> None:
     setting.standby.note_empty("blank", "")
     setting.standby.note_empty("a", "inner:4ab3")
     setting.write("a")
-    assert len(setting.standby.history(config_of("a"), None, None, None)) == 1
+    assert len([*setting.standby.history(config_of("a"), None, None, None)]) == 1
     for thread_id in ("a", "blank", "cold"):
         setting.standby.doubt(thread_id)
     assert values_of(setting.standby, "a") == {"value": BIG}
@@ -488,13 +488,13 @@ def test_thread_without_room_that_is_known_to_be_empty_can_be_asked_and_begun() 
     assert len(setting.standby) == 0
     assert setting.standby.knows("new")
     assert setting.standby.get_tuple(config_of("new")) is None
-    assert setting.standby.history(config_of("new"), None, None, None) == []
+    assert [*setting.standby.history(config_of("new"), None, None, None)] == []
     setting.pinned.add("new")
     put = setting.author("new").put({"value": BIG})
     assert setting.standby.base_head(put) is None
     setting.standby.apply(put)
     assert values_of(setting.standby, "new") == {"value": BIG}
-    assert len(setting.standby.history(config_of("new"), None, None, None)) == 1, "it is known from its beginning"
+    assert len([*setting.standby.history(config_of("new"), None, None, None)]) == 1, "it is known from its beginning"
 
 
 @pytest.mark.parametrize("how", ["by itself", "with others", "with all", "deleted and begun"])

@@ -62,7 +62,8 @@ class Setting:
 
 
 def listed(warm: WarmThread, config: RunnableConfig = NEWEST, **options: Any) -> list[CheckpointTuple]:
-    return warm.history(config, **{"filter": None, "before": None, "limit": None, **options})
+    listed = warm.history(config, **{"filter": None, "before": None, "limit": None, **options})
+    return [found for found in listed if found is not None]
 
 
 def test_thread_that_nothing_is_known_of_answers_nothing() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -51,6 +51,7 @@ from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
@@ -152,17 +153,25 @@ class Engine:
         before: RunnableConfig | None,
         limit: int | None,
     ) -> Sequence[CheckpointTuple]:
-        async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
-            return [found async for found in saver.alist(config, filter=filter, before=before, limit=limit)]
+        async def fetch(saver: BaseCheckpointSaver[Any]) -> Iterable[CheckpointTuple | None]:
+            return await collected(saver.alist(config, filter=filter, before=before, limit=limit))
 
         newest = not filter and before is None and checkpoint_id_of(config) is None
-        return await self._read(
+
+        def keep(found: Iterable[CheckpointTuple | None]) -> None:
+            assert isinstance(found, list)  # as the primary gave it
+            self._standby.warm_listing(config, found, newest=newest, whole=newest and limit is None)
+
+        answer = await self._read(
             "list",
             config,
             primary=lambda: self._backend.ask(fetch),
             standby=lambda: self._standby.history(config, filter, before, limit),
-            keep=lambda found: self._standby.warm_listing(config, found, newest=newest, whole=newest and limit is None),
+            keep=keep,
         )
+        return [
+            found for found in (answer if isinstance(answer, list) else await collected(answer)) if found is not None
+        ]
 
     async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         return await self._read(

@@ -18,6 +18,7 @@ from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ class Maintenance:
         """
 
         async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
-            return [found async for found in saver.alist(None, filter=filter, before=before, limit=limit)]
+            return await collected(saver.alist(None, filter=filter, before=before, limit=limit))
 
         return await self.ask("list", None, fetch, frozen=False)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory, PendingWrite
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    CheckpointTuple,
+    DeltaChannelHistory,
+    PendingWrite,
+    get_checkpoint_id,
+)
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
@@ -146,16 +152,36 @@ class WarmStore:
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
-    ) -> list[CheckpointTuple]:
-        """What is here, newest first; of all namespaces, if the config names none."""
-        if config["configurable"].get("checkpoint_ns") is not None:
-            return list(self._saver.list(config, filter=filter, before=before, limit=limit))
-        found = sorted(
-            self._saver.list(config, filter=filter, before=before),
-            key=lambda item: item.checkpoint["id"],
-            reverse=True,
-        )
-        return found if limit is None else found[:limit]
+    ) -> Iterator[CheckpointTuple | None]:
+        """What is here, newest first; of all namespaces, if the config names none. Each is made when it is taken, with
+        None for one that does not match, so that a long history need not hold the event loop."""
+        configurable = config["configurable"]
+        asked, named = configurable.get("checkpoint_ns"), get_checkpoint_id(config)
+        end = get_checkpoint_id(before) if before else None
+        keys = [
+            (checkpoint_id, checkpoint_ns)
+            for checkpoint_ns, of_namespace in self._saver.storage[self._thread_id].items()
+            if asked is None or checkpoint_ns == asked
+            for checkpoint_id in of_namespace
+            if (not named or checkpoint_id == named) and (not end or checkpoint_id < end)
+        ]
+        return self._found(sorted(keys, reverse=True), filter or {}, limit)
+
+    def _found(
+        self, keys: Sequence[tuple[str, str]], filter: Mapping[str, Any], limit: int | None
+    ) -> Iterator[CheckpointTuple | None]:
+        saver = self._saver  # as it is now: a thread that is trimmed meanwhile gets another one
+        left = len(keys) if limit is None else limit
+        for checkpoint_id, checkpoint_ns in keys:
+            if left <= 0:
+                return
+            place = {"thread_id": self._thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
+            found = saver.get_tuple({"configurable": place})
+            if found is None or any(value != found.metadata.get(key) for key, value in filter.items()):
+                yield None
+                continue
+            left -= 1
+            yield found
 
     def delta_history(self, checkpoint_ns: str, checkpoint_id: str, channel: str) -> DeltaChannelHistory:
         """Walk up the parents, collecting writes, to the first stored value, a history that was read, or the root.

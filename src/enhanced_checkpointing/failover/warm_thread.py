@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -202,8 +202,9 @@ class WarmThread:
         filter: dict[str, Any] | None,
         before: RunnableConfig | None,
         limit: int | None,
-    ) -> list[CheckpointTuple]:
-        """Answer a listing of checkpoints, newest first.
+    ) -> Iterator[CheckpointTuple | None]:
+        """Answer a listing of checkpoints, newest first; each is made when it is taken, with None for one that does not
+        match.
 
         Raises:
             CheckpointUnavailableError: some of the checkpoints asked for may be in the primary only.

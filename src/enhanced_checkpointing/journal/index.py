@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from heapq import merge
+from heapq import heapify, heappop, heappush, merge
 from itertools import accumulate, islice
 from operator import itemgetter
 
@@ -18,6 +18,9 @@ from enhanced_checkpointing.errors import JournalFullError
 from enhanced_checkpointing.journal.contract import UNKNOWN, DeadLetter, JournalEntry, JournalStatus
 from enhanced_checkpointing.operations import DeleteThread, Put
 from enhanced_checkpointing.resilience.deadline import Deadline, acquire
+
+FEW = 64
+"""Outdated places in a heap that are not worth a look."""
 
 SHARE = 4
 """No thread fills more than a quarter of the journal. A record that is larger by itself is taken alone, if it fits."""
@@ -63,11 +66,17 @@ class Index:
         self.capacity = capacity
         """Bytes that it takes at most."""
         self._held: dict[str, _Held] = {}
+        self._frozen: dict[str, _Held] = {}
+        """Those of them that are frozen, which they stay."""
+        self._oldest_first: list[tuple[float, int, str]] = []
+        """A heap: when the oldest record of each thread was journaled, its sequence, the thread; and what once was so.
+        The first of it is right whenever nothing is being changed, so that no question looks at every thread."""
         self._sequence = 0
         self.own_size = 0
         """Bytes of what this process accepted."""
         self._adopted: dict[int, int] = {}
         """Bytes of the records that other processes accepted, by sequence: they take no room of this one's."""
+        self._adopted_size = 0
         self._pending = 0
         self._waiting: list[_Waiting] = []
         """Those that found no room, in the order in which they came."""
@@ -170,6 +179,8 @@ class Index:
         held.appending -= 1
         held.entries.append(entry)
         self._pending += 1
+        if len(held.entries) == 1:
+            self._note_oldest(held)
 
     def next_of(self, thread_id: str) -> int:
         """The thread sequence of a record of another process; `adopt` must follow."""
@@ -187,6 +198,8 @@ class Index:
         held.entries = deque(_knowing(entry for _, entry in merged))
         self._pending += len(entries)
         self._adopted |= {entry.sequence: entry.size for entry in entries}
+        self._adopted_size += sum(entry.size for entry in entries)
+        self._note_oldest(held)
 
     def next_sequence(self) -> int:
         """The sequence of the next record."""
@@ -217,6 +230,7 @@ class Index:
             held.entries.popleft()
             self._pending -= 1
             self._gone(held, entry)
+        self._note_oldest(held)
         self._release(thread_id, held)
         self._let_in()
 
@@ -228,11 +242,14 @@ class Index:
         held.dead_letters.append(DeadLetter(entry, error))
         self._pending -= 1
         self._gone(held, entry)
+        self._note_oldest(held)
+        self._frozen[entry.thread_id] = held
         self._let_in()
 
     def damage(self, thread_id: str) -> None:
         """Records of this thread are lost or cannot be read: it is frozen from now on."""
-        self._held.setdefault(thread_id, _Held()).damaged = True
+        held = self._frozen[thread_id] = self._held.setdefault(thread_id, _Held())
+        held.damaged = True
 
     def divert(self, thread_id: str, target: str | None) -> None:
         """What is journaled of a thread goes into `target` from now on, or into the thread itself again."""
@@ -271,23 +288,38 @@ class Index:
         return tuple(islice(held.entries, limit)) if held is not None else ()
 
     def dead_letters(self) -> Sequence[DeadLetter]:
-        return [letter for held in tuple(self._held.values()) for letter in held.dead_letters]
+        return [letter for held in tuple(self._frozen.values()) for letter in held.dead_letters]
 
     def status(self, damages: int = 0, error: str | None = None) -> JournalStatus:
-        held_now = tuple(self._held.items())  # copied in one step: health and metrics are read from other threads, too
-        frozen = tuple(thread_id for thread_id, held in held_now if held.frozen)
-        oldest = [entry.journaled_at for _, held in held_now if (entry := _first(held.entries)) is not None]
+        frozen = tuple(self._frozen.items())  # in one step: health and metrics are read from other threads, too
+        oldest = self._oldest_first[:1]
         return JournalStatus(
             pending=self._pending,
-            oldest_at=min(oldest, default=None),
-            size=self.own_size + sum(self._adopted.values()),
-            adopted_size=sum(self._adopted.values()),
+            oldest_at=oldest[0][0] if oldest else None,
+            size=self.own_size + self._adopted_size,
+            adopted_size=self._adopted_size,
             capacity=self.capacity,
-            dead_letters=sum(len(held.dead_letters) for _, held in held_now),
-            frozen_threads=frozen,
+            dead_letters=sum(len(held.dead_letters) for _, held in frozen),
+            frozen_threads=tuple(thread_id for thread_id, _ in frozen),
             damages=damages,
             error=error,
         )
+
+    def _note_oldest(self, held: _Held) -> None:
+        """The oldest record of a thread may be another one now."""
+        heap = self._oldest_first
+        if held.entries:
+            first = held.entries[0]
+            heappush(heap, (first.journaled_at, first.sequence, first.thread_id))
+        while heap and not self._is_oldest(*heap[0][1:]):
+            heappop(heap)
+        if len(heap) > 2 * len(self._held) + FEW:
+            self._oldest_first = [one for one in heap if self._is_oldest(*one[1:])]
+            heapify(self._oldest_first)
+
+    def _is_oldest(self, sequence: int, thread_id: str) -> bool:
+        held = self._held.get(thread_id)
+        return held is not None and bool(held.entries) and held.entries[0].sequence == sequence
 
     def _oldest(self, held: _Held) -> float:
         sequences = [letter.entry.sequence for letter in held.dead_letters]
@@ -302,6 +334,8 @@ class Index:
     def _gone(self, held: _Held, entry: JournalEntry) -> None:
         if self._adopted.pop(entry.sequence, None) is None:
             self._free(held, entry.size)
+        else:
+            self._adopted_size -= entry.size
 
     def _free(self, held: _Held, size: int) -> None:
         held.size -= size
@@ -343,11 +377,3 @@ def _knowing(entries: Iterable[JournalEntry]) -> Iterator[JournalEntry]:
         elif entry.name == Put.name and entry.checkpoint_ns == "":
             newest = max(newest, entry.checkpoint_id or "")
         yield entry
-
-
-def _first(entries: deque[JournalEntry]) -> JournalEntry | None:
-    """In one step, whoever adds or takes entries meanwhile."""
-    try:
-        return entries[0]
-    except IndexError:
-        return None
