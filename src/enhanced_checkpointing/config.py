@@ -86,6 +86,7 @@ Environment = Annotated[Literal["development", "testing", "production"], BeforeV
 OnOutage = Annotated[Literal["journal", "raise"], BeforeValidator(lower_case)]
 OnUnknownThread = Annotated[Literal["raise", "start_fresh"], BeforeValidator(lower_case)]
 OnDivergence = Annotated[Literal["newest_wins", "quarantine"], BeforeValidator(lower_case)]
+ThreadOwnership = Annotated[Literal["enforce", "record"], BeforeValidator(lower_case)]
 Journal = Annotated[Literal["durable", "memory", "off"], BeforeValidator(lower_case)]
 JournalAdopt = Annotated[Literal["own", "all"], BeforeValidator(lower_case)]
 Retention = Annotated[Literal["off", "on"], BeforeValidator(lower_case)]
@@ -173,6 +174,8 @@ class SettingFields(BaseModel):
     """Time between two looks at all threads."""
     retention_refresh_on_read: bool = False
     """Whether reading a thread counts as using it."""
+    thread_ownership: ThreadOwnership = "enforce"
+    """Threads that have an owner: enforce (for another user they do not exist) or record (owners are only stored)."""
     status_token: Annotated[SecretStr, AfterValidator(bearer_token)] | None = None
     """Token that opens the status page, its JSON, health and metrics (Authorization: Bearer …); not set: none asked."""
 
@@ -232,6 +235,7 @@ class _SharedFields(TypedDict, total=False):
     retention_keep: int | Literal["off"] | None
     retention_interval: float
     retention_refresh_on_read: bool
+    thread_ownership: Literal["enforce", "record"]
     status_token: str | SecretStr | None
     enable_async: bool
     thread_safe: bool

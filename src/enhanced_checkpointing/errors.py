@@ -27,7 +27,7 @@ class CheckpointUnavailableError(CheckpointerError):
 
 
 class CheckpointNotFoundError(CheckpointerError):
-    """A thread or checkpoint that a maintenance call named does not exist."""
+    """A thread or checkpoint that a call named does not exist, or not for the user for whom the call is made."""
 
 
 class CheckpointCorruptionError(CheckpointerError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
@@ -23,8 +23,9 @@ from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.failover.loop_thread import Home
-from enhanced_checkpointing.identifiers import USER_ID, text_of, with_text_ids
+from enhanced_checkpointing.identifiers import text_of, with_text_ids
 from enhanced_checkpointing.journal.opening import open_journal
+from enhanced_checkpointing.ownership import asking
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
 from enhanced_checkpointing.telemetry.events import Broadcast, Gauges, Notice, Telemetry
@@ -138,23 +139,34 @@ class EnhancedCheckpointerManager(ThreadMethods):
         return self._opened.saver if self.config.enabled else None
 
     def create_thread_config(
-        self, thread_id: str | None = None, *, user_id: str | None = None, new: bool = False, **configurable: Any
+        self,
+        thread_id: str | None = None,
+        *,
+        user_id: str | None = None,
+        shared_with: Collection[str] | None = None,
+        new: bool = False,
+        **configurable: Any,
     ) -> RunnableConfig:
         """A config for `graph.invoke`. Without a `thread_id` one is made, ordered by time.
 
         `new=True` promises that the thread does not exist yet, so that it can start during an outage too. `user_id` and
         whatever else is given goes into `configurable`, and by LangGraph's rules into each checkpoint's metadata.
 
+        A thread that begins with a `user_id` belongs to that user. Every call with the config of another user is
+        refused with `CheckpointNotFoundError`, unless the thread is `shared_with` that one. Only its owner's config
+        changes whom it is shared with: None leaves that as it is, an empty list ends it. See `thread_ownership`.
+
         Raises:
             InvalidIdError: an id is neither a text nor a number, UUID or enum's member, whose text it then is; or its
                 text has more than 4 KiB, NUL or half of a character, and so would not be stored as it is.
+            CheckpointerError: `shared_with` is a text, where a list is asked for, or is given without `user_id`.
         """
         if thread_id is None:
             thread_id, new = str(uuid6()), True
         parts, known = self._parts, text_of(thread_id, "thread_id")
         if new and parts is not None:
             self._home.tell(lambda: parts.standby.note_empty(known, ""))
-        user = {USER_ID: user_id} if user_id is not None else {}
+        user = asking(user_id, shared_with)
         return with_text_ids({"configurable": {**configurable, **user, "thread_id": known}})
 
     async def wait_drained(self, timeout: float) -> bool:

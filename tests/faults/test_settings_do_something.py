@@ -52,6 +52,7 @@ SHOWN_BY = {
     "on_unknown_thread": "tests/faults/test_reads_in_an_outage.py"
     "::test_fresh_process_raises_for_a_cold_thread_and_never_answers_none",
     "on_divergence": f"{HERE}::test_on_divergence_quarantine_gives_the_branch_of_the_outage_a_thread_of_its_own",
+    "thread_ownership": "tests/faults/test_ownership.py::test_owners_are_only_recorded_where_that_is_asked_for",
     "journal": f"{HERE}::test_journal_off_refuses_what_is_otherwise_journaled",
     "journal_dir": f"{HERE}::test_journal_dir_is_where_the_files_of_an_outage_are",
     "journal_adopt": f"{HERE}::test_journal_adopt_all_drains_what_was_left_for_another_database",

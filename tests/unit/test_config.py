@@ -108,6 +108,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "retention_keep": None,
         "retention_interval": 3600.0,
         "retention_refresh_on_read": False,
+        "thread_ownership": "enforce",
         "status_token": None,
         "checkpointer_type": CheckpointerType.MEMORY,
         "connection_string": None,

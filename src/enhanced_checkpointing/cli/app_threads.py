@@ -25,6 +25,11 @@ Threads = Annotated[list[str], typer.Argument(metavar="THREAD...", help="Ids of 
 Namespace = Annotated[
     str, typer.Option(metavar="NS", help="The namespace of a subgraph, as `show` names them.", show_default=False), ID
 ]
+User = Annotated[
+    str | None,
+    typer.Option(help="As this user: the threads of other owners do not exist.", show_default=False),
+    ID,
+]
 Full = Annotated[bool, typer.Option("--full", help="Shorten nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
@@ -54,7 +59,7 @@ def list_(
     from enhanced_checkpointing.cli.threads import list as work
     from enhanced_checkpointing.cli.threads.database import Target
 
-    target = Target(options)
+    target = Target(options, user=user)
     wanted = work.Wanted(user, limit, before, tuple(metadata or ()), status)
     return work.run(target, wanted, as_json=as_json)
 
@@ -71,6 +76,7 @@ def show(
     namespace: Namespace = "",
     full: Full = False,
     serde: Serde = None,
+    user: User = None,
 ) -> ExitCode:
     """Show the state of a conversation: its messages, what it waits for, and what comes next.
 
@@ -79,7 +85,7 @@ def show(
     from enhanced_checkpointing.cli.threads import show as work
     from enhanced_checkpointing.cli.threads.database import Target
 
-    target = Target(options, serde)
+    target = Target(options, serde, user)
     return work.run(target, thread, checkpoint=checkpoint, namespace=namespace, full=full, as_json=as_json)
 
 
@@ -94,12 +100,13 @@ def history(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Those of subgraphs, too.")] = False,
     serde: Serde = None,
+    user: User = None,
 ) -> ExitCode:
     """Draw the tree of a thread's checkpoints with its forks, newest first."""
     from enhanced_checkpointing.cli.threads import history as work
     from enhanced_checkpointing.cli.threads.database import Target
 
-    target = Target(options, serde)
+    target = Target(options, serde, user)
     return work.run(target, thread, limit=limit, before=before, every=every, as_json=as_json)
 
 
@@ -118,6 +125,7 @@ def diff(
     namespace: Namespace = "",
     full: Full = False,
     serde: Serde = None,
+    user: User = None,
 ) -> ExitCode:
     """Show what changed between two checkpoints; without any, between the newest and its parent.
 
@@ -126,7 +134,7 @@ def diff(
     from enhanced_checkpointing.cli.threads import diff as work
     from enhanced_checkpointing.cli.threads.database import Target
 
-    target = Target(options, serde)
+    target = Target(options, serde, user)
     return work.run(target, thread, work.range_of(first, second), namespace=namespace, full=full, as_json=as_json)
 
 
@@ -136,12 +144,13 @@ def delete(
     as_json: bool,
     threads: Threads,
     yes: Yes = False,
+    user: User = None,
 ) -> ExitCode:
     """Delete threads with everything that is stored of them. Refused while the journal holds anything of one."""
     from enhanced_checkpointing.cli.threads import change as work
     from enhanced_checkpointing.cli.threads.database import Target
 
-    target = Target(options)
+    target = Target(options, user=user)
     return work.delete(target, threads, yes=yes, as_json=as_json)
 
 
@@ -155,12 +164,13 @@ def copy(
         typer.Argument(help="The id of the copy. Default: a new one, which is printed.", show_default=False),
         ID,
     ] = None,
+    user: User = None,
 ) -> ExitCode:
     """Copy a thread, all of it or nothing. Refused while the journal holds anything of it."""
     from enhanced_checkpointing.cli.threads import change as work
     from enhanced_checkpointing.cli.threads.database import Target
 
-    database = Target(options)
+    database = Target(options, user=user)
     return work.copy(database, source, target, as_json=as_json)
 
 
@@ -173,6 +183,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
     yes: Yes = False,
     serde: Serde = None,
+    user: User = None,
 ) -> ExitCode:
     """Make threads small: only the newest checkpoints stay, and what they are rebuilt from.
 
@@ -181,5 +192,5 @@ def prune(
     from enhanced_checkpointing.cli.threads import change as work
     from enhanced_checkpointing.cli.threads.database import Target
 
-    target = Target(options, serde)
+    target = Target(options, serde, user)
     return work.prune(target, threads, keep=keep, dry_run=dry_run, yes=yes, as_json=as_json)

@@ -31,7 +31,10 @@ MOST_NAMED = 5
 
 
 class Maintenance:
-    """Raises in an outage. Slow calls are its nature, so none of them moves the breaker."""
+    """Raises in an outage. Slow calls are its nature, so none of them moves the breaker.
+
+    `changed` hears which threads were changed, or None for any.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Maintenance:
         engine: Engine,
         telemetry: Telemetry,
         deadline: float,
+        changed: Callable[[Sequence[str] | None], None] = lambda _: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._backend = backend
@@ -52,6 +56,7 @@ class Maintenance:
         self._engine = engine
         self._telemetry = telemetry
         self._seconds = deadline
+        self._changed = changed
         self._clock = clock
 
     async def change(
@@ -92,6 +97,7 @@ class Maintenance:
         finally:
             if attempted:  # or else what is warm is still right, and in an outage it is all there is
                 self._standby.forget_all(thread_ids)
+                self._changed(thread_ids)
 
     async def list(
         self, filter: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None

@@ -17,10 +17,11 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
-from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.owner_check import OwnerCheck
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge, SyncMethods
 from enhanced_checkpointing.identifiers import before_with_text_id, text_of, with_text_ids, with_text_user
+from enhanced_checkpointing.ownership import user_in
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 
 
@@ -32,17 +33,17 @@ class FailoverSaver(SyncMethods):
     """
 
     def __init__(
-        self, engine: Engine, maintenance: Maintenance, bridge: LoopBridge, serializer: SharingSerializer
+        self, threads: OwnerCheck, maintenance: Maintenance, bridge: LoopBridge, serializer: SharingSerializer
     ) -> None:
         super().__init__(serde=serializer.inner)
-        self._engine = engine
+        self._threads = threads
         self._maintenance = maintenance
         self._bridge = bridge
         self._serializer = serializer
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         asked = with_text_ids(config)
-        return await self._bridge.bring(self._engine.get_tuple, asked)
+        return await self._bridge.bring(self._threads.get_tuple, asked)
 
     async def alist(
         self,
@@ -59,9 +60,12 @@ class FailoverSaver(SyncMethods):
             one = with_text_ids(config)
             if config["configurable"].get("checkpoint_ns", "") is None:  # in a listing that is every namespace
                 one = cast("RunnableConfig", {**one, "configurable": {**one["configurable"], "checkpoint_ns": None}})
-            answer = await self._bridge.bring(self._engine.list, one, filter, before, limit)
+            answer = await self._bridge.bring(self._threads.list, one, filter, before, limit)
         else:
-            answer = await self._bridge.bring(self._maintenance.list, filter, before, limit)
+            user = user_in(config) if config is not None else None
+            most = limit if user is None else None
+            answer = await self._bridge.bring(self._maintenance.list, filter, before, most)
+            answer = [found for found in answer if self._threads.is_shown(found.metadata, user)][:limit]
         for found in answer:
             yield found
 
@@ -77,16 +81,16 @@ class FailoverSaver(SyncMethods):
             config = {**config, "metadata": dict(with_text_user(config["metadata"]))}
         if (checkpoint_id := text_of(checkpoint["id"], "checkpoint_id")) is not checkpoint["id"]:
             checkpoint = {**checkpoint, "id": checkpoint_id}
-        return await self._bridge.bring(self._engine.put, config, checkpoint, metadata, new_versions)
+        return await self._bridge.bring(self._threads.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         task_id = text_of(task_id, "task_id")
-        await self._bridge.bring(self._engine.put_writes, with_text_ids(config), writes, task_id, task_path)
+        await self._bridge.bring(self._threads.put_writes, with_text_ids(config), writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._bridge.bring(self._engine.delete_thread, text_of(thread_id, "thread_id"))
+        await self._bridge.bring(self._threads.delete_thread, text_of(thread_id, "thread_id"))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -94,7 +98,7 @@ class FailoverSaver(SyncMethods):
         if not channels:
             return {}
         asked = with_text_ids(config)
-        return await self._bridge.bring(self._engine.delta_history, asked, channels)
+        return await self._bridge.bring(self._threads.delta_history, asked, channels)
 
     def get_next_version(self, current: str | int | float | None, channel: None = None) -> str:
         """The version scheme that memory, SQLite and PostgreSQL share; a thread with integer versions goes on in it."""

@@ -11,9 +11,10 @@ from langchain_core.runnables import RunnableConfig
 from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead, status_of
 from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
 from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.owner_check import OwnerCheck
 from enhanced_checkpointing.failover.saver import FailoverSaver
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
-from enhanced_checkpointing.identifiers import text_of
+from enhanced_checkpointing.identifiers import USER_ID, text_of
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from enhanced_checkpointing.threads.sweep import Sweep
@@ -33,6 +34,7 @@ class ThreadDirectory:
         bridge: LoopBridge,
         marks: Marks,
         sweeper: Sweeper,
+        owners: OwnerCheck,
         presumes_empty: Callable[[str], bool],
     ) -> None:
         self._saver = saver
@@ -40,6 +42,7 @@ class ThreadDirectory:
         self.bridge = bridge
         self._marks = marks
         self._sweeper = sweeper
+        self._owners = owners
         self._presumes_empty = presumes_empty
 
     async def find(
@@ -57,23 +60,26 @@ class ThreadDirectory:
         heads = await self.bridge.bring(
             lambda: self._maintenance.consult("list_threads", None, lambda one: one.heads(query), frozen=False)
         )
-        return [entry_of(head) for head in heads]
+        return [entry_of(head) for head in heads if self._owners.is_shown(head.metadata, user)]
 
-    async def get(self, thread_id: str) -> Entry | None:
+    async def get(self, thread_id: str, user_id: str | None = None) -> Entry | None:
         """One thread; None if it is known that there is none.
 
         Raises:
+            CheckpointNotFoundError: there is none that this user may see.
             CheckpointUnavailableError: in an outage, or while the journal holds something of the thread.
         """
         wanted = [text_of(thread_id, "thread_id")]
+        await self._require(wanted, user_id)
         heads = await self.bridge.bring(
             lambda: self._maintenance.consult("get_thread", wanted, lambda one: one.describe(wanted), frozen=True)
         )
         return entry_of(heads[0]) if heads else None
 
-    async def delete(self, thread_id: str) -> bool:
+    async def delete(self, thread_id: str, user_id: str | None) -> bool:
         """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
         thread_id = text_of(thread_id, "thread_id")
+        await self._require([thread_id], user_id, as_owner=True)
         config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
         try:
             existed = await self._saver.aget_tuple(config) is not None or self._presumes_empty(thread_id)
@@ -82,22 +88,25 @@ class ThreadDirectory:
         await self._saver.adelete_thread(thread_id)
         return existed
 
-    async def copy(self, source_thread_id: str, target_thread_id: str | None) -> str:
+    async def copy(self, source_thread_id: str, target_thread_id: str | None, user_id: str | None) -> str:
         """Copy a thread, and return the id of the copy.
 
         Raises:
-            CheckpointNotFoundError: there is no such thread.
+            CheckpointNotFoundError: there is no such thread, or one of the two is another user's.
             CheckpointerError: the target has checkpoints of its own.
             CheckpointUnavailableError: in an outage, or while the journal holds something of either.
         """
         source = text_of(source_thread_id, "source_thread_id")
         target = text_of(uuid4() if target_thread_id is None else target_thread_id, "target_thread_id")
-        if await self.get(source) is None:
+        await self._require([target], user_id, new=True)
+        if await self.get(source, user_id) is None:
             raise CheckpointNotFoundError(f"There is no thread {quoted(source)}, so nothing was copied.")
         await self._saver.acopy_thread(source, target)
         return target
 
-    async def prune(self, thread_ids: Sequence[str], strategy: str) -> None:
+    async def prune(self, thread_ids: Sequence[str], strategy: str, user_id: str | None) -> None:
+        if user_id is not None and not isinstance(thread_ids, str):
+            await self._require([text_of(one, "thread_ids") for one in thread_ids], user_id, as_owner=True)
         await self._saver.aprune(thread_ids, strategy=strategy)
 
     async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -105,11 +114,20 @@ class ThreadDirectory:
             raise TypeError("run_ids must be a sequence of run ids, not a text")
         await self._saver.adelete_for_runs(run_ids)
 
-    async def mark(self, thread_id: str, status: str) -> None:
-        await self.bridge.bring(self._marks.mark, text_of(thread_id, "thread_id"), status)
+    async def mark(self, thread_id: str, status: str, user_id: str | None) -> None:
+        thread_id = text_of(thread_id, "thread_id")
+        await self._require([thread_id], user_id)
+        await self.bridge.bring(self._marks.mark, thread_id, status)
 
     async def retire(self, policy: RetentionPolicy | None, dry_run: bool) -> Sweep:
         return await self.bridge.bring(lambda: self._sweeper.run(policy, dry_run=dry_run))
+
+    async def _require(
+        self, thread_ids: Sequence[str], user_id: str | None, *, as_owner: bool = False, new: bool = False
+    ) -> None:
+        user = None if user_id is None else text_of(user_id, USER_ID)
+        for thread_id in thread_ids:
+            await self.bridge.bring(self._owners.require, thread_id, user, as_owner=as_owner, new=new)
 
 
 def entry_of(head: ThreadHead) -> Entry:

@@ -15,6 +15,11 @@ class ThreadMethods:
     """The part of the manager that knows threads. Only the primary knows them all: in an outage all of this raises
     `CheckpointUnavailableError`, but for deleting and marking a thread, which are journaled.
 
+    With `user_id` a method acts for that user: a thread that has another owner (`create_thread_config(user_id=…)`) is
+    answered as one that is not there, with `CheckpointNotFoundError`. Whom a thread is shared with may look at it, copy
+    and mark it; only its owner may prune or delete it. Without `user_id` it acts for the application itself, as do
+    `delete_for_runs` and `run_retention`, which go through all threads.
+
     The `_sync` methods are for threads that do not run the manager's event loop, where they raise `CheckpointerError`.
     """
 
@@ -39,7 +44,8 @@ class ThreadMethods:
         What a user's listing costs does not grow with the threads of others. Without a user every thread is looked at.
 
         Args:
-            user_id: whose threads, as `create_thread_config(user_id=…)` says it. Those of others are never shown.
+            user_id: whose threads, as `create_thread_config(user_id=…)` says it. Those of others are never shown, not
+                even those that they share with this user.
             limit: how many, at most.
             before: where the page before ended: the last of its dicts; or only that one's `checkpoint_id`, which
                 copies of a thread have in common.
@@ -63,56 +69,71 @@ class ThreadMethods:
         threads = self._threads
         return threads.bridge.wait(lambda: threads.find(user_id, limit, before, metadata))
 
-    async def get_thread(self, thread_id: str) -> Entry | None:
+    async def get_thread(self, thread_id: str, *, user_id: str | None = None) -> Entry | None:
         """One thread, as `list_threads` tells of it; None if it is known that there is none.
 
         Raises:
+            CheckpointNotFoundError: there is none for this user.
             CheckpointUnavailableError: in an outage, or while the journal holds something of the thread.
         """
-        return await self._threads.get(thread_id)
+        return await self._threads.get(thread_id, user_id)
 
-    def get_thread_sync(self, thread_id: str) -> Entry | None:
+    def get_thread_sync(self, thread_id: str, *, user_id: str | None = None) -> Entry | None:
         """`get_thread` for code without a loop."""
         threads = self._threads
-        return threads.bridge.wait(lambda: threads.get(thread_id))
+        return threads.bridge.wait(lambda: threads.get(thread_id, user_id))
 
-    async def delete_thread(self, thread_id: str) -> bool:
-        """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty."""
-        return await self._threads.delete(thread_id)
+    async def delete_thread(self, thread_id: str, *, user_id: str | None = None) -> bool:
+        """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty.
 
-    def delete_thread_sync(self, thread_id: str) -> bool:
+        Raises:
+            CheckpointNotFoundError: there is none that belongs to this user.
+            CheckpointUnavailableError: in an outage, for a user, when nobody knows whose thread it is.
+        """
+        return await self._threads.delete(thread_id, user_id)
+
+    def delete_thread_sync(self, thread_id: str, *, user_id: str | None = None) -> bool:
         """`delete_thread` for code without a loop."""
         threads = self._threads
-        return threads.bridge.wait(lambda: threads.delete(thread_id))
+        return threads.bridge.wait(lambda: threads.delete(thread_id, user_id))
 
-    async def copy_thread(self, source_thread_id: str, target_thread_id: str | None = None) -> str:
+    async def copy_thread(
+        self, source_thread_id: str, target_thread_id: str | None = None, *, user_id: str | None = None
+    ) -> str:
         """Copy all checkpoints and writes of a thread, as one step; return the id of the copy, by default a new one.
 
         Raises:
-            CheckpointNotFoundError: there is no such thread.
+            CheckpointNotFoundError: there is no such thread, or one of the two is another user's.
             CheckpointerError: the target has checkpoints that the source has not; nothing was copied.
             CheckpointUnavailableError: in an outage, or while the journal holds something of either.
         """
-        return await self._threads.copy(source_thread_id, target_thread_id)
+        return await self._threads.copy(source_thread_id, target_thread_id, user_id)
 
-    def copy_thread_sync(self, source_thread_id: str, target_thread_id: str | None = None) -> str:
+    def copy_thread_sync(
+        self, source_thread_id: str, target_thread_id: str | None = None, *, user_id: str | None = None
+    ) -> str:
         """`copy_thread` for code without a loop."""
         threads = self._threads
-        return threads.bridge.wait(lambda: threads.copy(source_thread_id, target_thread_id))
+        return threads.bridge.wait(lambda: threads.copy(source_thread_id, target_thread_id, user_id))
 
-    async def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+    async def prune(
+        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", user_id: str | None = None
+    ) -> None:
         """Make threads small: `"keep_latest"` keeps the newest checkpoint of each namespace, with what its delta
         channels are rebuilt from; `"delete"` keeps nothing. Each thread is a step of its own.
 
         Raises:
+            CheckpointNotFoundError: one of them does not belong to this user; nothing was changed.
             CheckpointUnavailableError: in an outage, or while the journal holds something of one of them.
         """
-        await self._threads.prune(thread_ids, strategy)
+        await self._threads.prune(thread_ids, strategy, user_id)
 
-    def prune_sync(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+    def prune_sync(
+        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", user_id: str | None = None
+    ) -> None:
         """`prune` for code without a loop."""
         threads = self._threads
-        threads.bridge.wait(lambda: threads.prune(thread_ids, strategy))
+        threads.bridge.wait(lambda: threads.prune(thread_ids, strategy, user_id))
 
     async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints that name these runs (`run_id` in their metadata), in whichever thread they are.
@@ -129,7 +150,7 @@ class ThreadMethods:
         threads = self._threads
         threads.bridge.wait(lambda: threads.delete_for_runs(run_ids))
 
-    async def mark_completed(self, thread_id: str) -> None:
+    async def mark_completed(self, thread_id: str, *, user_id: str | None = None) -> None:
         """Say that a thread is over, so that retention keeps it for as long as completed ones, from now on.
 
         When it goes on it is active again. In an outage the mark is journaled.
@@ -138,21 +159,21 @@ class ThreadMethods:
             CheckpointNotFoundError: there is no such thread.
             CheckpointUnavailableError: in an outage, when nobody knows the thread's newest checkpoint.
         """
-        await self._threads.mark(thread_id, COMPLETED)
+        await self._threads.mark(thread_id, COMPLETED, user_id)
 
-    def mark_completed_sync(self, thread_id: str) -> None:
+    def mark_completed_sync(self, thread_id: str, *, user_id: str | None = None) -> None:
         """`mark_completed` for code without a loop."""
         threads = self._threads
-        threads.bridge.wait(lambda: threads.mark(thread_id, COMPLETED))
+        threads.bridge.wait(lambda: threads.mark(thread_id, COMPLETED, user_id))
 
-    async def mark_failed(self, thread_id: str) -> None:
+    async def mark_failed(self, thread_id: str, *, user_id: str | None = None) -> None:
         """Say that a thread has failed and nobody goes on with it; else as `mark_completed`."""
-        await self._threads.mark(thread_id, FAILED)
+        await self._threads.mark(thread_id, FAILED, user_id)
 
-    def mark_failed_sync(self, thread_id: str) -> None:
+    def mark_failed_sync(self, thread_id: str, *, user_id: str | None = None) -> None:
         """`mark_failed` for code without a loop."""
         threads = self._threads
-        threads.bridge.wait(lambda: threads.mark(thread_id, FAILED))
+        threads.bridge.wait(lambda: threads.mark(thread_id, FAILED, user_id))
 
     async def run_retention(self, policy: RetentionPolicy | None = None, *, dry_run: bool = False) -> Sweep:
         """Look at all threads once, delete the old ones and shorten the others; by default as the settings say.

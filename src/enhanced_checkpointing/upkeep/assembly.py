@@ -13,6 +13,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.owner_check import OwnerCheck
 from enhanced_checkpointing.failover.reads import Reads
 from enhanced_checkpointing.failover.saver import saver_class_for
 from enhanced_checkpointing.failover.standby import Standby
@@ -101,6 +102,7 @@ async def assemble(
         wall_clock=nature.wall_clock,
     )
     stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
+    owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce")
     maintenance = Maintenance(
         backend=backend,
         guard=guard,
@@ -109,10 +111,15 @@ async def assemble(
         engine=engine,
         telemetry=telemetry,
         deadline=config.deadline,
+        changed=owners.forget,
         clock=clock,
     )
     bridge = LoopBridge(asyncio.get_running_loop())
     stack.callback(bridge.close)
+
+    def quarantined(thread_id: str) -> None:
+        engine.estranged.add(thread_id)
+        owners.forget([thread_id])
 
     outages = Outages(backend.name, telemetry, lambda: status.counts(parts), clock)
     canary, reconciler, besides = None, None, []
@@ -129,7 +136,7 @@ async def assemble(
             serializer=serializer,
             telemetry=telemetry,
             on_drained=outages.drained,
-            on_quarantined=engine.estranged.add,
+            on_quarantined=quarantined,
             on_thread_drained=engine.newcomers.drained,
             live_calls=engine.live_calls,
             clock=clock,
@@ -169,7 +176,7 @@ async def assemble(
         engine.reads = Reads(nature.wall_clock)
         retainer = Retainer(sweeper, config.retention_interval, chance=nature.chance)
 
-    saver = saver_class_for(backend.saver_type())(engine, maintenance, bridge, serializer)
+    saver = saver_class_for(backend.saver_type())(owners, maintenance, bridge, serializer)
     parts = Parts(
         loop=asyncio.get_running_loop(),
         backend=backend,
@@ -181,7 +188,7 @@ async def assemble(
         engine=engine,
         bridge=bridge,
         saver=saver,
-        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, engine.newcomers.presumes),
+        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes),
         prober=prober,
         reconciler=reconciler,
         outages=outages,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend, Heads
 from enhanced_checkpointing.errors import quoted, redact
-from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import operations_of
+from enhanced_checkpointing.journal.contract import Journal, JournalEntry
+from enhanced_checkpointing.operations import Put, operations_of
+from enhanced_checkpointing.ownership import ownership_of
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer, without_objects
 from enhanced_checkpointing.telemetry.events import Diverged, Notice, Telemetry
@@ -35,7 +36,8 @@ class Target:
 class Branches:
     """Compares the heads in the primary with those that the journal grew from, and tells of what diverged.
 
-    With `apart`, a branch that diverged goes to a sibling thread, and `on_quarantined` hears of it.
+    With `apart`, a branch that diverged goes to a sibling thread, and `on_quarantined` hears of it. The
+    branch of another owner always does.
     """
 
     def __init__(
@@ -88,9 +90,10 @@ class Branches:
         branches = diverged(entries, oldest, heads)
         if not branches:
             return Target(thread_id, heads_to_grow_from(entries, oldest))
-        target = sibling_id(thread_id, entries) if self._apart else thread_id
+        apart = self._apart or await self._has_two_owners(thread_id, entries)
+        target = sibling_id(thread_id, entries) if apart else thread_id
         for branch in branches:
-            if self._apart and branch.expected_head is not None:
+            if apart and branch.expected_head is not None:
                 await self._copy_ancestors(thread_id, branch.checkpoint_ns, branch.expected_head, target)
         await self._journal.divert(thread_id, target)
         self.diverged += 1  # only now: a copy that was interrupted is made again, and is still one divergence
@@ -100,9 +103,19 @@ class Branches:
                     self._backend.name, thread_id, branch.checkpoint_ns, branch.expected_head, branch.found_head, target
                 )
             )
-        if self._apart:
+        if apart:
             self._on_quarantined(thread_id)
         return Target(target)
+
+    async def _has_two_owners(self, thread_id: str, entries: Sequence[JournalEntry]) -> bool:
+        """Whether the thread belongs to one user in the primary and to another in the journal: two have begun a thread
+        of the same name, which must not become one. The record that says so is among the first of its owner."""
+        found = await self._calls.find(thread_id, "", None)
+        theirs = ownership_of(found.metadata) if found is not None else None
+        put = next(entry for entry in entries if entry.name == Put.name)
+        record = (await self._journal.read([put]))[0]
+        ours = ownership_of(record.operation.metadata) if isinstance(record.operation, Put) else None
+        return (ours.owner if ours else None) != (theirs.owner if theirs else None)
 
     def deletion_spared(self, thread_id: str, expected_head: str | None, found_head: str | None) -> None:
         """Tell of a deletion that was not made, because somebody else has written to the thread since."""

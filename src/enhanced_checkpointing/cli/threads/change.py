@@ -36,7 +36,7 @@ def delete(target: Target, thread_ids: Sequence[str], *, yes: bool, as_json: boo
     """Delete threads, after a question; fine only if all of them were there."""
     configured = config_for(target)
     thread_ids = [*dict.fromkeys(thread_ids)]
-    heads = run_with(configured, lambda store: _looked_up(configured, store, thread_ids, "deleted"))
+    heads = run_with(configured, lambda store: _looked_up(configured, store, thread_ids, "deleted", as_owner=True))
     missing = [thread_id for thread_id in thread_ids if thread_id not in heads]
     if heads:
         _ask(f"Delete {_total(heads.values())}? This cannot be undone.", [*heads.values()], yes=yes, as_json=as_json)
@@ -66,8 +66,9 @@ def copy(target: Target, source: str, destination: str | None, *, as_json: bool)
 
     async def work(store: Store) -> ThreadHead:
         heads = await _looked_up(configured, store, [source, destination], "copied")
-        if source not in heads:
-            raise RefusedError(f"There is no thread {quoted(source)} in {store.home}, so nothing was copied.")
+        hidden = source if source not in heads else destination if await store.hides(destination) else None
+        if hidden is not None:
+            raise RefusedError(f"There is no thread {quoted(hidden)} in {store.home}, so nothing was copied.")
         await store.ask_saver("copy a thread", lambda saver: saver.acopy_thread(source, destination), CHANGE_SECONDS)
         return (await store.heads([destination]))[destination]
 
@@ -84,7 +85,7 @@ def prune(target: Target, thread_ids: Sequence[str], *, keep: int, dry_run: bool
     """Keep only the newest checkpoints of threads, after a question; fine only if all of them were there."""
     configured = config_for(target)
     thread_ids = [*dict.fromkeys(thread_ids)]
-    heads = run_with(configured, lambda store: _looked_up(configured, store, thread_ids, "pruned"))
+    heads = run_with(configured, lambda store: _looked_up(configured, store, thread_ids, "pruned", as_owner=True))
     missing = [thread_id for thread_id in thread_ids if thread_id not in heads]
     if heads and not dry_run:
         what = f"Keep only the newest {plural(keep, 'checkpoint')} of each namespace of {_total(heads.values())}?"
@@ -107,10 +108,11 @@ def prune(target: Target, thread_ids: Sequence[str], *, keep: int, dry_run: bool
 
 
 async def _looked_up(
-    configured: Configured, store: Store, thread_ids: Sequence[str], done: str
+    configured: Configured, store: Store, thread_ids: Sequence[str], done: str, *, as_owner: bool = False
 ) -> dict[str, ThreadHead]:
-    _see_that_nothing_waits(configured, store, thread_ids, done)
-    return await store.heads(thread_ids)
+    seen = await store.seen(thread_ids, as_owner=as_owner)
+    _see_that_nothing_waits(configured, store, seen, done)
+    return await store.heads(seen)
 
 
 def _see_that_nothing_waits(configured: Configured, store: Store, thread_ids: Sequence[str], done: str) -> None:

@@ -6,7 +6,7 @@ No manager is opened: nothing is taken over and nothing is drained, so that they
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from enhanced_checkpointing.cli.primary import Primary, opened_primary
 from enhanced_checkpointing.cli.threads.checkpoint_view import View, delta_channels, is_sealed, rebuilt, view_of
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerError, quoted, redact
+from enhanced_checkpointing.ownership import is_seen_by, ownership_of
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 
 __all__ = ["Store", "Target", "config_for", "opened_store"]
@@ -38,18 +39,22 @@ SEAL = "It is sealed: give the application's serializer with --serde module:name
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which database is meant; `serde` is `module:name` of the application's serializer."""
+    """Which database is meant; `serde` is `module:name` of the application's serializer; for `user`, the threads of
+    other owners do not exist."""
 
     options: Options
     serde: str | None = None
+    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The database of a command, and the directory of the journal that its application is configured to have."""
+    """The database of a command, the directory of the journal that its application is configured to have, and the user
+    for whom the command is given, if that is enforced."""
 
     config: CheckpointerConfig
     journal_dir: Path
+    user: str | None = None
 
 
 def config_for(target: Target) -> Configured:
@@ -69,14 +74,16 @@ def config_for(target: Target) -> Configured:
         raise UsageError(f"There is no file {config.database_path}. Is it the right one? Nothing was made.")
     own = imported_serializer(target.serde) if target.serde else config.serde
     plain = config.with_overrides(serde=PlainSerializer(own), auto_setup=False, deadline=max(config.deadline, DEADLINE))
-    return Configured(plain, config.journal_dir.absolute())
+    user = target.user if config.thread_ownership == "enforce" else None
+    return Configured(plain, config.journal_dir.absolute(), user)
 
 
 class Store:
-    """An open database, asked without a manager."""
+    """An open database, asked without a manager, for a user if there is one."""
 
-    def __init__(self, primary: Primary) -> None:
+    def __init__(self, primary: Primary, user: str | None = None) -> None:
         self._primary = primary
+        self._user = user
 
     @property
     def home(self) -> str:
@@ -110,16 +117,35 @@ class Store:
         """The answer of the backend's saver, with the errors of `ask`."""
         return await self.ask(what, lambda backend: backend.ask(question), seconds)
 
-    async def heads(self, thread_ids: Iterable[str]) -> dict[str, ThreadHead]:
-        """The heads of these threads, without those that have no checkpoint."""
+    async def hides(self, thread_id: str) -> bool:
+        """Whether a thread is there, and is another user's."""
+        found = await self.ask("describe threads", lambda backend: backend.describe([thread_id]))
+        return any(not self.shows(head.metadata) for head in found)
+
+    async def heads(self, thread_ids: Iterable[str], *, as_owner: bool = False) -> dict[str, ThreadHead]:
+        """The heads of these threads, without those that have no checkpoint, or not for this user; `as_owner`: without
+        those, too, that are only shared with the user."""
         wanted = [*dict.fromkeys(thread_ids)]
         found = await self.ask("describe threads", lambda backend: backend.describe(wanted))
-        return {head.thread_id: head for head in found}
+        return {head.thread_id: head for head in found if self.shows(head.metadata, as_owner=as_owner)}
+
+    def shows(self, metadata: Mapping[str, Any], *, as_owner: bool = False) -> bool:
+        """Whether the user may see what has this metadata."""
+        if self._user is None:
+            return True
+        ownership = ownership_of(metadata)
+        return is_seen_by(metadata, self._user) and not (as_owner and ownership and ownership.owner != self._user)
+
+    async def seen(self, thread_ids: Iterable[str], *, as_owner: bool = False) -> list[str]:
+        """Those of these threads of which anything may be told: for the application itself all, stored or not."""
+        return [*thread_ids] if self._user is None else [*await self.heads(thread_ids, as_owner=as_owner)]
 
     async def page(
         self, thread_id: str, namespace: str | None, before: str | None, limit: int
     ) -> list[CheckpointTuple]:
         """The newest checkpoints of a namespace, or of all for None, whose ids come before `before`."""
+        if not await self.seen([thread_id]):
+            return []
         where = config_of(thread_id, namespace)
         end: RunnableConfig | None = {"configurable": {"checkpoint_id": before}} if before is not None else None
 
@@ -133,6 +159,8 @@ class Store:
 
     async def get(self, thread_id: str, namespace: str, checkpoint_id: str | None = None) -> CheckpointTuple | None:
         """One checkpoint, the newest of the namespace if none is named; None if it is not there."""
+        if not await self.seen([thread_id]):
+            return None
         where = config_of(thread_id, namespace, checkpoint_id)
 
         async def fetch(saver: BaseCheckpointSaver[Any]) -> CheckpointTuple | None:
@@ -193,7 +221,7 @@ class Store:
 async def opened_store(configured: Configured) -> AsyncIterator[Store]:
     """The database of a configuration, for as long as the block runs."""
     async with opened_primary(configured.config) as primary:
-        yield Store(primary)
+        yield Store(primary, configured.user)
 
 
 def run_with(configured: Configured, work: Callable[[Store], Awaitable[T]]) -> T:

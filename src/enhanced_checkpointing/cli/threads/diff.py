@@ -58,7 +58,7 @@ def run(target: Target, thread_id: str, wanted: Range, *, namespace: str, full: 
     configured = config_for(target)
 
     async def work(store: Store) -> tuple[View | None, View, list[Holding], list[str]]:
-        notes = journal_notes(configured.journal_dir, store.home, [thread_id])
+        notes = journal_notes(configured.journal_dir, store.home, await store.seen([thread_id]))
         return *await _both(store, thread_id, namespace, wanted), *notes
 
     before, after, held, warnings = run_with(configured, work)

@@ -124,7 +124,7 @@ def run(target: Target, thread_id: str, *, limit: int, before: str | None, every
     configured = config_for(target)
 
     async def work(store: Store) -> tuple[History, list[Holding], list[str]]:
-        notes = journal_notes(configured.journal_dir, store.home, [thread_id])
+        notes = journal_notes(configured.journal_dir, store.home, await store.seen([thread_id]))
         history = await _history(store, thread_id, limit, before, None if every else "")
         if not history.entries and before is None:
             text = f"There is no thread {quoted(thread_id)} in {store.home}."

@@ -78,7 +78,7 @@ async def _found(
     """A page of threads, and where it ends, unless these are the last ones."""
     query = HeadQuery(wanted.limit + 1, wanted.user_id, metadata, place)
     heads = await store.ask("list threads", lambda backend: backend.heads(query))
-    page = [entry_of(head) for head in heads[: wanted.limit]]
+    page = [entry_of(head) for head in heads[: wanted.limit] if store.shows(head.metadata)]
     last = heads[wanted.limit - 1] if len(heads) > wanted.limit else None
     return page, f"{last.checkpoint_id}:{last.thread_id}" if last is not None else None
 

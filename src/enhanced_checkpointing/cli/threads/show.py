@@ -53,7 +53,7 @@ def run(
     configured = config_for(target)
 
     async def work(store: Store) -> tuple[Subject, list[Holding], list[str]]:
-        notes = journal_notes(configured.journal_dir, store.home, [thread_id])
+        notes = journal_notes(configured.journal_dir, store.home, await store.seen([thread_id]))
         return await _subject(store, thread_id, checkpoint, namespace, notes[0]), *notes
 
     subject, held, warnings = run_with(configured, work)

@@ -1,0 +1,208 @@
+"""The saver's door: what is another user's thread does not exist for the user whom a config names.
+
+Whose a thread is stands in its newest root checkpoint, which LangGraph reads before it writes: that read is the check,
+and costs nothing. Only a call that comes without one, and names a user, asks for it, once a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+
+from enhanced_checkpointing.backends.directory import user_of
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.identifiers import USER_ID
+from enhanced_checkpointing.operations import asks_for_thread, thread_of
+from enhanced_checkpointing.ownership import (
+    ASKED_TO_SHARE,
+    NO_THREAD,
+    Ownership,
+    is_seen_by,
+    may_use,
+    not_found,
+    ownership_of,
+    user_in,
+)
+
+MOST = 100_000
+"""Threads whose owner is remembered; those that were learned of the longest ago are forgotten first."""
+
+
+class OwnerCheck:
+    """Stands before the engine for all that LangGraph asks, and tells of one thread whether a user may use it.
+
+    All methods run on the manager's event loop. Without `enforced` owners are recorded, and nothing is refused.
+    """
+
+    def __init__(self, engine: Engine, *, enforced: bool) -> None:
+        self._engine = engine
+        self._enforced = enforced
+        self._known: dict[str, Ownership] = {}
+
+    # What LangGraph asks for
+
+    async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        thread_id, user = thread_of(config), user_in(config)
+        before = self._known.get(thread_id)
+        found = await self._engine.get_tuple(config)
+        own = ownership_of(found.metadata) if found is not None else None
+        if asks_for_thread(config):
+            if user is None and own is None and before is None:
+                return found
+            ownership = self._learn(thread_id, found, own, before)
+        elif user is not None:
+            ownership = await self._of(thread_id)
+        else:
+            if own is not None and before is None:
+                await self._look_for_fork(thread_id, own)
+            return found
+        if user is not None:
+            self._admit(thread_id, ownership, user)
+            if not self._belongs(own, ownership, user):
+                raise not_found(thread_id)
+        return found
+
+    async def list(
+        self,
+        config: RunnableConfig,
+        filter: dict[str, Any] | None,
+        before: RunnableConfig | None,
+        limit: int | None,
+    ) -> Sequence[CheckpointTuple]:
+        thread_id, user = thread_of(config), user_in(config)
+        if user is None:
+            return await self._engine.list(config, filter, before, limit)
+        ownership = await self._checked(thread_id, user)
+        listed = await self._engine.list(config, filter, before, limit)
+        return [found for found in listed if self._belongs(ownership_of(found.metadata), ownership, user)]
+
+    def is_shown(self, metadata: Mapping[str, Any], user: str | None) -> bool:
+        """Whether a user may see what has this metadata."""
+        return user is None or not self._enforced or is_seen_by(metadata, user)
+
+    async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
+        if (user := user_in(config)) is not None:
+            await self._checked(thread_of(config), user)
+        return await self._engine.delta_history(config, channels)
+
+    async def put(
+        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, versions: ChannelVersions
+    ) -> RunnableConfig:
+        thread_id, user = thread_of(config), user_in(config)
+        ownership = self._known.get(thread_id) if user is None else await self._checked(thread_id, user)
+        if ownership is None:
+            return await self._engine.put(config, checkpoint, metadata, versions)
+        becomes = ownership
+        if user is not None:
+            becomes = ownership.written_by(user, config["configurable"].get(ASKED_TO_SHARE))
+        if becomes.owner is None:
+            return await self._engine.put(config, checkpoint, metadata, versions)
+        marked = self._marked(config, metadata, becomes)
+        if becomes is ownership or becomes == ownership.settled():
+            return await self._engine.put(config, checkpoint, marked, versions)
+        pending = self._known[thread_id] = replace(becomes, pending=True)  # known before it is stored: others ask now
+        try:
+            return await self._engine.put(config, checkpoint, marked, versions)
+        finally:  # where it was not stored, the next read corrects it
+            if self._known.get(thread_id) is pending:
+                self._known[thread_id] = becomes
+
+    async def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> None:
+        if (user := user_in(config)) is not None:
+            await self._checked(thread_of(config), user)
+        await self._engine.put_writes(config, writes, task_id, task_path)
+
+    async def delete_thread(self, thread_id: str) -> None:
+        try:
+            await self._engine.delete_thread(thread_id)
+        finally:
+            self._known.pop(thread_id, None)
+
+    # What the methods ask for
+
+    async def require(self, thread_id: str, user: str | None, *, as_owner: bool = False, new: bool = False) -> None:
+        """See that a thread is there for a user, or `as_owner`: that it belongs to none other; `new`: it may be new.
+
+        Nothing is seen to for the application itself, which is no user.
+
+        Raises:
+            CheckpointNotFoundError: it is not there, or is another's.
+            CheckpointUnavailableError: in an outage, when whose it is is not known.
+        """
+        if user is None or not self._enforced:
+            return
+        ownership = await self._look(thread_id)
+        if not (ownership.exists or new) or (as_owner and ownership.owner not in (None, user)):
+            raise not_found(thread_id)
+        self._admit(thread_id, ownership, user)
+
+    def forget(self, thread_ids: Sequence[str] | None) -> None:
+        """These threads, or for None any, may have become another's behind the back of this."""
+        for thread_id in list(self._known) if thread_ids is None else thread_ids:
+            self._known.pop(thread_id, None)
+
+    # What is known
+
+    async def _checked(self, thread_id: str, user: str) -> Ownership:
+        ownership = await self._of(thread_id)
+        self._admit(thread_id, ownership, user)
+        return ownership
+
+    async def _of(self, thread_id: str) -> Ownership:
+        return self._known.get(thread_id) or await self._look(thread_id)
+
+    async def _look(self, thread_id: str) -> Ownership:
+        before = self._known.get(thread_id)
+        found = await self._engine.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
+        return self._learn(thread_id, found, ownership_of(found.metadata) if found is not None else None, before)
+
+    async def _look_for_fork(self, thread_id: str, own: Ownership) -> None:
+        """A fork begins with a read of an old checkpoint, in the name of no user; it has the owner of today."""
+        try:
+            await self._look(thread_id)
+        except CheckpointUnavailableError:  # the newest one is not warm
+            self._known.setdefault(thread_id, own)
+
+    def _learn(
+        self, thread_id: str, found: CheckpointTuple | None, own: Ownership | None, before: Ownership | None
+    ) -> Ownership:
+        """Take what the newest root checkpoint says, unless something was made of the thread since it was asked for."""
+        known = self._known.get(thread_id)
+        if known is not None and (known.pending or known is not before):
+            return known
+        told = NO_THREAD if found is None else own or Ownership(names=user_of(found.metadata))
+        if told != known:
+            self._known[thread_id] = told
+            if len(self._known) > MOST:
+                del self._known[next(iter(self._known))]
+        return told
+
+    def _admit(self, thread_id: str, ownership: Ownership, user: str) -> None:
+        if self._enforced and not may_use(ownership.owner, ownership.shared_with, user):
+            raise not_found(thread_id)
+
+    def _belongs(self, own: Ownership | None, ownership: Ownership, user: str) -> bool:
+        """Whether a checkpoint is the user's or the owner's of today: an id that was free may have had two owners."""
+        return not self._enforced or own is None or own.owner in (ownership.owner, user)
+
+    def _marked(self, config: RunnableConfig, metadata: CheckpointMetadata, ownership: Ownership) -> CheckpointMetadata:
+        """In an owner's listing a thread stays whoever has written last: in a fork LangGraph names no user."""
+        marked = ownership.recorded_in(metadata)
+        if self._enforced:
+            named = {**config["configurable"], **(config.get("metadata") or {}), **metadata}
+            if user_of(named) != ownership.owner:
+                marked[USER_ID] = ownership.owner
+        return cast("CheckpointMetadata", marked)
