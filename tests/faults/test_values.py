@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
+import json
+import os
+import pickle
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
+import ormsgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,19 +25,25 @@ from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
+from pydantic import BaseModel
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.codec import decode, encode
-from enhanced_checkpointing.operations import Operation, accept_put, accept_writes
-from tests.support.author import config_of
+from enhanced_checkpointing.operations import Operation, Put, accept_put, accept_writes
+from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer
+from tests.support.author import Author, config_of
 from tests.support.backends import config_of as configuration_of
 from tests.support.backends import opened_backend
-from tests.support.checkpointer import recovered, saver_of, switched
+from tests.support.checkpointer import opened, recovered, saver_of, sqlite, switched
+from tests.support.checkpoints import Thread
 from tests.support.cipher import StreamCipher
 from tests.support.exact import exact_checkpoint
+from tests.support.journals import add, opened_journal
+from tests.support.terminal import command
 from tests.support.two_processes import Log, off, one_node
 
 
@@ -42,6 +53,10 @@ class Mode(str, enum.Enum):  # noqa: UP042  # as most applications write it
 
 class Level(enum.IntEnum):
     HIGH = 3
+
+
+class Profile(BaseModel):
+    name: str
 
 
 class Name(str):
@@ -227,3 +242,116 @@ async def test_interrupt_in_a_subgraph_is_resumed_in_an_outage_whatever_it_asks(
         assert answer["log"] == ["go", "go", "yes"]
         await primary.on()
         await recovered(primary.manager)
+
+
+def forged(thread_id: str, payload: tuple[str, str, Any]) -> Put:
+    """A checkpoint that asks whoever makes objects of it to call a function."""
+    call = Opaque(0, ormsgpack.packb(payload))
+    honest = Author(thread_id).put({"n": 1})
+    metadata: Any = {**honest.metadata, "user_id": call, "deep": [{"a": call}]}
+    return replace(
+        honest, values={"n": 1, "plain": call}, metadata=metadata, skeleton={**honest.skeleton, "more": call}
+    )
+
+
+class Pickled(SerializerProtocol):
+    """What a forger writes into a record: a tag and bytes."""
+
+    def __init__(self, tag: str, data: bytes) -> None:
+        self._record = tag, data
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        return self._record
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        raise AssertionError("a forger reads nothing")
+
+
+class Runs:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, line: str) -> None:
+        self._line = line
+
+    def __reduce__(self) -> Any:
+        return os.system, (self._line,)
+
+
+async def forge(directory: Path, home: str, line: str) -> None:
+    """A journal left by a process that ended, whose records run a command wherever they are made into objects."""
+    lc = {"lc": 2, "type": "constructor", "id": ["os", "system"], "args": [line]}
+    tags = {"pickle": pickle.dumps(Runs(line)), "json": json.dumps({"values": [], "metadata": lc}).encode()}
+    async with opened_journal(directory, home=home) as journal:
+        await add(journal, forged("extensions", ("os", "system", line)))
+        call = Serialized("msgpack", ormsgpack.packb(ormsgpack.Ext(0, ormsgpack.packb(("os", "system", line)))))
+        author = Author("writes")
+        for operation in (author.put({}), replace(author.writes(("n", 1)), writes=(("n", call),))):
+            await add(journal, operation)
+    for tag, data in tags.items():
+        async with opened_journal(directory, home=home, serializer=SharingSerializer(Pickled(tag, data))) as journal:
+            await add(journal, Author(tag).put({"n": 1}))
+
+
+@pytest.mark.parametrize("pickles", [False, True])
+def test_forged_record_in_the_journal_runs_nothing_at_a_start_nor_in_any_command(pickles: bool, tmp_path: Path) -> None:
+    ran, file, directory = tmp_path / "ran", tmp_path / "primary.sqlite", tmp_path / "forged"
+    asyncio.run(forge(directory, str(file), f"touch {ran}"))
+    at = ("--journal-dir", directory)
+    for arguments in (
+        ("journal", "status", *at),
+        ("doctor", "--sqlite", file, *at),
+        ("journal", "quarantine", *at),
+        ("journal", "drain", "--sqlite", file, *at),
+        ("journal", "dead-letters", *at),
+        ("journal", "retry", "--all", "--sqlite", file, *at),
+    ):
+        command(*arguments)
+        assert not ran.exists(), arguments
+
+    async def start() -> None:
+        serde = JsonPlusSerializer(pickle_fallback=True)
+        async with opened(sqlite(file, journal_dir=directory, serde=serde)) as manager:
+            await manager.wait_drained(3)
+            await manager.health_check()
+            assert not ran.exists()
+
+    asyncio.run(start())
+    asyncio.run(forge(directory, str(file), f"touch {ran}"))
+    asyncio.run(start())
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["plain", "encrypting"])
+def test_drain_before_a_graph_has_widened_the_allow_list_stores_no_dict_for_an_object(
+    sealed: bool, tmp_path: Path
+) -> None:
+    """Strict mode, SQLite, an outage, a process that ends in it, and a start without the graph."""
+
+    def serde() -> Any:
+        strict = JsonPlusSerializer(allowed_msgpack_modules=None)
+        return EncryptedSerializer(StreamCipher(b"a key"), strict) if sealed else strict
+
+    allowed = [(__name__, "Profile")]
+    config: Any = {"configurable": {"thread_id": "strict", "checkpoint_ns": ""}}
+    file, directory = tmp_path / "primary.sqlite", tmp_path / "left"
+
+    async def in_an_outage() -> None:
+        async with switched("sqlite", "", file, journal_dir=directory, serde=serde()) as primary:
+            saver = saver_of(primary.manager).with_allowlist(allowed)
+            await off(primary)
+            await Thread(saver, "strict").put_values({"profile": Profile(name="Ada"), "raw": bytearray(b"x")})
+            await primary.manager.cleanup()
+
+    async def drained() -> None:
+        async with opened(sqlite(file, journal_dir=directory, serde=serde())) as manager:
+            await recovered(manager)
+
+    async def read() -> Any:
+        async with AsyncSqliteSaver.from_conn_string(str(file)) as bare:
+            bare.serde = serde()
+            found = await bare.with_allowlist(allowed).aget_tuple(config)
+            assert found is not None
+            return found.checkpoint["channel_values"]
+
+    asyncio.run(in_an_outage())
+    asyncio.run(drained())
+    assert asyncio.run(read()) == {"profile": Profile(name="Ada"), "raw": b"x"}

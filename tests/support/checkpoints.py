@@ -12,6 +12,7 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    empty_checkpoint,
 )
 from langgraph.checkpoint.base.id import uuid6
 
@@ -58,6 +59,16 @@ class Thread:
         stored = await self._saver.aput(config, checkpoint, whole_metadata, new)
         self.ids.append(checkpoint["id"])
         return stored
+
+    async def put_values(self, values: dict[str, Any], **metadata: Any) -> RunnableConfig:
+        """Put a first checkpoint with these values."""
+        version = self._saver.get_next_version(None, None)
+        versions: ChannelVersions = dict.fromkeys(values, version)
+        checkpoint = empty_checkpoint()
+        checkpoint |= {"id": str(uuid6()), "channel_values": values, "channel_versions": dict(versions)}
+        self.ids.append(checkpoint["id"])
+        whole_metadata = cast("CheckpointMetadata", {"source": "loop", "step": 0, **metadata})
+        return await self._saver.aput(self.config, checkpoint, whole_metadata, versions)
 
     async def put_writes(self, task_id: str, value: Any = "written") -> None:
         """Put one write on the newest checkpoint."""

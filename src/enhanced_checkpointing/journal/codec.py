@@ -20,6 +20,7 @@ from enhanced_checkpointing.serialization import (
     Serialized,
     SharingSerializer,
     dump_any,
+    has_known_format,
     has_large_integer,
     load_plain,
 )
@@ -115,7 +116,7 @@ def _described(body: bytes) -> dict[str, Any]:
 
 def _dumped(content: Any, serializer: SharingSerializer) -> tuple[str, bytes]:
     kept = dump_any(content, serializer)
-    if kept.tag.startswith("pickle"):
+    if kept.tag.startswith("pickle") and has_known_format(serializer.inner):
         raise TypeError("the metadata of a checkpoint would have to be pickled, which the journal does not read back")
     return kept.tag, kept.data
 
