@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ import ormsgpack
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, JsonPlusSerializer
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, EXT_PYDANTIC_V2, JsonPlusSerializer
 
 from enhanced_checkpointing.errors import CheckpointerError
 
@@ -186,6 +187,45 @@ def argument_of(value: Opaque) -> Any:
         return value
     parts = ormsgpack.unpackb(value.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
     return parts[2] if isinstance(parts, list) and len(parts) == 3 else value
+
+
+def lost_types(value: Serialized, serializer: SharingSerializer) -> set[str]:
+    """The types whose objects come back from a value as something else: the allow-list does not have them, or their
+    module is not here. A class that is not found in its module, as that of a generic model, never comes back."""
+    if not has_known_format(serializer.inner) or not (kept := _types_in(value, serializer)):
+        return set()
+    live = serializer.loads_typed((value.tag, value.data))
+    lost = kept - _types_in(Serialized(*serializer.dumps_typed(live)), serializer)
+    return {f"{module}.{name}" for module, name in lost if hasattr(sys.modules.get(module, _ANYTHING), name)}
+
+
+class _Anything:
+    """A module that is not imported may have every class."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+_ANYTHING = _Anything()
+
+
+def _types_in(value: Serialized, serializer: SharingSerializer) -> set[tuple[str, str]]:
+    if unsealed(value, serializer).tag != MSGPACK:
+        return set()
+    found: set[tuple[str, str]] = set()
+    left = [load_plain(value, serializer)]
+    while left:
+        part = left.pop()
+        if isinstance(part, Opaque):
+            inner = ormsgpack.unpackb(part.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
+            if part.code <= EXT_PYDANTIC_V2 and isinstance(inner, list) and all(type(one) is str for one in inner[:2]):
+                found.add((inner[0], inner[1]))
+            left.append(inner)
+        elif isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return found
 
 
 def has_large_integer(value: Any) -> bool:

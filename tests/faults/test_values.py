@@ -292,8 +292,7 @@ async def forge(directory: Path, home: str, line: str) -> None:
             await add(journal, Author(tag).put({"n": 1}))
 
 
-@pytest.mark.parametrize("pickles", [False, True])
-def test_forged_record_in_the_journal_runs_nothing_at_a_start_nor_in_any_command(pickles: bool, tmp_path: Path) -> None:
+def test_forged_record_in_the_journal_runs_nothing_at_a_start_nor_in_any_command(tmp_path: Path) -> None:
     ran, file, directory = tmp_path / "ran", tmp_path / "primary.sqlite", tmp_path / "forged"
     asyncio.run(forge(directory, str(file), f"touch {ran}"))
     at = ("--journal-dir", directory)

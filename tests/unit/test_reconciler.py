@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from enhanced_checkpointing.backends.contract import PROBE_THREAD, Heads, classify_by_type
+from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads, classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFullError
@@ -23,7 +25,7 @@ from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Notice, ThreadDrained
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep import reconciler
@@ -35,6 +37,20 @@ from tests.support.recorder import Recorder
 from tests.support.virtual_time import now
 
 pytestmark = pytest.mark.virtual_time
+
+
+class Mode(StrEnum):
+    FAST = "fast"
+
+
+class Outer:
+    class Inner(StrEnum):
+        ONE = "one"
+
+
+@dataclass
+class Answer:
+    mode: Mode
 
 
 class Refused(Exception):
@@ -89,10 +105,10 @@ class WatchedBackend(MemoryBackend):
 class Setting:
     """A reconciler with everything that it works on; nothing runs until a test starts it."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, backend: type[WatchedBackend] = WatchedBackend, **fields: Any) -> None:
         config = create_memory_checkpointer(**{"deadline": 0.2, "retries": 0, **fields})
-        self.serializer = SharingSerializer()
-        self.backend = WatchedBackend(config, self.serializer)
+        self.serializer = SharingSerializer(config.serde)
+        self.backend = backend(config, self.serializer)
         self.primary = InMemorySaver(serde=self.serializer)
         self.saver = FlakySaver(self.primary)
         self.backend.saver = self.saver
@@ -939,3 +955,42 @@ async def test_record_that_nobody_told_of_is_looked_for_now_and_then(monkeypatch
         put = setting.author("a").put({"n": 1})
         await setting.journal.append(put, UNKNOWN, Deadline(now, 1.0))
         await eventually(lambda: setting.of("a") == [put.replayable()])
+
+
+class LiveBackend(WatchedBackend):
+    """A saver that serializes by itself, as those of others do."""
+
+    lost_types = Backend.lost_types
+    apply = Backend.apply
+
+
+@pytest.mark.parametrize("where", ["value", "write"])
+async def test_thread_waits_whose_objects_a_saver_of_others_would_store_as_plain_data(where: str) -> None:
+    setting = Setting(backend=LiveBackend, serde=JsonPlusSerializer(allowed_msgpack_modules=None))
+    kept = {"one": [Mode.FAST], "deep": [{"a": Answer(Mode.FAST)}], "known": {1}}
+    author = setting.author("a")
+    put = author.put(kept if where == "value" else {})
+    await setting.add(put)
+    if where == "write":
+        await setting.add(author.writes(*kept.items()))
+    await setting.add_steps("free")
+    for _ in range(2):
+        await setting.reconciler.drain_all()
+    assert setting.outcomes() == {"a": Drain.UNREADABLE.value, "free": "drained"}
+    assert setting.journal.holds("a")
+    (notice,) = setting.recorder.of(Notice)
+    assert f"{__name__}.Answer, {__name__}.Mode" in notice.message
+    widen_allowlist(setting.serializer, [(__name__, "Mode"), (__name__, "Answer")])
+    assert await setting.reconciler.drain_all()
+    found = setting.primary.get_tuple(config_of("a"))
+    assert found is not None
+    read = found.checkpoint["channel_values"] if where == "value" else {c: v for _, c, v in found.pending_writes or ()}
+    assert read == kept
+
+
+async def test_object_that_no_reader_ever_makes_keeps_no_thread_waiting() -> None:
+    """A class that is not found by its name comes back as plain data from any saver."""
+    setting = Setting(backend=LiveBackend)
+    await setting.add(setting.author("a").put({"n": [Outer.Inner.ONE]}))
+    assert await setting.reconciler.drain_all()
+    assert not setting.journal.holds("a")

@@ -38,7 +38,7 @@ from enhanced_checkpointing.operations import (
 )
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
-from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer, has_opaque
+from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer, has_opaque, lost_types
 
 T = TypeVar("T")
 
@@ -129,6 +129,15 @@ class Backend:
         made = {name: self.freeze(value) for name, value in operation.values.items() if type(value) is Opaque}
         metadata = self.form_of_metadata(operation.metadata)
         return replace(operation, values={**operation.values, **made}, metadata=metadata)
+
+    def lost_types(self, operation: Operation) -> Collection[str]:
+        """The types whose objects this backend would store as something else for good, as it needs live values and the
+        serializer does not make them: such an operation waits in the journal."""
+        if isinstance(operation, DeleteThread):
+            return ()
+        values = operation.values.values() if isinstance(operation, Put) else [value for _, value in operation.writes]
+        kept = [value for value in values if type(value) is Serialized]
+        return sorted({name for value in kept for name in lost_types(value, self.serializer)})
 
     @staticmethod
     def write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate, takewhile
@@ -14,6 +14,7 @@ from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
     CheckpointUnavailableError,
     JournalFullError,
+    quoted,
     redact,
 )
 from enhanced_checkpointing.failover.standby import Standby
@@ -24,6 +25,7 @@ from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureK
 from enhanced_checkpointing.telemetry.events import (
     ConfigurationFault,
     DeadLettered,
+    Notice,
     Telemetry,
     ThreadDrained,
 )
@@ -48,6 +50,8 @@ class Drain(Enum):
     """The primary could not take it now: nothing else is tried before a pause."""
     FENCED = "waiting for a lost session"
     """A session that a write was left behind on still lives: only this thread waits."""
+    UNREADABLE = "waiting for types"
+    """Its values would be stored as something else: only this thread waits."""
     FROZEN = "frozen"
 
 
@@ -89,6 +93,8 @@ class Replay:
         self._clock = clock
         self._forked: set[str] = set()
         """Threads of which the primary has a branch that the warm copy lacks; until they are drained."""
+        self._unreadable: set[str] = set()
+        """Threads that wait for types, so that each is told of once."""
         self.operations = 0
         """Operations replayed so far."""
         self.dead_letters = 0
@@ -128,6 +134,9 @@ class Replay:
         moved = False
         while not self._journal.is_frozen(thread_id) and (entries := self._next_entries(thread_id)):
             records = await self._journal.read(entries)
+            if lost := {name for record in records for name in self._backend.lost_types(record.operation)}:
+                self._tell_lost(thread_id, lost)
+                return Drain.UNREADABLE
             if isinstance(records[0].operation, DeleteThread):
                 await self._replay_deletion(records[0], progress)
                 target = None  # what is behind it grew from an empty thread, which is looked at anew
@@ -144,9 +153,20 @@ class Replay:
         if thread_id in self._forked:
             self._forked.discard(thread_id)
             self._standby.forget(thread_id)  # the warm copy lacks the other branch
+        self._unreadable.discard(thread_id)
         self._standby.release(thread_id)
         self._on_drained(thread_id)
         return Drain.DRAINED
+
+    def _tell_lost(self, thread_id: str, types: Collection[str]) -> None:
+        if thread_id in self._unreadable:
+            return
+        self._unreadable.add(thread_id)
+        what = f"thread {quoted(thread_id)} waits in the journal: {self._backend.name} takes live values, and the"
+        names = ", ".join(sorted(types))
+        lost = f"serializer does not make objects of {names}: they would be stored as plain data for good."
+        fix = "Compile the graph that they belong to, or add the types to allowed_msgpack_modules"
+        self._telemetry.emit(Notice("WARNING", f"{what} {lost} {fix}"))
 
     def _next_entries(self, thread_id: str) -> Sequence[JournalEntry]:
         """The oldest records of a thread, as many as are applied and marked together; a deletion is by itself."""

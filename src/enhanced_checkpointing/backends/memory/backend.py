@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -43,6 +43,9 @@ class MemoryBackend(Backend):
 
     def home(self) -> str:
         return MEMORY
+
+    def lost_types(self, operation: Operation) -> Collection[str]:
+        return ()  # it takes bytes as they are
 
     async def apply(self, operation: Operation) -> None:
         await apply_shared(self.saver, operation)

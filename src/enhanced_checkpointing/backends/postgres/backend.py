@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -121,6 +121,9 @@ class PostgresBackend(Backend):
 
     def form_of_metadata(self, metadata: CheckpointMetadata) -> CheckpointMetadata:
         return rows.form_of_metadata(metadata)
+
+    def lost_types(self, operation: Operation) -> Collection[str]:
+        return ()  # it takes bytes as they are
 
     write_that_stays = staticmethod(rows.the_write_that_stays)
 

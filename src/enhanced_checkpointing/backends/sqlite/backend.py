@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,9 @@ class SqliteBackend(Backend):
 
     def form_of_metadata(self, metadata: CheckpointMetadata) -> CheckpointMetadata:
         return sqlite_rows.JSON_TEXT.of_metadata(metadata)
+
+    def lost_types(self, operation: Operation) -> Collection[str]:
+        return super().lost_types(operation) if sqlite_rows.needs_objects(operation, self.serializer) else ()
 
     write_that_stays = staticmethod(sqlite_rows.the_write_that_stays)
 

@@ -66,6 +66,11 @@ def frozen(value: Any, serializer: SharingSerializer) -> Any:
     return found
 
 
+def needs_objects(operation: Operation, serializer: SharingSerializer) -> bool:
+    """Whether a row cannot be made of the bytes that there are."""
+    return isinstance(operation, Put) and _joined(operation, serializer) is None
+
+
 def the_write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:
     """As `INSERT OR REPLACE` for calls of special writes alone; else `INSERT OR IGNORE`."""
     return after if special else before
