@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from enhanced_checkpointing.journal import frames
 from enhanced_checkpointing.journal.frames import (
     FORMAT,
+    LATEST,
+    MOST_SEQUENCE,
     NO_HASH,
     SECTOR,
     Damage,
@@ -36,15 +38,15 @@ bodies = st.one_of(
         lambda before, zeros, after: before + bytes(zeros) + after, st.binary(), st.integers(0, 3000), st.binary()
     ),
 )
-drafts = st.builds(Draft, st.sampled_from(Kind), thread_ids, bodies, st.floats(0, 1e12))
+drafts = st.builds(Draft, st.sampled_from(Kind), thread_ids, bodies, st.floats(0, LATEST))
 headers = st.builds(
     FileHeader,
     st.binary(min_size=16, max_size=16),
     st.integers(1, 2**32 - 1),
     st.floats(0, 1e12),
-    st.integers(1, 2**64 - 1),
+    st.integers(1, MOST_SEQUENCE),
     st.binary(min_size=16, max_size=16),
-    st.lists(st.builds(Predecessor, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1)), max_size=4).map(tuple),
+    st.lists(st.builds(Predecessor, st.integers(1, 2**32 - 1), st.integers(0, MOST_SEQUENCE)), max_size=4).map(tuple),
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.journal import marks
+from enhanced_checkpointing.journal import codec, marks
 from enhanced_checkpointing.journal.book import Book, JournalFile, Place
 from enhanced_checkpointing.journal.disk import Disk
 from enhanced_checkpointing.journal.frames import FORMAT, Damage, Draft, FileHeader, Frame, Kind, Scan, format_of, scan
@@ -19,8 +19,15 @@ LOCK, SPARE, FILE = ".lock", ".spare", ".journal"
 HOME_UNKNOWN = "unknown: the lock file is damaged"
 """Stands for the home of a book that cannot be read any more."""
 
-_NAME = re.compile(r"([0-9a-f]{32})(?:\.lock|\.spare|\.([0-9]{6,9})\.journal)")
-"""Every file of a book: the book's identity, and the number of a file with records."""
+_NAME = re.compile(r"(0[0-9a-f]{31})(?:\.lock|\.spare|\.([0-9]{6,8}|[0-4][0-9]{8})\.journal)")
+"""Every file of a book: the book's identity, and the number of a file with records.
+
+Neither is the last that there could be: the next one needs a name, too. An identity begins with a time in microseconds,
+of which 2**60 are 36,500 years.
+"""
+
+MOST_NAMED = 100
+"""Places of damage that are named of one book."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +129,37 @@ def _read_book(disk: Disk, book: Book, slot: Slot, *, is_ours: bool = True) -> A
     numbers = sorted(int(found[2]) for found in ours if found[2])
     book.newest = max([newest_begun or 0, *numbers])
     reads = _needed(book, [_read_file(disk, book, number) for number in numbers], newest_begun)
+    frames = [frame for read in reads for frame in read.frames]
+    # All at once, before the records that they name: what a mark names is not counted out.
+    marked = (marks.applied_in(frame.draft) for frame in frames if frame.draft.kind is Kind.APPLIED)
+    book.applied = marks.Sequences(part for ranges in marked for part in ranges)
     records: dict[int, FoundRecord] = {}
     for read in reads:
         for frame in read.frames:
+            if frame.draft.kind is Kind.APPLIED or frame.sequence in book.applied:
+                continue
             book.take(frame.draft, frame.sequence, Place(read.number, frame.offset, frame.length))
             if frame.draft.kind is Kind.RECORD:
                 records[frame.sequence] = FoundRecord(frame.sequence, frame.draft, frame.length)
         book.next_sequence, book.previous_hash = read.file.end_sequence, read.last_hash or book.previous_hash
+    book.buried = {sequence: error for sequence, error in book.buried.items() if sequence not in book.applied}
     pending = [records[sequence] for sequence in sorted(book.places)]
     # Its home is written before the first record: without records it may have been torn.
     slot_is_damaged = newest_begun is None or (slot.home_damaged and bool(pending))
     faults = [f"{book.lock_name}: it is not what was written"] if slot_is_damaged else []
     faults += [f"{book.name_of(number)}: the file is missing" for number in sorted(book.missing)]
-    doubts = [_threads_in_doubt(read, book.applied) for read in reads] + [None] * len(book.missing)
+    doubts = [_threads_in_doubt(read, book.applied) for read in reads] + ([None] if book.missing else [])
     threads: set[str] = set()
     for doubt in doubts:
         threads |= {record.draft.thread_id for record in pending} if doubt is None else doubt
     for read in reads:
+        named = {damage.thread_id for damage in read.damages if damage.sequence not in book.applied}
+        threads |= {thread_id for thread_id in named if thread_id is not None}
         faults += [f"{book.name_of(read.number)}, byte {damage.offset}: {damage.what}" for damage in read.damages]
         if read.file.damaged and is_ours:
             faults += _keep_copy(disk, book.name_of(read.number))
+    if len(faults) > MOST_NAMED:
+        faults = [*faults[:MOST_NAMED], f"and {len(faults) - MOST_NAMED} more places of {book.identity}"]
     return Adopted(book, pending, faults, frozenset(threads))
 
 
@@ -159,11 +177,36 @@ def _read_file(disk: Disk, book: Book, number: int) -> tuple[JournalFile, Scan]:
             "the release that wrote it, which drains it, or move it out of CHECKPOINT_JOURNAL_DIR. Nothing in it was "
             "changed."
         )
-    found = scan(data)
+    found = _sensible(scan(data))
     if found.header is not None and (found.header.book.hex(), found.header.number) != (book.identity, number):
         misplaced = Damage(0, f"it is file {found.header.number} of {found.header.book.hex()}")
         found = replace(found, header=None, damages=[misplaced, *found.damages])
     return file, found
+
+
+def _sensible(found: Scan) -> Scan:
+    """A file without the frames that are what was written and make no sense: each is damage of its thread."""
+    wrong = {frame.offset: what for frame in found.frames if (what := _fault_in(frame)) is not None}
+    if not wrong:
+        return found
+    damages = [
+        Damage(frame.offset, wrong[frame.offset], frame.draft.thread_id or None, frame.sequence)
+        for frame in found.frames
+        if frame.offset in wrong
+    ]
+    frames = [frame for frame in found.frames if frame.offset not in wrong]
+    return replace(found, frames=frames, damages=[*found.damages, *damages])
+
+
+def _fault_in(frame: Frame) -> str | None:
+    try:
+        if frame.draft.kind is Kind.RECORD:
+            codec.describe(frame.draft.body)
+        else:
+            marks.check(frame.draft, frame.sequence)
+    except Exception as error:  # noqa: BLE001  # whatever strange content raises: nothing of it may end a start
+        return f"a record makes no sense, although it is what was written ({type(error).__name__})"
+    return None
 
 
 def _needed(book: Book, found: Sequence[tuple[JournalFile, Scan]], newest_begun: int | None) -> list[_FileRead]:
@@ -239,7 +282,7 @@ def _linked(reads: Sequence[_FileRead]) -> list[_FileRead]:
     return linked
 
 
-def _threads_in_doubt(read: _FileRead, applied: set[int]) -> set[str] | None:
+def _threads_in_doubt(read: _FileRead, applied: marks.Sequences) -> set[str] | None:
     """The threads that lost something in this file; None where it cannot be told.
 
     What the primary has already is no loss. A gap in the numbers of a thread tells whose records are missing.

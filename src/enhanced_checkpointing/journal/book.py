@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -78,7 +78,7 @@ class Book:
         self.files: dict[int, JournalFile] = {}
         self.places: dict[int, Place] = {}
         """Of every record that is not applied, dead letters included."""
-        self.applied: set[int] = set()
+        self.applied = marks.Sequences()
         """Of the records in the files that are still needed, those that are applied."""
         self.buried: dict[int, str] = {}
         self.diverted: dict[str, str] = {}
@@ -205,13 +205,13 @@ class Book:
     # What its frames say, when they are written and when they are found
 
     def take(self, draft: Draft, sequence: int, place: Place) -> None:
-        """Know what a frame says."""
+        """Know what a frame says that this process writes, or another one that it adopts from has written."""
         if draft.kind is Kind.RECORD:
             self.places[sequence] = place
             self.files[place.file].open_records.add(sequence)
         elif draft.kind is Kind.APPLIED:
-            for gone in marks.applied_in(draft):
-                self.applied.add(gone)
+            self.applied.add(marks.applied_in(draft))
+            for gone in _sequences_in(draft):
                 self.buried.pop(gone, None)  # it was tried again
                 if (known := self.places.pop(gone, None)) is not None:
                     self.files[known.file].open_records.discard(gone)
@@ -314,9 +314,9 @@ class Book:
     def _summary(self, needed: Iterable[JournalFile]) -> list[Draft]:
         """What the files so far say of the records in those that stay."""
         oldest = min((file.first_sequence for file in needed), default=self.next_sequence)
-        self.applied = {sequence for sequence in self.applied if sequence >= oldest}
+        self.applied = self.applied.since(oldest)
         return [
-            *([marks.applied(self.applied)] if self.applied else []),
+            *([marks.applied_ranges(self.applied)] if self.applied.ranges else []),
             *(marks.buried(sequence, error) for sequence, error in self.buried.items()),
             *(marks.diverted(thread_id, target) for thread_id, target in self.diverted.items()),
             self._canary(),  # so that there is always something to sync
@@ -338,7 +338,7 @@ class Book:
 
     def _done_with(self, active: JournalFile, drafts: Sequence[Draft]) -> list[int]:
         """The files that these marks make unnecessary."""
-        gone = {sequence for draft in drafts if draft.kind is Kind.APPLIED for sequence in marks.applied_in(draft)}
+        gone = {sequence for draft in drafts if draft.kind is Kind.APPLIED for sequence in _sequences_in(draft)}
         return [
             file.number
             for file in self.files.values()
@@ -426,3 +426,8 @@ class Book:
     def _write_slot(self) -> None:
         self._disk.write(self._lock, 0, slot_bytes(self.newest, self.home))
         self._disk.sync(self._lock)
+
+
+def _sequences_in(draft: Draft) -> Iterator[int]:
+    """What a mark of this process names: records that it has, each by itself."""
+    return (sequence for part in marks.applied_in(draft) for sequence in range(*part))

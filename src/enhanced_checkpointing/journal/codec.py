@@ -13,7 +13,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointMetadata
 
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
+from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Unknown
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import (
     AS_JSON,
@@ -26,6 +26,7 @@ from enhanced_checkpointing.serialization import (
 )
 
 _LENGTHS = struct.Struct(">IH")
+_NAMES = (Put.name, PutWrites.name, DeleteThread.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,17 @@ def encode(operation: Operation, base_head: BaseHead, serializer: SharingSeriali
 
 
 def describe(body: bytes) -> Description:
-    """The description in a body."""
+    """The description in a body.
+
+    Raises ValueError, KeyError and others where the bytes, which may be what was written, describe nothing.
+    """
     described = _described(body)
-    return Description(described["name"], described.get("ns"), described.get("id"), described.get("base", UNKNOWN))
+    name, place = described["name"], (described.get("ns"), described.get("id"))
+    base_head = described.get("base", UNKNOWN)
+    fits = place == (None, None) if name == DeleteThread.name else all(isinstance(each, str) for each in place)
+    if name not in _NAMES or not fits or not isinstance(base_head, str | None | Unknown):
+        raise ValueError("no operation is described like that")
+    return Description(name, *place, base_head)
 
 
 def decode(thread_id: str, body: bytes, serializer: SharingSerializer) -> Operation:

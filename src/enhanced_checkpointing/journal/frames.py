@@ -21,6 +21,11 @@ NO_HASH = bytes(HASH_SIZE)
 SECTOR = 512
 """What a disk writes as a whole: where a tail has one that is all zeros, it never arrived."""
 
+MOST_SEQUENCE = 2**60
+"""No file counts so far: what names more was not written by a journal, and would leave no number for what follows."""
+LATEST = 253_402_300_800.0
+"""The end of the year 9999, in wall-clock seconds."""
+
 _CRC = struct.Struct(">I")
 _FILE_FORMAT = struct.Struct(">4sH")
 """Magic, format: what every release can read of the files of all others."""
@@ -53,6 +58,9 @@ class Kind(IntEnum):
     """The number of a file whose records are all applied, and which may be gone."""
     CANARY = 6
     """Nothing: written to see that it can be."""
+
+
+_KINDS = frozenset(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,8 @@ class Frame:
 class Damage:
     """A place of a file that is not what was written. Without a `thread_id` it may be any thread's.
 
-    `missing` counts records that should be in front of it.
+    `missing` counts records that should be in front of it. `length` is that of a frame whose bytes are what was written
+    and make no sense: the next one begins behind it.
     """
 
     offset: int
@@ -115,6 +124,7 @@ class Damage:
     thread_id: str | None = None
     sequence: int | None = None
     missing: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +196,20 @@ def read_frame(data: bytes, offset: int) -> Frame | Damage | None:
     end = body_at + body_length + _CRC.size
     if not _is_checked(data, thread_at, thread_length):
         return Damage(offset, "the thread of a record is not what was written", None, sequence)
-    thread_id = data[thread_at : thread_at + thread_length].decode()
+    try:
+        thread_id = data[thread_at : thread_at + thread_length].decode()
+    except UnicodeDecodeError:
+        return Damage(offset, "the thread of a record is no text", None, sequence, length=end - offset)
     if not _is_checked(data, body_at, body_length):
         return Damage(offset, "the body of a record is not what was written", thread_id or None, sequence)
     if format_ != FORMAT:
-        return Damage(offset, f"a record is of format {format_}", thread_id or None, sequence)
+        what = f"a record is of format {format_}"
+        return Damage(offset, what, thread_id or None, sequence, length=end - offset)
+    if max(sequence, thread_sequence) > MOST_SEQUENCE or not abs(written_at) <= LATEST:
+        return Damage(offset, "a record has a number or a time that none has", thread_id or None, length=end - offset)
+    if kind & ~_MASKED not in _KINDS:
+        what = f"a record is of the unknown kind {kind & ~_MASKED}"
+        return Damage(offset, what, thread_id or None, sequence, length=end - offset)
     body = data[body_at : body_at + body_length]
     draft = Draft(Kind(kind & ~_MASKED), thread_id, _mask(body) if kind & _MASKED else body, written_at)
     hashed = hash_of(memoryview(data)[offset:end])
@@ -215,6 +234,8 @@ def read_header(data: bytes) -> tuple[FileHeader, int] | None:
         return None
     listed = _PREDECESSOR.iter_unpack(data[_PREDECESSORS_AT : _PREDECESSORS_AT + size])
     header = FileHeader(book, number, created_at, first, previous, tuple(Predecessor(*known) for known in listed))
+    if max([first, *(known.end for known in header.predecessors)]) > MOST_SEQUENCE:
+        return None
     return header, _PREDECESSORS_AT + size + _CRC.size
 
 
@@ -225,16 +246,25 @@ def scan(data: bytes) -> Scan:
     frames: list[Frame] = []
     damages: list[Damage] = []
     torn = 0
+    last_batch: int | None = None
     while offset < len(data):
         read = read_frame(data, offset)
         if isinstance(read, Frame):
             frames.append(read)
             offset += read.length
             continue
+        if read is not None and read.length:
+            damages.append(read)
+            offset += read.length
+            continue
         if offset and not any(memoryview(data)[offset:]):
             break  # blocks that were set aside and not used
-        following = _next_head(data, offset + 1)
-        if _never_arrived(data, offset, following, _next_sequence(header, frames)):
+        # A head that can be believed tells where its frame ends, and nothing within that is another one.
+        size = _size_of_frame(data, offset) if read is not None else 1
+        following = _next_head(data, offset + (size if offset + size <= len(data) else 1))
+        if last_batch is None and following is not None:
+            last_batch = _last_batch(data)
+        if _never_arrived(data, offset, following, _next_sequence(header, frames), last_batch):
             torn = len(data) - offset
             break
         what = "the head of a record is not what was written" if offset else "its header is not what was written"
@@ -268,7 +298,18 @@ def _next_sequence(header: FileHeader | None, frames: Sequence[Frame]) -> int | 
     return header.first_sequence if header is not None else None
 
 
-def _never_arrived(data: bytes, offset: int, following: int | None, sequence: int | None) -> bool:
+def _last_batch(data: bytes) -> int:
+    """The batch of the last head in a file in which there is one."""
+    last = data.rfind(_FRAME_MAGIC)
+    while not _is_head(data, last):
+        last = data.rfind(_FRAME_MAGIC, 0, last + len(_FRAME_MAGIC) - 1)
+    *_, batch, _, _ = _FRAME_HEAD.unpack_from(data, last)
+    return int(batch)
+
+
+def _never_arrived(
+    data: bytes, offset: int, following: int | None, sequence: int | None, last_batch: int | None
+) -> bool:
     """Whether what is at the end of a file was never written as a whole: it is cut short, or has an empty sector.
 
     Sectors arrive in any order, so that later frames of the same write may be whole. What lies in front of a later
@@ -277,11 +318,8 @@ def _never_arrived(data: bytes, offset: int, following: int | None, sequence: in
     if following is None:
         size = _size_of_frame(data, offset) if offset else _size_of_header(data)
         return len(data) < offset + size or _has_empty_sector(data, offset, len(data))
-    last = data.rfind(_FRAME_MAGIC)
-    while not _is_head(data, last):
-        last = data.rfind(_FRAME_MAGIC, 0, last + len(_FRAME_MAGIC) - 1)
-    *_, batch, _, _ = _FRAME_HEAD.unpack_from(data, last)
-    return sequence is not None and batch <= sequence and _has_empty_sector(data, offset, following)
+    assert last_batch is not None  # as there is a head that follows
+    return sequence is not None and last_batch <= sequence and _has_empty_sector(data, offset, following)
 
 
 def _has_empty_sector(data: bytes, start: int, end: int) -> bool:

@@ -9,6 +9,9 @@ import struct
 from dataclasses import dataclass
 from zlib import crc32
 
+MOST_FILES = 499_999_999
+"""The greatest number of a file that is believed: there are names for as many more."""
+
 _NUMBER = struct.Struct(">4sI")
 _HOME = struct.Struct(">4sI")
 """Magic, length of the text that follows."""
@@ -45,12 +48,17 @@ def read_slot(data: bytes) -> Slot:
         return Slot(newest=0)
     number, rest = data[:_NUMBER_SIZE], data[_NUMBER_SIZE:]
     newest = int(_NUMBER.unpack_from(number)[1]) if _is_checked(number) else None
+    if newest is not None and newest > MOST_FILES:
+        newest = None
     if not rest:
         return Slot(newest)
     body = rest[_HOME.size : -_CRC.size]
     if not _is_checked(rest) or not rest.startswith(_HOME.pack(_HOME_MAGIC, len(body))):
         return Slot(newest, home_damaged=True)
-    return Slot(newest, body.decode())
+    try:
+        return Slot(newest, body.decode())
+    except UnicodeDecodeError:
+        return Slot(newest, home_damaged=True)
 
 
 def _checked(part: bytes) -> bytes:
