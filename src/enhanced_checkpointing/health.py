@@ -26,6 +26,8 @@ class PrimaryHealth:
     outstanding_attempts: int
     pool: dict[str, int]
     notes: dict[str, Any]
+    unreadable: int = 0
+    """Threads that listings leave out, because nobody can read their metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def overall(primary: PrimaryHealth, journal: JournalHealth, parts_healthy: bool)
     if not primary.healthy and not journal.accepts:
         return "unhealthy"
     quiet = journal.pending == 0 and not journal.frozen_threads and not journal.damages and journal.error is None
-    quiet = quiet and not journal.foreign
+    quiet = quiet and not journal.foreign and not primary.unreadable
     return "healthy" if primary.healthy and quiet and parts_healthy else "degraded"
 
 
@@ -88,6 +90,7 @@ def report(
             "error": primary.error,
             "outstanding_attempts": primary.outstanding_attempts,
             "pool": dict(primary.pool),
+            "unreadable_threads": primary.unreadable,
             **primary.notes,
         },
         "fallback_checkpointer": {

@@ -84,6 +84,8 @@ class Backend:
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         self.config = config
         self.serializer = serializer
+        self.unreadable: Mapping[str, str] = {}
+        """Threads that listings have left out because their metadata is none, and why."""
 
     async def open(self) -> None:
         """Make `saver` usable without needing the database to be up.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
+from enhanced_checkpointing.errors import CheckpointCorruptionError
 from enhanced_checkpointing.identifiers import USER_ID, created_at
 from enhanced_checkpointing.operations import frozen_size, namespace_of, operations_of, thread_of
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -16,6 +18,8 @@ from enhanced_checkpointing.serialization import SharingSerializer
 THREAD_STATUS, TOUCHED_AT = "thread_status", "touched_at"
 """The keys of the newest root checkpoint's metadata that say how its thread ended, and when somebody last used it."""
 ACTIVE, COMPLETED, FAILED = "active", "completed", "failed"
+DEEPEST = 500
+"""How deep metadata may be nested: Python's reader, whose limit depends on who calls it, gives up at some 900."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,47 @@ class ThreadHead:
     """The user whose thread it is: whom the newest checkpoint of the root graph names that names one."""
     named_by: str | None = None
     """The id of the checkpoint that names the user; by it a user's threads are ordered."""
+    unreadable: str | None = None
+    """Why nothing is known of its metadata, which is stored and is no metadata; such a thread is never listed."""
 
     @property
     def step(self) -> int | None:
         """The step of the graph after which the newest checkpoint was made, where it says one."""
         step = self.metadata.get("step")
         return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def load_metadata(stored: str | bytes | None) -> dict[str, Any]:
+    """What a row's metadata says; nothing where there is none.
+
+    Raises:
+        CheckpointCorruptionError: it is no JSON object, or one that nobody could pass on: nested deeper than `DEEPEST`,
+            or with a number of more digits than Python reads (`sys.get_int_max_str_digits()`, 4,300).
+    """
+    if stored is None:
+        return {}
+    try:
+        read = json.loads(stored)
+    except RecursionError:
+        raise CheckpointCorruptionError(f"its metadata is nested deeper than {DEEPEST}") from None
+    except (ValueError, TypeError) as error:
+        what = "has a number of too many digits" if "digits" in str(error) else "is no JSON"
+        raise CheckpointCorruptionError(f"its metadata {what}") from None
+    if not isinstance(read, dict):
+        raise CheckpointCorruptionError("its metadata is JSON, but no object")
+    if _is_deeper(read, DEEPEST):
+        raise CheckpointCorruptionError(f"its metadata is nested deeper than {DEEPEST}")
+    return read
+
+
+def _is_deeper(value: Any, deepest: int) -> bool:
+    level = [value]
+    for _ in range(deepest + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def user_of(metadata: Mapping[str, Any]) -> str | None:
@@ -110,7 +149,9 @@ def page_of(heads: Sequence[ThreadHead], query: HeadQuery) -> list[ThreadHead]:
 
 def fits(head: ThreadHead, query: HeadQuery) -> bool:
     """Whether a thread is one of those that are asked for, on whichever page."""
-    return (query.user_id is None or head.user_id == query.user_id) and has_all(head.metadata, query.metadata)
+    if head.unreadable is not None or query.user_id not in (None, head.user_id):
+        return False
+    return has_all(head.metadata, query.metadata)
 
 
 def place_of(head: ThreadHead, user_id: str | None) -> Place:
@@ -158,9 +199,12 @@ class HeadGatherer:
         rank = of_root, checkpoint_id
         thread.checkpoints += 1
         thread.size += sum(map(frozen_size, operations_of(found, self._serializer)))
+        metadata: object = found.metadata
+        sound = isinstance(metadata, Mapping)
         if rank > thread.rank:
             thread.rank, thread.metadata, thread.timestamp = rank, found.metadata, found.checkpoint.get("ts")
-        user_id = user_of(found.metadata)
+            thread.unreadable = None if sound else "its metadata is no mapping"
+        user_id = user_of(found.metadata) if sound else None
         if of_root and user_id is not None and (thread.named_by is None or checkpoint_id > thread.named_by):
             thread.user_id, thread.named_by = user_id, checkpoint_id
 
@@ -170,11 +214,12 @@ class HeadGatherer:
                 thread_id=thread_id,
                 checkpoint_id=thread.rank[1],
                 updated_at=time_of(thread.rank[1], thread.timestamp),
-                metadata=dict(thread.metadata),
+                metadata=dict(thread.metadata) if thread.unreadable is None else {},
                 checkpoints=thread.checkpoints,
                 size=thread.size,
                 user_id=thread.user_id,
                 named_by=thread.named_by,
+                unreadable=thread.unreadable,
             )
             for thread_id, thread in self._threads.items()
         ]
@@ -189,3 +234,4 @@ class _Gathered:
     size: int = 0
     user_id: str | None = None
     named_by: str | None = None
+    unreadable: str | None = None

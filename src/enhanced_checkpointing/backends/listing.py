@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from enhanced_checkpointing.backends.directory import (
@@ -19,11 +19,13 @@ from enhanced_checkpointing.backends.directory import (
     fits,
     has_all,
     is_behind,
+    load_metadata,
     order_of,
     place_of,
     time_of,
     user_of,
 )
+from enhanced_checkpointing.errors import CheckpointCorruptionError
 
 FIRST_STEP = 4
 """So many checkpoints are walked through at first for each thread that is asked for; then twice as many, and so on."""
@@ -43,6 +45,29 @@ class Top:
     metadata: Mapping[str, Any]
     of_root: bool
     timestamp: object = None
+    unreadable: str | None = None
+    """Why its metadata, which is left out then, is none."""
+
+
+def top_of(checkpoint_id: str, stored: str | bytes | None, of_root: bool, timestamp: object) -> Top:
+    """With its metadata as it is stored; what nobody can read of one thread must not keep others from being listed."""
+    try:
+        return Top(checkpoint_id, load_metadata(stored), of_root, timestamp)
+    except CheckpointCorruptionError as error:
+        return Top(checkpoint_id, {}, of_root, timestamp, str(error))
+
+
+MOST_UNREADABLE = 1_000
+
+
+def note(unreadable: dict[str, str], asked: Sequence[str], tops: Mapping[str, Top]) -> Mapping[str, Top]:
+    """Keep in mind which of the threads that were asked for are unreadable now, and why; a thousand at most."""
+    for thread_id in asked if unreadable else ():
+        unreadable.pop(thread_id, None)
+    for thread_id, top in tops.items():
+        if top.unreadable is not None and len(unreadable) < MOST_UNREADABLE:
+            unreadable[thread_id] = top.unreadable
+    return tops
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +140,7 @@ def _head(thread_id: str, top: Top, owner: Naming | None, total: Total) -> Threa
         size=total.size,
         user_id=owner.user_id if owner is not None else None,
         named_by=owner.checkpoint_id if owner is not None else None,
+        unreadable=top.unreadable,
     )
 
 
@@ -123,9 +149,15 @@ async def find_heads(rows: ThreadRows, query: HeadQuery) -> list[ThreadHead]:
     if query.limit < 1:
         return []
     found = await (_of_user(rows, query, query.user_id) if query.user_id is not None else _of_anybody(rows, query))
+    described = await describe(rows, found)
     # Somebody may have written since: a thread is shown only to whom it belongs now.
-    heads = [head for head in await describe(rows, found) if fits(head, query)]
-    return sorted(heads, key=lambda head: order_of(place_of(head, query.user_id)), reverse=True)
+    heads = [head for head in described if fits(head, query)]
+    heads.sort(key=lambda head: order_of(place_of(head, query.user_id)), reverse=True)
+    skipped = sum(head.unreadable is not None for head in described)
+    if skipped and len(found) >= query.limit:  # others take their places, so that a short page is the last one
+        last = min((place_of(head, query.user_id) for head in described), key=order_of)
+        heads += await find_heads(rows, replace(query, limit=skipped, before=last))
+    return heads
 
 
 async def _of_anybody(rows: ThreadRows, query: HeadQuery) -> list[str]:
@@ -142,7 +174,11 @@ async def _of_anybody(rows: ThreadRows, query: HeadQuery) -> list[str]:
 
 async def _with_metadata(rows: ThreadRows, query: HeadQuery, thread_ids: Sequence[str]) -> Mapping[str, str]:
     tops = await rows.tops(thread_ids)
-    return {one: top.checkpoint_id for one, top in tops.items() if has_all(top.metadata, query.metadata)}
+    return {
+        one: top.checkpoint_id
+        for one, top in tops.items()
+        if top.unreadable is None and has_all(top.metadata, query.metadata)
+    }
 
 
 async def _of_user(rows: ThreadRows, query: HeadQuery, user_id: str) -> list[str]:
@@ -167,6 +203,7 @@ async def _owned(rows: ThreadRows, query: HeadQuery, before: Place | None, threa
         thread_id
         for thread_id in thread_ids
         if (owner := owners.get(thread_id)) is not None
+        and tops[thread_id].unreadable is None
         and owner.user_id == query.user_id
         and is_behind(Place(owner.checkpoint_id, thread_id), before)
         and has_all(tops[thread_id].metadata, query.metadata)

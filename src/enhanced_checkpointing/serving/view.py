@@ -177,6 +177,11 @@ def points(health: dict[str, Any], dead_letters: Sequence[dict[str, Any]]) -> It
             f"The newest probe of the database failed: {primary['error']}",
             "Where a call fails, its write goes to the journal. Mend what the error names.",
         )
+    if unreadable := primary["unreadable_threads"]:
+        yield Point(
+            f"The metadata of {several(unreadable, 'thread', 'threads')} cannot be read: the log names them",
+            "Listings and retention leave them out. Mend the metadata of their newest checkpoint, or delete them.",
+        )
     if journal["error"]:
         yield Point(
             f"The journal cannot be written: {journal['error']}",

@@ -9,7 +9,12 @@ from uuid import uuid4
 from langchain_core.runnables import RunnableConfig
 
 from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead, status_of
-from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
+from enhanced_checkpointing.errors import (
+    CheckpointCorruptionError,
+    CheckpointNotFoundError,
+    CheckpointUnavailableError,
+    quoted,
+)
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.owner_check import OwnerCheck
 from enhanced_checkpointing.failover.saver import FailoverSaver
@@ -67,6 +72,7 @@ class ThreadDirectory:
 
         Raises:
             CheckpointNotFoundError: there is none that this user may see.
+            CheckpointCorruptionError: its metadata cannot be read.
             CheckpointUnavailableError: in an outage, or while the journal holds something of the thread.
         """
         wanted = [text_of(thread_id, "thread_id")]
@@ -74,6 +80,11 @@ class ThreadDirectory:
         heads = await self.bridge.bring(
             lambda: self._maintenance.consult("get_thread", wanted, lambda one: one.describe(wanted), frozen=True)
         )
+        if heads and heads[0].unreadable is not None:
+            raise CheckpointCorruptionError(
+                f"Thread {quoted(wanted[0])} cannot be described: {heads[0].unreadable}. Nothing of it was changed. Mend the "
+                "metadata of its newest checkpoint in the database, or delete the thread."
+            )
         return entry_of(heads[0]) if heads else None
 
     async def delete(self, thread_id: str, user_id: str | None) -> bool:
@@ -85,6 +96,8 @@ class ThreadDirectory:
             existed = await self._saver.aget_tuple(config) is not None or self._presumes_empty(thread_id)
         except CheckpointUnavailableError:
             existed = True  # nobody can tell now, so the deletion is kept for when somebody can
+        except Exception:  # noqa: BLE001  # whatever is stored: a thread that cannot be read can be deleted
+            existed = True
         await self._saver.adelete_thread(thread_id)
         return existed
 

@@ -109,6 +109,7 @@ AGELESS = Keep("its checkpoints do not tell their age")
 YOUNG_ONE = Keep("its newest checkpoint is younger than a minute")
 IN_USE = Keep("this process has just read it")
 GONE_ON = Keep("it has been written to since it was looked at")
+UNREADABLE = Keep("its metadata cannot be read")
 NO_ROOT = Keep("it has no checkpoint of its root graph")
 """Nobody knows then what it waits for."""
 
@@ -117,6 +118,8 @@ def decide(head: ThreadHead, state: ThreadState, policy: RetentionPolicy, now: d
     """What is to become of a thread."""
     if state.journaled:
         return IN_JOURNAL
+    if head.unreadable is not None:
+        return UNREADABLE
     if head.updated_at is None:
         return AGELESS
     if now - head.updated_at < YOUNG:
@@ -149,7 +152,7 @@ def decide_again(
 
 def wants_touch(head: ThreadHead, read_at: datetime, policy: RetentionPolicy) -> bool:
     """Whether a read is to be written into the thread, so that others know of it."""
-    if head.updated_at is None:
+    if head.updated_at is None or head.unreadable is not None:
         return False
     known = max(filter(None, (head.updated_at, touched_at(head.metadata))))
     return read_at - known > policy.time_of(status_of(head.metadata)) / TOUCH_SHARE

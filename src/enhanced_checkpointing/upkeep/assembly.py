@@ -35,6 +35,7 @@ from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
 from enhanced_checkpointing.upkeep.retainer import Retainer
+from enhanced_checkpointing.upkeep.unreadable import UnreadableThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,8 @@ async def assemble(
         owners.forget([thread_id])
 
     outages = Outages(backend.name, telemetry, lambda: status.counts(parts), clock)
-    canary, reconciler, besides = None, None, []
+    canary, reconciler = None, None
+    besides = [UnreadableThreads(backend, guard, breaker, telemetry, clock, config.deadline).look]
     if journal is not None:
         canary = Canary(journal, telemetry, clock, config.deadline)
         stack.push_async_callback(canary.close)
@@ -145,7 +147,7 @@ async def assemble(
         engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
         heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
         stack.push_async_callback(heir.close)
-        besides = [canary.check, heir.look]
+        besides += [canary.check, heir.look]
     prober = Prober(
         config=config,
         backend=backend,

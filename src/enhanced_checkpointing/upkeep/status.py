@@ -66,6 +66,7 @@ def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[
             outstanding_attempts=parts.guard.outstanding,
             pool=parts.backend.gauges(),
             notes=parts.backend.notes(),
+            unreadable=len(parts.backend.unreadable),
         ),
         journal=health.JournalHealth(
             mode=_mode(parts),

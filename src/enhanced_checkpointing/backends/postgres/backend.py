@@ -73,6 +73,7 @@ class PostgresBackend(Backend):
         super().__init__(config, serializer)
         self._connections = PostgresConnections(config)
         self._threads = PostgresThreads(self._connections)
+        self.unreadable = self._threads.unreadable
         self._thread_index = ThreadIndex(self._connections)
 
     async def open(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.directory import Place, user_of
-from enhanced_checkpointing.backends.listing import Naming, Top, Total
+from enhanced_checkpointing.backends.directory import Place
+from enhanced_checkpointing.backends.listing import Naming, Top, Total, note, top_of
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.identifiers import USER_ID
 
@@ -68,7 +68,7 @@ TOPS_SQL = """
 SELECT
     wanted.thread_id,
     coalesce(root.checkpoint_id, other.checkpoint_id) AS checkpoint_id,
-    coalesce(root.metadata, other.metadata) AS metadata,
+    coalesce(root.metadata, other.metadata)::text AS metadata,
     root.checkpoint_id IS NOT NULL AS of_root,
     coalesce(root.timestamp, other.timestamp) AS timestamp
 FROM unnest(%(thread_ids)s::text[]) AS wanted (thread_id)
@@ -88,7 +88,7 @@ OWNERS_SQL = f"""
 SELECT wanted.thread_id, naming.checkpoint_id, naming.user_id
 FROM unnest(%(thread_ids)s::text[]) AS wanted (thread_id)
 CROSS JOIN LATERAL (
-    SELECT checkpoint_id, metadata -> '{USER_ID}' AS user_id FROM checkpoints
+    SELECT checkpoint_id, metadata ->> '{USER_ID}' AS user_id FROM checkpoints
     WHERE checkpoints.thread_id = wanted.thread_id AND checkpoint_ns = '' AND {NAMES_A_USER}
     ORDER BY checkpoint_id DESC LIMIT 1
 ) AS naming
@@ -121,6 +121,7 @@ class PostgresThreads:
 
     def __init__(self, connections: PostgresConnections) -> None:
         self._connections = connections
+        self.unreadable: dict[str, str] = {}
 
     async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
         if limit < 1:
@@ -144,18 +145,16 @@ class PostgresThreads:
 
     async def tops(self, thread_ids: Sequence[str]) -> Mapping[str, Top]:
         rows = await self._about(TOPS_SQL, thread_ids)
-        return {
-            row["thread_id"]: Top(row["checkpoint_id"], row["metadata"], row["of_root"], row["timestamp"])
+        tops = {
+            row["thread_id"]: top_of(row["checkpoint_id"], row["metadata"], row["of_root"], row["timestamp"])
             for row in rows
             if row["checkpoint_id"] is not None
         }
+        return note(self.unreadable, thread_ids, tops)
 
     async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, Naming]:
         rows = await self._about(OWNERS_SQL, thread_ids, in_order=True)
-        named = ((row, user_of({USER_ID: row["user_id"]})) for row in rows)
-        return {
-            row["thread_id"]: Naming(user_id, row["checkpoint_id"]) for row, user_id in named if user_id is not None
-        }
+        return {row["thread_id"]: Naming(row["user_id"], row["checkpoint_id"]) for row in rows}
 
     async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, Total]:
         rows = await self._about(TOTALS_SQL, thread_ids)

@@ -15,6 +15,7 @@ from langgraph.checkpoint.serde.types import TASKS
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
+from enhanced_checkpointing.backends.directory import load_metadata
 from enhanced_checkpointing.backends.postgres.arrays import json_of, rows_of, text_of
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres.wire import Row, stream
@@ -157,7 +158,8 @@ class _Reading:
     def checkpoint(self, row: Row) -> Sequence[Operation]:
         """One checkpoint with its writes. A blob goes before a value in the JSON, which for a snapshot is a mark."""
         namespace, checkpoint_id, parent_id = (text_of(column) or "" for column in row[:3])
-        checkpoint, metadata, parents = map(json_of, row[3:6])
+        checkpoint, parents = json_of(row[3]), json_of(row[5])
+        metadata = load_metadata(None if row[4] is None else row[4][1:])  # behind the number of its version
         changed, writes, sends = map(rows_of, row[6:])
         versions = checkpoint.get("channel_versions") or {}
         short = checkpoint.pop("channel_values", None) or {}

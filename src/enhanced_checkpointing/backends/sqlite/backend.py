@@ -74,6 +74,7 @@ class SqliteBackend(Backend):
         self._retired: set[asyncio.Task[None]] = set()
         self._opening = asyncio.Lock()
         self._threads = SqliteThreads(self._alone, serializer)
+        self.unreadable = self._threads.unreadable
         self._index_missing_because: str | None = None
         self._not_folded = 0
         """Operations since the last folding began."""

@@ -5,13 +5,12 @@ Each is one hop to the connection's thread, so that no other call waits long for
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from enhanced_checkpointing.backends.directory import Place, time_of
-from enhanced_checkpointing.backends.listing import Naming, Top, Total
+from enhanced_checkpointing.backends.listing import Naming, Top, Total, note, top_of
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.serialization import SharingSerializer
 
@@ -81,6 +80,7 @@ class SqliteThreads:
     def __init__(self, look: Looks, serializer: SharingSerializer) -> None:
         self._look = look
         self._serializer = serializer
+        self.unreadable: dict[str, str] = {}
 
     async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
         return await self._look(lambda connection: thread_ids_from(connection, after, limit))
@@ -102,10 +102,11 @@ class SqliteThreads:
 
     async def tops(self, thread_ids: Sequence[str]) -> Mapping[str, Top]:
         found = await self._look(lambda connection: _tops(connection, _storable(thread_ids)))
-        return {
-            thread_id: Top(checkpoint_id, metadata_of(metadata), of_root, self._timestamp(whole))
+        tops = {
+            thread_id: top_of(checkpoint_id, metadata, of_root, self._timestamp(whole))
             for thread_id, (checkpoint_id, metadata, of_root, whole) in found.items()
         }
+        return note(self.unreadable, thread_ids, tops)
 
     async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, Naming]:
         found = await self._look(lambda connection: _of_each(connection, OWNER_SQL, _storable(thread_ids)))
@@ -120,7 +121,11 @@ class SqliteThreads:
         }
 
     def _timestamp(self, whole: Row | None) -> object:
-        return None if whole is None else self._serializer.loads_typed((whole[0], whole[1])).get("ts")
+        """Of a checkpoint whose id tells none; what cannot be read tells none either, and hides no other thread."""
+        try:
+            return None if whole is None else self._serializer.loads_typed((whole[0], whole[1])).get("ts")
+        except Exception:  # noqa: BLE001  # whatever is stored there
+            return None
 
 
 def thread_ids_from(connection: sqlite3.Connection, after: str | None, limit: int) -> list[str]:
@@ -157,15 +162,6 @@ def _tops(connection: sqlite3.Connection, thread_ids: Sequence[str]) -> dict[str
 def _of_each(connection: sqlite3.Connection, text: str, thread_ids: Sequence[str]) -> dict[str, Row]:
     rows = ((thread_id, connection.execute(text, (thread_id,)).fetchone()) for thread_id in thread_ids)
     return {thread_id: row for thread_id, row in rows if row is not None}
-
-
-def metadata_of(stored: object) -> dict[str, Any]:
-    """What metadata says; nothing, where it is none, for a thread is to be listed whatever it was written by."""
-    try:
-        read = json.loads(stored) if isinstance(stored, (bytes, str)) else {}
-    except ValueError:
-        read = {}
-    return read if isinstance(read, dict) else {}
 
 
 def _storable(texts: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from enhanced_checkpointing.backends.directory import load_metadata
 from enhanced_checkpointing.backends.pruning import (
     DELETE,
     Held,
@@ -22,7 +23,7 @@ from enhanced_checkpointing.backends.pruning import (
     plan_removal,
     refuse_copy,
 )
-from enhanced_checkpointing.backends.sqlite.directory import JSON, VALUE_SQL, metadata_of, thread_ids_from
+from enhanced_checkpointing.backends.sqlite.directory import JSON, VALUE_SQL, thread_ids_from
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 
 T = TypeVar("T")
@@ -181,7 +182,7 @@ def _delete(connection: sqlite3.Connection, thread_id: str, keys: Iterable[Key])
 def _links(connection: sqlite3.Connection, thread_id: str) -> dict[str, list[Link]]:
     found: dict[str, list[Link]] = {}
     for namespace, checkpoint_id, parent_id, metadata in connection.execute(LINKS_SQL, (thread_id,)):
-        found.setdefault(namespace, []).append(link_of(checkpoint_id, parent_id, metadata_of(metadata)))
+        found.setdefault(namespace, []).append(link_of(checkpoint_id, parent_id, load_metadata(metadata)))
     return found
 
 

@@ -5,13 +5,13 @@ What is written meanwhile to a part that was read already is missed, and comes w
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from enhanced_checkpointing.backends.directory import load_metadata
 from enhanced_checkpointing.backends.reading import CHUNK_BYTES, Chunks, History, WriteRow, in_chunks, writes_of
 from enhanced_checkpointing.backends.stored_values import take_apart
 from enhanced_checkpointing.operations import Operation
@@ -57,7 +57,7 @@ async def _groups(hop: Hop, serializer: SharingSerializer, thread_id: str) -> As
         page: Page = await hop(partial(_page, thread_id=thread_id, after=after))
         for (checkpoint_ns, checkpoint_id, parent_id, tag, data, metadata), writes in page:
             parts = take_apart(Serialized(tag, data), serializer)
-            described = json.loads(metadata) if metadata is not None else {}
+            described = load_metadata(metadata)
             put = history.put(
                 checkpoint_ns, checkpoint_id, parent_id, parts.skeleton, parts.values, described, parts.snapshots
             )

@@ -15,7 +15,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.sqlite.utils import load_pending_writes
 
 from enhanced_checkpointing.backends.contract import Judge
-from enhanced_checkpointing.backends.sqlite.directory import metadata_of
+from enhanced_checkpointing.backends.directory import load_metadata
 from enhanced_checkpointing.backends.sqlite.maintenance import DROP_THREAD_SQL
 from enhanced_checkpointing.backends.sqlite.saver import read_checkpoint
 from enhanced_checkpointing.private_files import open_lock
@@ -38,7 +38,7 @@ def annotate(connection: sqlite3.Connection, thread_id: str, changes: Mapping[st
         found = connection.execute(NEWEST_SQL, (thread_id,)).fetchone()
         if found is None:
             return False
-        metadata = json.dumps({**metadata_of(found[1]), **changes}, ensure_ascii=False).encode("utf-8", "ignore")
+        metadata = json.dumps({**load_metadata(found[1]), **changes}, ensure_ascii=False).encode("utf-8", "ignore")
         connection.execute(ANNOTATE_SQL, (metadata, thread_id, found[0]))
     return True
 
@@ -81,7 +81,7 @@ def _newest(connection: sqlite3.Connection, serializer: SharingSerializer, threa
     return CheckpointTuple(
         {"configurable": {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}},
         serializer.loads_typed((tag, data)),
-        metadata_of(metadata),  # type: ignore[arg-type]  # a TypedDict of what LangGraph itself puts there
+        load_metadata(metadata),  # type: ignore[arg-type]  # a TypedDict of what LangGraph itself puts there
         None,
         load_pending_writes(writes, serializer),
     )

@@ -89,6 +89,11 @@ class Store:
     def home(self) -> str:
         return self._primary.backend.home()
 
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Threads that a listing has left out, and why."""
+        return self._primary.backend.unreadable
+
     async def ask(self, what: str, question: Callable[[Backend], Awaitable[T]], seconds: float = READ_SECONDS) -> T:
         """The backend's answer.
 
@@ -153,8 +158,7 @@ class Store:
             return [found async for found in saver.alist(where, before=end, limit=limit)]
 
         found = await self.ask_saver("list checkpoints", fetch)
-        if any(map(is_sealed, found)):
-            raise RefusedError(f"Thread {quoted(thread_id)} cannot be read. {SEAL}")
+        _see_that_it_is_readable(thread_id, found)
         return found
 
     async def get(self, thread_id: str, namespace: str, checkpoint_id: str | None = None) -> CheckpointTuple | None:
@@ -167,8 +171,8 @@ class Store:
             return await saver.aget_tuple(where)
 
         found = await self.ask_saver("read a checkpoint", fetch)
-        if found is not None and is_sealed(found):
-            raise RefusedError(f"Thread {quoted(thread_id)} cannot be read. {SEAL}")
+        if found is not None:
+            _see_that_it_is_readable(thread_id, [found])
         return found
 
     async def resolve(self, thread_id: str, namespace: str, wanted: str | None) -> CheckpointTuple:
@@ -241,6 +245,13 @@ def config_of(thread_id: str, namespace: str | None, checkpoint_id: str | None =
     if checkpoint_id is not None:
         configurable["checkpoint_id"] = checkpoint_id
     return {"configurable": configurable}
+
+
+def _see_that_it_is_readable(thread_id: str, found: Sequence[CheckpointTuple]) -> None:
+    if any(map(is_sealed, found)):
+        raise RefusedError(f"Thread {quoted(thread_id)} cannot be read. {SEAL}")
+    if not all(isinstance(one.metadata, dict) for one in found):
+        raise RefusedError(f"Thread {quoted(thread_id)} cannot be read: the metadata of a checkpoint is no JSON object.")
 
 
 def _behind(prefix: str) -> str:

@@ -18,8 +18,9 @@ from enhanced_checkpointing.backends.directory import ACTIVE, COMPLETED, FAILED,
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.safe_text import one_line
-from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
+from enhanced_checkpointing.errors import shortened
 from enhanced_checkpointing.threads.directory import Entry, entry_of
 
 __all__ = ["Wanted", "parsed_metadata", "print_whole", "run", "table_of"]
@@ -46,11 +47,16 @@ def run(target: Target, wanted: Wanted, *, as_json: bool) -> ExitCode:
         if wanted.status not in (ACTIVE, COMPLETED, FAILED):
             raise UsageError(f"--status is {ACTIVE}, {COMPLETED} or {FAILED}, not {wanted.status}")
         metadata[THREAD_STATUS] = wanted.status
-    found, following = run_with(config_for(target), lambda store: _found(store, wanted, metadata, place))
+    found, following, unreadable = run_with(config_for(target), lambda store: _found(store, wanted, metadata, place))
     if as_json:
-        print_json({"threads": found, "next": following})
+        left_out = {"unreadable": unreadable} if unreadable else {}
+        print_json({"threads": found, "next": following, **left_out})
     else:
         _print(found, following, wanted, stdout())
+        if unreadable:
+            named = listed(f"{shortened(one, 200)} ({why})" for one, why in unreadable.items())
+            what = f"{plural(len(unreadable), 'thread')} left out, whose metadata cannot be read: {named}."
+            paragraph(stdout(), Text(), what, style="yellow")
     return ExitCode.FINE
 
 
@@ -74,13 +80,14 @@ def parsed_metadata(pairs: Sequence[str]) -> dict[str, Any]:
 
 async def _found(
     store: Store, wanted: Wanted, metadata: dict[str, Any], place: Place | None
-) -> tuple[list[Entry], str | None]:
-    """A page of threads, and where it ends, unless these are the last ones."""
+) -> tuple[list[Entry], str | None, dict[str, str]]:
+    """A page of threads; where it ends, unless these are the last ones; and those that were left out, and why."""
     query = HeadQuery(wanted.limit + 1, wanted.user_id, metadata, place)
     heads = await store.ask("list threads", lambda backend: backend.heads(query))
     page = [entry_of(head) for head in heads[: wanted.limit] if store.shows(head.metadata)]
     last = heads[wanted.limit - 1] if len(heads) > wanted.limit else None
-    return page, f"{last.checkpoint_id}:{last.thread_id}" if last is not None else None
+    following = f"{last.checkpoint_id}:{last.thread_id}" if last is not None else None
+    return page, following, dict(store.unreadable)
 
 
 def _place(before: str | None) -> Place | None:

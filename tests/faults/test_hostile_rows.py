@@ -1,0 +1,160 @@
+"""Rows that nobody can read: that thread's trouble, told, and no other thread's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enhanced_checkpointing import CheckpointCorruptionError, CheckpointerConfig, EnhancedCheckpointerManager
+from enhanced_checkpointing.backends.directory import DEEPEST, load_metadata
+from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
+from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite
+from tests.support.checkpoints import Thread
+from tests.support.terminal import Ended, command
+
+DIGITS, DEEP = "9" * 5_000, 3_000
+HOSTILE = {
+    "array": "[]",
+    "text": '"user_id"',
+    "null": "null",
+    "many digits": f'{{"step": {DIGITS}}}',
+    "many digits of a user": f'{{"user_id": {DIGITS}}}',
+    "deep": f'{{"a": {"[" * DEEP}{"]" * DEEP}}}',
+    "deep objects": '{"a": ' * DEEP + "1" + "}" * DEEP,
+}
+HEALTHY = ("sound-1", "sound-2", "sound-3")
+
+
+def config_of(name: str, database_url: str, tmp_path: Path, **fields: Any) -> CheckpointerConfig:
+    fields = {"journal_dir": tmp_path / "journal", "probe_interval": 0.3, "retention_active_days": 0, **fields}
+    return sqlite(tmp_path / "primary.sqlite", **fields) if name == "sqlite" else postgres(database_url, **fields)
+
+
+def make_hostile(config: CheckpointerConfig, rows: dict[str, str]) -> None:
+    """Write these texts as metadata, past every library."""
+    pairs = [(text, thread_id) for thread_id, text in rows.items()]
+    if config.backend_name == "sqlite":
+        with closing(sqlite3.connect(config.database_path)) as connection, connection:
+            connection.executemany("UPDATE checkpoints SET metadata = ? WHERE thread_id = ?", pairs)
+        return
+    assert config.connection_string is not None
+    with psycopg.connect(config.connection_string.get_secret_value()) as session, session.cursor() as cursor:
+        cursor.executemany("UPDATE checkpoints SET metadata = %s::jsonb WHERE thread_id = %s", pairs)
+
+
+async def filled(manager: EnhancedCheckpointerManager, names: Sequence[str]) -> None:
+    for name in names:
+        await Thread(saver_of(manager), name).put(note=name)
+
+
+async def ids_of(manager: EnhancedCheckpointerManager, **asked: Any) -> set[str]:
+    return {entry["thread_id"] for entry in await manager.list_threads(**asked)}
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+async def test_row_that_nobody_can_read_is_skipped_counted_and_told_and_stops_nothing_for_others(
+    name: str, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(name, database_url, tmp_path)
+    async with opened(config) as manager:
+        await filled(manager, [*HEALTHY, *HOSTILE])
+        make_hostile(config, HOSTILE)
+    async with opened(config) as manager:
+        assert await ids_of(manager) == {*HEALTHY}
+        assert await ids_of(manager, limit=2) < {*HEALTHY}
+        assert len(await manager.list_threads(limit=2)) == 2, "a page is short only if it is the last one"
+        assert await ids_of(manager, step=0) | await ids_of(manager, user_id=DIGITS) <= {*HEALTHY}
+        for thread_id in HOSTILE:
+            with pytest.raises(CheckpointCorruptionError, match="its metadata"):
+                await manager.get_thread(thread_id)
+        health = await manager.health_check()
+        assert health["primary_checkpointer"]["unreadable_threads"] == len(HOSTILE)
+        assert health["overall_status"] == "degraded"
+        await eventually(lambda: "cannot be listed, and retention leaves them alone" in caplog.text)
+        swept = await manager.run_retention()
+        assert swept.complete
+        assert swept.kept["its metadata cannot be read"] == len(HOSTILE)
+        assert swept.looked_at == len(HEALTHY) + len(HOSTILE)
+        for thread_id in HOSTILE:
+            assert await manager.delete_thread(thread_id) is True
+        await eventually(lambda: manager.health_status["overall_status"] == "healthy")
+        await recovered(manager)
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+async def test_commands_list_the_others_and_name_those_that_cannot_be_read(
+    name: str, database_url: str, tmp_path: Path
+) -> None:
+    config = config_of(name, database_url, tmp_path)
+    async with opened(config) as manager:
+        await filled(manager, [*HEALTHY, *HOSTILE])
+    make_hostile(config, HOSTILE)
+    where = ["--sqlite", str(config.database_path)] if name == "sqlite" else ["--database-url", database_url]
+
+    async def run(*words: str) -> Ended:
+        ended = await asyncio.to_thread(command, *words, *where)
+        assert "Traceback" not in ended.out + ended.err, words
+        return ended
+
+    told = json.loads((await run("threads", "list", "--json")).out)
+    assert ({one["thread_id"] for one in told["threads"]}, {*told["unreadable"]}) == ({*HEALTHY}, {*HOSTILE})
+    assert f"{len(HOSTILE)} threads left out" in " ".join((await run("threads", "list")).out.split())
+    for thread_id in HOSTILE:
+        for one in ("show", "history"):
+            assert (await run("threads", one, thread_id)).code in (1, 2), (one, thread_id)
+        assert (await run("threads", "delete", thread_id, "--yes")).code == 0
+    told = json.loads((await run("threads", "list", "--json")).out)
+    assert ({one["thread_id"] for one in told["threads"]}, "unreadable" in told) == ({*HEALTHY}, False)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(int("9" * 4_000)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["step", "user_id", "a"]), inner),
+    max_leaves=8,
+)
+documents = json_values.map(json.dumps) | st.sampled_from([*HOSTILE.values(), "", "{", '{"a": 1}x', "\x00", "[" * 600])
+
+
+async def seen_beside(rows: list[str]) -> None:
+    async with opened(sqlite(":memory:", journal="off")) as manager:
+        await filled(manager, ["sound", *(f"odd-{number}" for number in range(len(rows)))])
+        backend = manager._opened.backend
+        assert isinstance(backend, SqliteBackend)
+        connection = (await backend.connected()).conn
+        for number, text in enumerate(rows):
+            await connection.execute("UPDATE checkpoints SET metadata = ? WHERE thread_id = ?", (text, f"odd-{number}"))
+        await connection.commit()
+        found = await ids_of(manager)
+        assert "sound" in found
+        for number, text in enumerate(rows):
+            try:
+                load_metadata(text)
+            except CheckpointCorruptionError:
+                assert f"odd-{number}" in backend.unreadable
+            else:
+                assert f"odd-{number}" in found
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(documents, min_size=1, max_size=4))
+def test_whatever_stands_in_metadata_the_sound_threads_are_listed(rows: list[str]) -> None:
+    asyncio.run(seen_beside(rows))
+
+
+def test_metadata_may_be_nested_as_deep_as_it_is_said() -> None:
+    def nested(depth: int) -> str:
+        return '{"a": ' * depth + "1" + "}" * depth
+
+    assert load_metadata(nested(DEEPEST)) != {}
+    with pytest.raises(CheckpointCorruptionError, match="nested deeper than 500"):
+        load_metadata(nested(DEEPEST + 2))
