@@ -91,12 +91,13 @@ def load_metadata(stored: str | bytes | None) -> dict[str, Any]:
         raise CheckpointCorruptionError(f"its metadata {what}") from None
     if not isinstance(read, dict):
         raise CheckpointCorruptionError("its metadata is JSON, but no object")
-    if _is_deeper(read, DEEPEST):
+    if is_deeper(read, DEEPEST):
         raise CheckpointCorruptionError(f"its metadata is nested deeper than {DEEPEST}")
     return read
 
 
-def _is_deeper(value: Any, deepest: int) -> bool:
+def is_deeper(value: Any, deepest: int) -> bool:
+    """Whether objects and lists stand in each other so many times."""
     level = [value]
     for _ in range(deepest + 1):
         inner = (one.values() if isinstance(one, dict) else one for one in level)

@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from enhanced_checkpointing.backends.reading import CHUNK_BYTES, in_chunks
+from enhanced_checkpointing.errors import InvalidIdError
+from enhanced_checkpointing.identifiers import text_of
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, Whole, content_of
+from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, Whole, content_of, part, told_text
 from enhanced_checkpointing.threads.moving import Outcome, Report, Source
 
 Found = Iterator[Source | Report]
@@ -38,18 +40,15 @@ class Collector:
             return
         try:
             content = content_of(line)
-            if content["kind"] == "end of export":
+            if part(content, "kind", str) == "end of export":
                 yield from self._end_of_export(number, content)
                 return
-            elif content["line"] == 1:
+            elif part(content, "line", int) == 1:
                 yield from self._begin(number, content, line)
             elif not self._skipping:
                 yield from self._go_on(content, line)
         except DamagedLine as error:
             yield self._failed(f"line {number}: {error}")
-            self._skipping = True
-        except KeyError as error:
-            yield self._failed(f"line {number}: it lacks {error}")
             self._skipping = True
         self._whole.add(line)
 
@@ -68,18 +67,20 @@ class Collector:
             yield self._failed(f"line {number}: another thread begins before this one ends")
         self._threads += 1
         self._skipping = False
-        self._open = _Thread(content["thread"], self._serializer)
+        self._open = _Thread(_id(content), self._serializer)
         yield from self._go_on(content, line)
 
     def _go_on(self, content: Mapping[str, Any], line: bytes) -> Found:
         thread = self._open
-        if thread is None or content["thread"] != thread.thread_id or content["line"] != thread.lines + 1:
-            raise DamagedLine(f"a line is missing before line {content['line']} of thread {content['thread']!r}")
+        name = part(content, "thread", str)
+        if thread is None or name != thread.thread_id or content["line"] != thread.lines + 1:
+            raise DamagedLine(f"a line is missing before line {content['line']} of thread {told_text(name)}")
         if thread.add(content, line):
             self._open = None
             yield thread.source()
 
     def _end_of_export(self, number: int, content: Mapping[str, Any]) -> Found:
+        part(content, "threads", int)
         self._ended = True
         if self._open is not None:
             yield self._failed(f"line {number}: the export ends before this thread does")
@@ -97,6 +98,13 @@ class Collector:
         thread_id = self._open.thread_id if self._open is not None else ""
         self.close()
         return Report(thread_id, Outcome.FAILED, reasons=(reason,))
+
+
+def _id(content: Mapping[str, Any]) -> str:
+    try:
+        return text_of(part(content, "thread", str), "the thread's id")
+    except InvalidIdError as error:
+        raise DamagedLine(str(error)) from None
 
 
 class _Thread:
@@ -119,7 +127,7 @@ class _Thread:
         """
         self.lines += 1
         if content["kind"] == "end of thread":
-            counted = content["checkpoints"], content["calls"]
+            counted = part(content, "checkpoints", int), part(content, "calls", int)
             if counted != (self._checkpoints, self._calls):
                 raise DamagedLine(f"it counts {counted}, where there are {(self._checkpoints, self._calls)}")
             return True

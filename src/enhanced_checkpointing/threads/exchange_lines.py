@@ -25,10 +25,21 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
+from enhanced_checkpointing.backends.directory import DEEPEST, is_deeper
 from enhanced_checkpointing.backends.reading import History
 from enhanced_checkpointing.backends.stored_values import load, settled
+from enhanced_checkpointing.errors import redact, shortened
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.serialization import (
+    BYTEARRAY,
+    BYTES,
+    JSON,
+    MSGPACK,
+    NULL,
+    Serialized,
+    SharingSerializer,
+    has_known_format,
+)
 from enhanced_checkpointing.threads.exchange_values import comes_back, decoded, encoded
 
 FORMAT = 1
@@ -64,8 +75,34 @@ def content_of(line: bytes) -> dict[str, Any]:
     body = line[: found.start()]
     if found[1].decode() != _check(body):
         raise DamagedLine("its check does not fit, so it was changed or damaged")
-    content: dict[str, Any] = json.loads(body + b"}")
+    try:
+        content: object = json.loads(body + b"}")
+    except RecursionError:
+        raise DamagedLine("it is JSON that is nested too deep") from None
+    except ValueError as error:  # no UTF-8, or a number of more digits than Python reads, among them
+        raise DamagedLine(f"it is no JSON: {told(error)}") from None
+    if not isinstance(content, dict):
+        raise DamagedLine("it is no JSON object")
     return content
+
+
+def told(error: Exception) -> str:
+    """What is wrong, in few words; an error may quote the whole line."""
+    return shortened(" ".join(f"{type(error).__name__}: {redact(error)}".split()), 200)
+
+
+def part(content: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """One part of a line, of one of these types.
+
+    Raises:
+        DamagedLine: it is missing, or is something else.
+    """
+    if name not in content:
+        raise DamagedLine(f"it lacks {name!r}")
+    value = content[name]
+    if type(value) not in kinds:
+        raise DamagedLine(f"its {name!r} is {type(value).__name__}, not {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
 
 
 class Whole:
@@ -160,49 +197,91 @@ class Reader:
         Raises:
             DamagedLine: there is no such operation.
         """
+        kind = part(content, "kind", str)
+        if kind not in ("checkpoint", "writes"):
+            raise DamagedLine(f"it is of an unknown kind, {told_text(kind)}")
         try:
-            return self._put(content) if content["kind"] == "checkpoint" else self._writes(content)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DamagedLine(f"it lacks something, or holds something strange: {error!r}") from error
+            return self._put(content) if kind == "checkpoint" else self._writes(content)
+        except DamagedLine:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever somebody wrote into it
+            raise DamagedLine(f"it holds something strange: {told(error)}") from None
 
     def _put(self, content: Mapping[str, Any]) -> Put:
         namespace, before = self._before
-        known = before if namespace == content["namespace"] else {}
+        new_namespace, parent = part(content, "namespace", str), part(content, "parent", str, type(None))
+        known = before if namespace == new_namespace else {}
         values = {
-            channel: known[channel] if value == UNCHANGED else _value_of(value)
-            for channel, value in content["values"].items()
+            channel: self._unchanged(known, channel) if value == UNCHANGED else self._value_of(value)
+            for channel, value in part(content, "values", dict).items()
         }
-        self._before = content["namespace"], values
-        skeleton = self._document("checkpoint", content)
+        self._before = new_namespace, values
+        skeleton = _checked(self._document("checkpoint", content))
+        metadata = self._document("metadata", content)
+        if is_deeper(metadata, DEEPEST):
+            raise DamagedLine(f"its 'metadata' is nested deeper than {DEEPEST}")
+        snapshots = part(content, "snapshots", list) if "snapshots" in content else ()
         return self._history.put(
-            content["namespace"],
-            skeleton["id"],
-            content["parent"],
-            skeleton,
-            values,
-            self._document("metadata", content),
-            frozenset(content.get("snapshots", ())),
+            new_namespace, skeleton["id"], parent, skeleton, values, metadata, frozenset(map(_text, snapshots))
         )
 
+    def _unchanged(self, known: Values, channel: str) -> Any:
+        if channel not in known:
+            raise DamagedLine(f"its channel {told_text(channel)} is said to be unchanged, and was not there before")
+        return known[channel]
+
+    def _value_of(self, content: Any) -> Any:
+        """The value that a line says, bytes as they are stored: with a tag that the serializer may have given them."""
+        if isinstance(content, dict):
+            value = decoded(content)
+            tag = value.tag.partition("+")[0] if type(value.tag) is str else None
+            if has_known_format(self._serializer.inner) and tag not in _TAGS:
+                raise DamagedLine(f"a value of it has the unknown type {told_text(content['type'])}")
+            return value
+        if isinstance(content, list):
+            raise DamagedLine("a value of it is a list, which no export has")
+        return content
+
     def _writes(self, content: Mapping[str, Any]) -> PutWrites:
-        writes = tuple((channel, decoded(value)) for channel, value in content["writes"])
-        return PutWrites(
-            self._thread_id,
-            content["namespace"],
-            content["checkpoint_id"],
-            writes,
-            content["task_id"],
-            content["task_path"],
-        )
+        writes = tuple((_text(channel), self._value_of(value)) for channel, value in part(content, "writes", list))
+        if not all(type(value) is Serialized for _, value in writes):
+            raise DamagedLine("a value of its 'writes' has no type")
+        names = ("namespace", "checkpoint_id", "task_id", "task_path")
+        namespace, checkpoint_id, task_id, task_path = (part(content, name, str) for name in names)
+        return PutWrites(self._thread_id, namespace, checkpoint_id, writes, task_id, task_path)
 
     def _document(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         if name in content:
-            return dict(content[name])
-        return dict(load(decoded(content[f"{name}_stored"]), self._serializer))
+            return dict(part(content, name, dict))
+        return dict(load(self._value_of(part(content, f"{name}_stored", dict)), self._serializer))
 
 
-def _value_of(content: Any) -> Any:
-    return decoded(content) if isinstance(content, dict) else content
+_TAGS = (MSGPACK, BYTES, BYTEARRAY, NULL, JSON, "pickle")
+"""What LangGraph's serializer has ever called what it stored."""
+
+
+def _checked(skeleton: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint in which everything is of the type that LangGraph gives it."""
+    part(skeleton, "id", str)
+    versions = part(skeleton, "channel_versions", dict)
+    if not all(type(version) in (str, int, float) for version in versions.values()):
+        raise DamagedLine("its 'channel_versions' has something that is no version")
+    seen = part(skeleton, "versions_seen", dict)
+    if not all(isinstance(of_node, dict) for of_node in seen.values()):
+        raise DamagedLine("its 'versions_seen' has something that is no object")
+    if "v" in skeleton:
+        part(skeleton, "v", int)
+    return skeleton
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise DamagedLine(f"{told_text(value)} is no text")
+    return value
+
+
+def told_text(value: object) -> str:
+    return shortened(repr(value), 100)
 
 
 def _check(body: bytes) -> str:
