@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.threads.exchange import NoExport, export_threads, import_threads
-from enhanced_checkpointing.threads.exchange_lines import line_of
+from enhanced_checkpointing.threads.exchange_lines import DamagedLine, content_of, line_of
 from enhanced_checkpointing.threads.migrate import Tally
 from enhanced_checkpointing.threads.moving import Orders
 from tests.support.author import Author
@@ -170,3 +178,114 @@ async def test_what_is_no_export_of_ours_is_refused_before_anything_is_done(line
     async with backend_of(sqlite(tmp_path / "back.sqlite")) as back:
         with pytest.raises(NoExport, match=r"Line 1 .*Nothing was imported"):
             await imported(lines, back)
+
+
+DIGITS = "9" * 5_000
+BODIES = (
+    "[]",
+    '"text"',
+    "7",
+    '{"a": ' + "[" * 3_000 + "]" * 3_000,
+    '{"line": ' + DIGITS,
+    '{"no json"',
+    '{"\ud800": "half a character"',
+    '{"a": "\x00"',
+    "",
+)
+"""Lines without their checks, which are made right, and without their last brace."""
+ODD: tuple[Any, ...] = (
+    *(None, True, -1, 2**70, 1e308, "", "\0", "\ud800", "x" * 10_000, [], [[]], [None, 3], {}, {"unchanged": True}),
+    *({"type": "pickle"}, {"type": "strange", "data": ""}, {"type": "msgpack", "data": "no base64!"}),
+    *({"type": "msgpack", "json": 2**90}, {"type": 7, "data": ""}, {"type": "msgpack"}),
+    json.loads("[" * 600 + "]" * 600),
+)
+
+
+def with_check(body: bytes) -> bytes:
+    """A line as whoever can write files would make it."""
+    return body + f', "check": "{blake2b(body, digest_size=8).hexdigest()}"}}\n'.encode()
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a line."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def changed(line: bytes, data: st.DataObject) -> bytes:
+    """The line with something else in one place, or without it, or with another body altogether."""
+    if data.draw(st.integers(0, 4)) == 0:
+        return with_check(data.draw(st.sampled_from(BODIES)).encode(errors="surrogatepass"))
+    content = content_of(line)
+    *path, last = data.draw(st.sampled_from([*places(content)]))
+    inner = content
+    for key in path:
+        inner = inner[key]
+    if data.draw(st.booleans()):
+        inner[last] = data.draw(st.sampled_from(ODD))
+    else:
+        del inner[last]
+    return line_of(content)
+
+
+def is_still_the_first(line: bytes) -> bool:
+    try:
+        content = content_of(line)
+    except DamagedLine:
+        return False
+    return (content.get("kind"), content.get("format")) == ("export", 1)
+
+
+async def import_changed(lines: list[bytes], place: int, whole: dict[str, int]) -> Tally:
+    """Import lines one of which was changed; of each thread, so many checkpoints are there or none."""
+    async with backend_of(sqlite(":memory:")) as target:
+        if not is_still_the_first(lines[0]):
+            with pytest.raises(NoExport, match=r"^Line 1 .*Nothing was imported"):
+                await imported(b"".join(lines), target)
+            assert await target.thread_ids(None, 10) == []
+            return Tally()
+        tally = await imported(b"".join(lines), target)
+        for thread_id in await target.thread_ids(None, 10):
+            if thread_id in whole:
+                checkpoints = [one for one in await read(target, thread_id) if isinstance(one, Put)]
+                assert len(checkpoints) == whole[thread_id]
+        for problem in tally.problems:
+            (reason,) = problem.reasons
+            assert re.search(r"line \d+: |behind line \d+", reason), reason
+            assert len(reason) < 600
+            assert "\n" not in reason
+        return tally
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_line_that_anybody_may_have_written_ends_with_a_sentence_and_half_imports_nothing(data: st.DataObject) -> None:
+    lines = lines_of_three_threads()
+    place = data.draw(st.integers(0, len(lines) - 1))
+    lines[place] = changed(lines[place], data)
+    asyncio.run(import_changed(lines, place, {f"thread-{number}": 2 for number in range(3)}))
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_malformed_line_is_named_and_the_other_threads_are_imported(body: str) -> None:
+    lines = lines_of_three_threads()
+    lines[6] = with_check(body.encode(errors="surrogatepass"))
+    tally = asyncio.run(import_changed(lines, 6, {"thread-0": 2, "thread-2": 2}))
+    assert outcomes(tally)["copied"] == 2
+    assert tally.problems[0].reasons[0].startswith("line 7: ")
+
+
+@cache
+def _three_threads() -> bytes:
+    async def write() -> bytes:
+        async with backend_of(sqlite(":memory:")) as source:
+            await some_threads(source, 3)
+            return await exported(source)
+
+    return asyncio.run(write())
+
+
+def lines_of_three_threads() -> list[bytes]:
+    return _three_threads().splitlines(keepends=True)

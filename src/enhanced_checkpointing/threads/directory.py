@@ -82,8 +82,8 @@ class ThreadDirectory:
         )
         if heads and heads[0].unreadable is not None:
             raise CheckpointCorruptionError(
-                f"Thread {quoted(wanted[0])} cannot be described: {heads[0].unreadable}. Nothing of it was changed. Mend the "
-                "metadata of its newest checkpoint in the database, or delete the thread."
+                f"Thread {quoted(wanted[0])} cannot be described: {heads[0].unreadable}. Nothing was changed. "
+                "Mend the metadata of its newest checkpoint in the database, or delete the thread."
             )
         return entry_of(heads[0]) if heads else None
 

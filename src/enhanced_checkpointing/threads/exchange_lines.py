@@ -28,7 +28,7 @@ from typing import Any
 from enhanced_checkpointing.backends.directory import DEEPEST, is_deeper
 from enhanced_checkpointing.backends.reading import History
 from enhanced_checkpointing.backends.stored_values import load, settled
-from enhanced_checkpointing.errors import redact, shortened
+from enhanced_checkpointing.errors import quoted, redact, shortened
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import (
     BYTEARRAY,
@@ -199,7 +199,7 @@ class Reader:
         """
         kind = part(content, "kind", str)
         if kind not in ("checkpoint", "writes"):
-            raise DamagedLine(f"it is of an unknown kind, {told_text(kind)}")
+            raise DamagedLine(f"it is of an unknown kind, {quoted(kind)}")
         try:
             return self._put(content) if kind == "checkpoint" else self._writes(content)
         except DamagedLine:
@@ -227,7 +227,7 @@ class Reader:
 
     def _unchanged(self, known: Values, channel: str) -> Any:
         if channel not in known:
-            raise DamagedLine(f"its channel {told_text(channel)} is said to be unchanged, and was not there before")
+            raise DamagedLine(f"its channel {quoted(channel)} is said to be unchanged, and was not there before")
         return known[channel]
 
     def _value_of(self, content: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.errors import shortened
+from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
@@ -12,8 +12,6 @@ from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 
 LOOKED_AT_ONCE = 25
 NAMED = 5
-LONGEST_ID = 200
-"""Characters of a thread's id in a message."""
 
 
 class UnreadableThreads:
@@ -34,7 +32,7 @@ class UnreadableThreads:
         known = self._backend.unreadable
         fresh = {thread_id: why for thread_id, why in known.items() if thread_id not in self._told}
         if fresh:
-            named = ", ".join(f"{shortened(one, LONGEST_ID)!r} ({why})" for one, why in [*fresh.items()][:NAMED])
+            named = ", ".join(f"{quoted(one)} ({why})" for one, why in [*fresh.items()][:NAMED])
             more = f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else ""
             what = (
                 f"threads cannot be listed, and retention leaves them alone: {named}{more}. All others are. Mend the "

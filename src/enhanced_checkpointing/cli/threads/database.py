@@ -251,7 +251,7 @@ def _see_that_it_is_readable(thread_id: str, found: Sequence[CheckpointTuple]) -
     if any(map(is_sealed, found)):
         raise RefusedError(f"Thread {quoted(thread_id)} cannot be read. {SEAL}")
     if not all(isinstance(one.metadata, dict) for one in found):
-        raise RefusedError(f"Thread {quoted(thread_id)} cannot be read: the metadata of a checkpoint is no JSON object.")
+        raise RefusedError(f"Thread {quoted(thread_id)} cannot be read: its metadata is no JSON object.")
 
 
 def _behind(prefix: str) -> str:

@@ -20,7 +20,7 @@ from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.safe_text import one_line
 from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
-from enhanced_checkpointing.errors import shortened
+from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.threads.directory import Entry, entry_of
 
 __all__ = ["Wanted", "parsed_metadata", "print_whole", "run", "table_of"]
@@ -54,7 +54,7 @@ def run(target: Target, wanted: Wanted, *, as_json: bool) -> ExitCode:
     else:
         _print(found, following, wanted, stdout())
         if unreadable:
-            named = listed(f"{shortened(one, 200)} ({why})" for one, why in unreadable.items())
+            named = listed(f"{quoted(one)} ({why})" for one, why in unreadable.items())
             what = f"{plural(len(unreadable), 'thread')} left out, whose metadata cannot be read: {named}."
             paragraph(stdout(), Text(), what, style="yellow")
     return ExitCode.FINE
