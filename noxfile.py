@@ -55,10 +55,26 @@ def install(session: nox.Session, *groups: str) -> None:
         install_all(session, *groups)
 
 
+LOCKS = {
+    "lint": ("lint",),
+    "test": ("test",),
+    "serving": ("test", "langgraph-server"),
+    "all": ("types", "lint", "coverage"),  # `types` has all groups of tests in it
+}
+"""What is locked together, the smallest first: sessions take the first lock that has all they need."""
+LOCKED = Path(".ci/locks")
+
+
 def install_all(session: nox.Session, *groups: str) -> None:
-    """Install the project as a user would, and the named groups of development tools."""
-    project = nox.project.load_toml("pyproject.toml")
-    session.install(".[otlp,demo,serving]", *nox.project.dependency_groups(project, *groups))
+    """Install what is locked for these groups of development tools, each file checked by its hash; then the project.
+
+    The project itself is built with what is locked, too.
+    """
+    held = {"all": {*LOCKS["all"], *LOCKS["test"], "containers", "deploy", "docs", "bench", "release"}}
+    lock = next(name for name, of in LOCKS.items() if {*groups} <= held.get(name, {*of}))
+    session.install("--require-hashes", "-r", str(LOCKED / f"{lock}.txt"))
+    if lock != "lint":
+        session.install("--no-deps", "--no-build-isolation", ".[otlp,demo,serving]")
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
@@ -68,8 +84,7 @@ def pytest(session: nox.Session, *arguments: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: errors and formatting."""
-    project = nox.project.load_toml("pyproject.toml")
-    session.install(*nox.project.dependency_groups(project, "lint"))
+    install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
@@ -77,7 +92,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def imports(session: nox.Session) -> None:
     """Imports only go down."""
-    install(session, "lint")
+    install(session, "lint", "test")
     session.run("lint-imports")
 
 
@@ -205,6 +220,43 @@ def newest(session: nox.Session) -> None:
     project = nox.project.load_toml("pyproject.toml")
     session.install("--upgrade", ".[otlp,demo,serving]", *nox.project.dependency_groups(project, "test"))
     pytest(session, *OF_EACH_DEPENDENCY, *PARALLEL)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Lock what the checks run with, in the newest versions that fit, with hashes: `nox -s lock`, and look at it."""
+    session.install("uv")
+    LOCKED.mkdir(exist_ok=True)
+    for name, groups in LOCKS.items():
+        of_project = [] if name == "lint" else ["pyproject.toml", "--all-extras"]
+        chosen = [word for group in groups for word in ("--group", group)]
+        session.run(
+            *("uv", "pip", "compile", *of_project, *chosen, "--output-file", str(LOCKED / f"{name}.txt")),
+            *("--universal", "--python-version", PYTHONS[0], "--generate-hashes", "--upgrade", "--quiet"),
+            *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
+        )
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build wheel and source distribution into dist/, with a bill of materials of what a user gets with them."""
+    install_all(session, "release")
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist")
+    runtime = Path(session.create_tmp()) / "runtime"
+    session.run("python", "-m", "venv", "--clear", str(runtime))
+    (wheel,) = Path("dist").glob("*.whl")
+    session.run(str(runtime / "bin" / "pip"), "install", "--quiet", f"{wheel}[otlp,cli,serving]", external=True)
+    session.run(
+        *("cyclonedx-py", "environment", str(runtime / "bin" / "python"), "--pyproject", "pyproject.toml"),
+        *("--output-reproducible", "--output-format", "JSON", "--output-file", "dist/bill-of-materials.cdx.json"),
+    )
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """What takes too long for every push: much fuzz, 10,000 simulated worlds, half an hour of chaos; then one table."""
+    install(session, "test")
+    session.run("python", "-m", "tests.nightly", *session.posargs)  # --seeds 100 --minutes 1 --fuzz 2: a short one
 
 
 @nox.session

@@ -24,12 +24,15 @@ from enhanced_checkpointing.backends.postgres import backend as postgres
 from enhanced_checkpointing.backends.postgres.rows import statements
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.databases import Databases
+from tests.support.fuzz import examples
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import ClusterTemplate, PostgresServer, running_postgres
 from tests.support.standstill import LOOK_EVERY, StandstillWatch
 from tests.support.virtual_time import new_loop
 
-settings.register_profile("crowded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "crowded", deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("crowded")
 """How long an example takes says how busy the machine is, and nothing about the code."""
 

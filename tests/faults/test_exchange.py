@@ -24,6 +24,7 @@ from enhanced_checkpointing.threads.migrate import Tally
 from enhanced_checkpointing.threads.moving import Orders
 from tests.support.author import Author
 from tests.support.checkpointer import postgres, sqlite
+from tests.support.fuzz import examples
 from tests.support.graphs import GRAPHS, GraphCase, run_case
 from tests.support.threads import backend_of, bare_sqlite, shown
 
@@ -259,7 +260,7 @@ async def import_changed(lines: list[bytes], place: int, whole: dict[str, int]) 
         return tally
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80))
 @given(st.data())
 def test_line_that_anybody_may_have_written_ends_with_a_sentence_and_half_imports_nothing(data: st.DataObject) -> None:
     lines = lines_of_three_threads()

@@ -20,6 +20,7 @@ from enhanced_checkpointing.backends.directory import DEEPEST, load_metadata
 from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite
 from tests.support.checkpoints import Thread
+from tests.support.fuzz import examples
 from tests.support.terminal import Ended, command
 
 DIGITS, DEEP = "9" * 5_000, 3_000
@@ -145,7 +146,7 @@ async def seen_beside(rows: list[str]) -> None:
                 assert f"odd-{number}" in found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.lists(documents, min_size=1, max_size=4))
 def test_whatever_stands_in_metadata_the_sound_threads_are_listed(rows: list[str]) -> None:
     asyncio.run(seen_beside(rows))

@@ -83,6 +83,7 @@ def test_whole_report_of_an_outage() -> None:
             "error": "connection refused",
             "outstanding_attempts": 2,
             "pool": {"size": 3},
+            "unreadable_threads": 0,
             "transaction_pooler": False,
         },
         "fallback_checkpointer": {"healthy": True, "warm_threads": 2, "size_bytes": 1234},
