@@ -21,6 +21,7 @@ SOURCES = {
     "deploying.md": "deploy/README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    "reporting.md": "SECURITY.md",
 }
 """Pages of the site that do not stand in docs/."""
 

@@ -74,7 +74,7 @@ async def test_row_that_nobody_can_read_is_skipped_counted_and_told_and_stops_no
         assert await ids_of(manager) == {*HEALTHY}
         assert await ids_of(manager, limit=2) < {*HEALTHY}
         assert len(await manager.list_threads(limit=2)) == 2, "a page is short only if it is the last one"
-        assert await ids_of(manager, step=0) | await ids_of(manager, user_id=DIGITS) <= {*HEALTHY}
+        assert await ids_of(manager, step=0) | await ids_of(manager, user_id=DIGITS[:4000]) <= {*HEALTHY}
         for thread_id in HOSTILE:
             with pytest.raises(CheckpointCorruptionError, match="its metadata"):
                 await manager.get_thread(thread_id)

@@ -29,6 +29,7 @@ from enhanced_checkpointing.backends.directory import DEEPEST, is_deeper
 from enhanced_checkpointing.backends.reading import History
 from enhanced_checkpointing.backends.stored_values import load, settled
 from enhanced_checkpointing.errors import quoted, redact, shortened
+from enhanced_checkpointing.identifiers import text_of
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import (
     BYTEARRAY,
@@ -209,7 +210,8 @@ class Reader:
 
     def _put(self, content: Mapping[str, Any]) -> Put:
         namespace, before = self._before
-        new_namespace, parent = part(content, "namespace", str), part(content, "parent", str, type(None))
+        new_namespace, parent = _named(content, "namespace"), part(content, "parent", str, type(None))
+        parent = None if parent is None else _named(content, "parent")
         known = before if namespace == new_namespace else {}
         values = {
             channel: self._unchanged(known, channel) if value == UNCHANGED else self._value_of(value)
@@ -247,7 +249,7 @@ class Reader:
         if not all(type(value) is Serialized for _, value in writes):
             raise DamagedLine("a value of its 'writes' has no type")
         names = ("namespace", "checkpoint_id", "task_id", "task_path")
-        namespace, checkpoint_id, task_id, task_path = (part(content, name, str) for name in names)
+        namespace, checkpoint_id, task_id, task_path = (_named(content, name) for name in names)
         return PutWrites(self._thread_id, namespace, checkpoint_id, writes, task_id, task_path)
 
     def _document(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,7 +264,7 @@ _TAGS = (MSGPACK, BYTES, BYTEARRAY, NULL, JSON, "pickle")
 
 def _checked(skeleton: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint in which everything is of the type that LangGraph gives it."""
-    part(skeleton, "id", str)
+    _named(skeleton, "id")
     versions = part(skeleton, "channel_versions", dict)
     if not all(type(version) in (str, int, float) for version in versions.values()):
         raise DamagedLine("its 'channel_versions' has something that is no version")
@@ -272,6 +274,13 @@ def _checked(skeleton: dict[str, Any]) -> dict[str, Any]:
     if "v" in skeleton:
         part(skeleton, "v", int)
     return skeleton
+
+
+def _named(content: Mapping[str, Any], name: str) -> str:
+    """A text that a database keeps as it is; what names a checkpoint is not empty."""
+    if content.get(name) == "" and name in ("id", "checkpoint_id", "parent"):
+        raise DamagedLine(f"its {name!r} is empty")
+    return text_of(part(content, name, str), f"its {name!r}")
 
 
 def _text(value: object) -> str:
