@@ -316,22 +316,6 @@ async def test_writes_that_another_process_added_and_we_read_are_warm(database_u
         assert sorted(outage.pending_writes or []) == sorted(healthy.pending_writes)
 
 
-async def test_nested_metadata_filter_is_refused_rather_than_answered_wrongly(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with switched("postgres", database_url, tmp_path) as primary:
-        saver = saver_of(primary.manager)
-        thread = Thread(saver, "filtered")
-        assert await saver.aget_tuple(thread.config) is None
-        await thread.put(tags={"a": 1, "b": 2})
-        healthy = [found async for found in saver.alist(thread.config, filter={"tags": {"a": 1}})]
-        assert len(healthy) == 1
-        await primary.off()
-        await thread.put(tags={"a": 1})
-        with pytest.raises(CheckpointUnavailableError, match="nested metadata"):
-            [found async for found in saver.alist(thread.config, filter={"tags": {"a": 1}})]
-
-
 async def test_listing_of_all_threads_needs_the_primary(database_url: str, tmp_path: Path) -> None:
     async with switched("postgres", database_url, tmp_path) as primary:
         manager = primary.manager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from enhanced_checkpointing.backends.selection import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.standby import Standby
@@ -52,7 +53,7 @@ async def test_thread_that_was_taken_over_is_warm_as_it_was_left_and_is_to_be_dr
         assert found is not None
         assert found.checkpoint["channel_values"] == {"n": 2}
         with pytest.raises(CheckpointUnavailableError):
-            household.standby.history(config_of("a"), None, None, None)  # it may have begun before the outage
+            household.standby.history(config_of("a"), EVERYTHING)  # it may have begun before the outage
         assert household.woken == 1
         assert journal.waiting_threads() == ["a"]
         await household.heir.close()

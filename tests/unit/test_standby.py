@@ -10,6 +10,7 @@ from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 
 from enhanced_checkpointing import create_memory_checkpointer
+from enhanced_checkpointing.backends.selection import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.warm_store import THREAD
@@ -58,7 +59,7 @@ def test_thread_that_is_not_warm_is_not_known_rather_than_not_found() -> None:
     standby = Setting().standby
     for ask in (
         lambda: standby.get_tuple(config_of("cold")),
-        lambda: standby.history(config_of("cold"), None, None, None),
+        lambda: standby.history(config_of("cold"), EVERYTHING),
         lambda: standby.delta_history(config_of("cold"), ["log"]),
     ):
         with pytest.raises(CheckpointUnavailableError, match="'cold' is not warm"):
@@ -83,7 +84,7 @@ def test_deleted_thread_is_known_to_be_empty() -> None:
     setting.write("a")
     setting.standby.apply(DeleteThread("a"))
     assert setting.standby.get_tuple(config_of("a")) is None
-    assert [*setting.standby.history(config_of("a"), None, None, None)] == []
+    assert [*setting.standby.history(config_of("a"), EVERYTHING)] == []
     assert setting.standby.size == THREAD
 
 
@@ -163,7 +164,7 @@ def test_thread_that_is_too_large_by_itself_keeps_its_newest_checkpoints() -> No
     assert setting.standby.get_tuple(config_of("a", "inner:4ab3")) is not None
     assert setting.warm() == ["a"]
     with pytest.raises(CheckpointUnavailableError):
-        setting.standby.history(config_of("a"), None, None, None)
+        setting.standby.history(config_of("a"), EVERYTHING)
     with pytest.raises(CheckpointUnavailableError):
         setting.standby.get_tuple(config_of("a", "", "an-older-one"))
     assert setting.standby.size == sum(thread.size for thread in setting.standby._threads.values())
@@ -192,7 +193,7 @@ def test_bytes_of_what_a_question_taught_are_counted(how: str) -> None:
     if how == "read":
         assert setting.standby.get_tuple(asked) is None
     else:
-        assert [*setting.standby.history(asked, None, None, None)] == []
+        assert [*setting.standby.history(asked, EVERYTHING)] == []
     assert setting.standby.size == setting.standby._threads["a"].size > before
 
 
@@ -439,12 +440,12 @@ def test_thread_in_doubt_shows_its_newest_checkpoint_and_no_history() -> None:
     setting.standby.note_empty("blank", "")
     setting.standby.note_empty("a", "inner:4ab3")
     setting.write("a")
-    assert len([*setting.standby.history(config_of("a"), None, None, None)]) == 1
+    assert len([*setting.standby.history(config_of("a"), EVERYTHING)]) == 1
     for thread_id in ("a", "blank", "cold"):
         setting.standby.doubt(thread_id)
     assert values_of(setting.standby, "a") == {"value": BIG}
     with pytest.raises(CheckpointUnavailableError):
-        setting.standby.history(config_of("a"), None, None, None)
+        setting.standby.history(config_of("a"), EVERYTHING)
     assert not setting.standby.knows("blank")
     assert setting.standby.size == setting.standby._threads["a"].size
 
@@ -488,13 +489,13 @@ def test_thread_without_room_that_is_known_to_be_empty_can_be_asked_and_begun() 
     assert len(setting.standby) == 0
     assert setting.standby.knows("new")
     assert setting.standby.get_tuple(config_of("new")) is None
-    assert [*setting.standby.history(config_of("new"), None, None, None)] == []
+    assert [*setting.standby.history(config_of("new"), EVERYTHING)] == []
     setting.pinned.add("new")
     put = setting.author("new").put({"value": BIG})
     assert setting.standby.base_head(put) is None
     setting.standby.apply(put)
     assert values_of(setting.standby, "new") == {"value": BIG}
-    assert len([*setting.standby.history(config_of("new"), None, None, None)]) == 1, "it is known from its beginning"
+    assert len([*setting.standby.history(config_of("new"), EVERYTHING)]) == 1, "it is known from its beginning"
 
 
 @pytest.mark.parametrize("how", ["by itself", "with others", "with all", "deleted and begun"])

@@ -19,8 +19,10 @@ from langgraph.checkpoint.base import (
     empty_checkpoint,
 )
 
+from enhanced_checkpointing.backends import selection
 from enhanced_checkpointing.backends.directory import HeadGatherer, HeadQuery, ThreadHead, page_of
 from enhanced_checkpointing.backends.reading import Chunks, in_chunks
+from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.backends.stored_values import settled
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
@@ -140,6 +142,16 @@ class Backend:
         values = operation.values.values() if isinstance(operation, Put) else [value for _, value in operation.writes]
         kept = [value for value in values if type(value) is Serialized]
         return sorted({name for value in kept for name in lost_types(value, self.serializer)})
+
+    @staticmethod
+    def selection(filter: Mapping[str, Any] | None, before: RunnableConfig | None, limit: int | None) -> Selection:
+        """What `saver` would list of a thread with these arguments of `list`. Pure.
+
+        Raises:
+            CheckpointUnavailableError: only the database knows.
+            Exception: what the saver raises for such arguments.
+        """
+        return selection.plain(filter, before, limit)
 
     @staticmethod
     def write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:

@@ -166,7 +166,7 @@ class Engine:
             "list",
             config,
             primary=lambda: self._backend.ask(fetch),
-            standby=lambda: self._standby.history(config, filter, before, limit),
+            standby=lambda: self._standby.history(config, self._backend.selection(filter, before, limit)),
             keep=keep,
         )
         return [

@@ -11,6 +11,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory
 
 from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.failover.warm_store import WriteThatStays
 from enhanced_checkpointing.failover.warm_thread import WarmThread
@@ -246,15 +247,9 @@ class Standby:
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         return self._answer(config, lambda thread: thread.get_tuple(config))
 
-    def history(
-        self,
-        config: RunnableConfig,
-        filter: dict[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> Iterator[CheckpointTuple | None]:
+    def history(self, config: RunnableConfig, selection: Selection) -> Iterator[CheckpointTuple | None]:
         """Newest first. Each is made when it is taken, with None for one that does not match."""
-        return self._answer(config, lambda thread: thread.history(config, filter, before, limit))
+        return self._answer(config, lambda thread: thread.history(config, selection))
 
     def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         return self._asked(config).delta_history(config, channels)

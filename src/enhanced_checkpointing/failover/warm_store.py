@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
+from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import Put, PutWrites, StoredWrite
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer, dump_described, is_same, load_plain
@@ -146,38 +147,29 @@ class WarmStore:
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         return self._saver.get_tuple(config)
 
-    def history(
-        self,
-        config: RunnableConfig,
-        filter: dict[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> Iterator[CheckpointTuple | None]:
+    def history(self, config: RunnableConfig, selection: Selection) -> Iterator[CheckpointTuple | None]:
         """What is here, newest first; of all namespaces, if the config names none. Each is made when it is taken, with
         None for one that does not match, so that a long history need not hold the event loop."""
         configurable = config["configurable"]
         asked, named = configurable.get("checkpoint_ns"), get_checkpoint_id(config)
-        end = get_checkpoint_id(before) if before else None
         keys = [
             (checkpoint_id, checkpoint_ns)
             for checkpoint_ns, of_namespace in self._saver.storage[self._thread_id].items()
             if asked is None or checkpoint_ns == asked
             for checkpoint_id in of_namespace
-            if (not named or checkpoint_id == named) and (not end or checkpoint_id < end)
+            if (not named or checkpoint_id == named) and selection.below(checkpoint_id)
         ]
-        return self._found(sorted(keys, reverse=True), filter or {}, limit)
+        return self._found(sorted(keys, reverse=True), selection)
 
-    def _found(
-        self, keys: Sequence[tuple[str, str]], filter: Mapping[str, Any], limit: int | None
-    ) -> Iterator[CheckpointTuple | None]:
+    def _found(self, keys: Sequence[tuple[str, str]], selection: Selection) -> Iterator[CheckpointTuple | None]:
         saver = self._saver  # as it is now: a thread that is trimmed meanwhile gets another one
-        left = len(keys) if limit is None else limit
+        left = len(keys) if selection.limit is None else selection.limit
         for checkpoint_id, checkpoint_ns in keys:
             if left <= 0:
                 return
             place = {"thread_id": self._thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
             found = saver.get_tuple({"configurable": place})
-            if found is None or any(value != found.metadata.get(key) for key, value in filter.items()):
+            if found is None or not selection.matches(found.metadata):
                 yield None
                 continue
             left -= 1

@@ -10,6 +10,7 @@ from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.memory.backend import BlobKey
+from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.failover.authorship import Authorship
 from enhanced_checkpointing.failover.subgraph_calls import SubgraphCall, call_of
@@ -196,13 +197,7 @@ class WarmThread:
             return False
         return checkpoint_ns not in self._heads or created_at(checkpoint_id) is None
 
-    def history(
-        self,
-        config: RunnableConfig,
-        filter: dict[str, Any] | None,
-        before: RunnableConfig | None,
-        limit: int | None,
-    ) -> Iterator[CheckpointTuple | None]:
+    def history(self, config: RunnableConfig, selection: Selection) -> Iterator[CheckpointTuple | None]:
         """Answer a listing of checkpoints, newest first; each is made when it is taken, with None for one that does not
         match.
 
@@ -213,9 +208,7 @@ class WarmThread:
         of_all = self.complete if checkpoint_ns is None else self.is_complete(checkpoint_ns)
         if not (of_all or (checkpoint_ns is not None and self._is_new_call(config, checkpoint_ns))):
             raise CheckpointUnavailableError("its history is not all warm")
-        if any(isinstance(value, (dict, list)) for value in (filter or {}).values()):
-            raise CheckpointUnavailableError("only the primary can match nested metadata")
-        return self._store.history(config, filter, before, limit)
+        return self._store.history(config, selection)
 
     def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         """The history of delta channels.

@@ -12,6 +12,7 @@ from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead, pag
 from enhanced_checkpointing.backends.memory import reading as memory_reading
 from enhanced_checkpointing.backends.memory.saver import MaintainedMemorySaver
 from enhanced_checkpointing.backends.reading import Chunks
+from enhanced_checkpointing.backends.selection import by_equality
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation, apply_shared
@@ -36,6 +37,7 @@ class MemoryBackend(Backend):
     name = "memory"
     db_system = "memory"
     reads_everything = True
+    selection = staticmethod(by_equality)
 
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)

@@ -23,6 +23,7 @@ from enhanced_checkpointing.backends.postgres import reading as postgres_reading
 from enhanced_checkpointing.backends.postgres import refusals as postgres_refusals
 from enhanced_checkpointing.backends.postgres import retention as postgres_retention
 from enhanced_checkpointing.backends.postgres import rows
+from enhanced_checkpointing.backends.postgres import selection as postgres_selection
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres.directory import PostgresThreads
 from enhanced_checkpointing.backends.postgres.failures import LostSessionError, classify_postgres
@@ -127,6 +128,7 @@ class PostgresBackend(Backend):
         return ()  # it takes bytes as they are
 
     write_that_stays = staticmethod(rows.the_write_that_stays)
+    selection = staticmethod(postgres_selection.selection)
 
     def home(self) -> str:
         assert self.config.connection_string is not None

@@ -38,7 +38,7 @@ def check(operation: Operation) -> None:
         _check_keys(operation)
     if isinstance(operation, Put):
         for document in documents(operation):
-            _check_json(document)
+            check_json(document)
 
 
 def _check_keys(operation: Operation) -> None:
@@ -64,7 +64,8 @@ def _least_size(part: bytes) -> int:
     return min(len(part), len(zlib.compress(part, 9))) if len(part) > COMPRESSED_ABOVE else len(part)
 
 
-def _check_json(document: Mapping[str, Any]) -> None:
+def check_json(document: Mapping[str, Any]) -> None:
+    """Return if PostgreSQL may take this as JSONB; else raise as `check` does."""
     try:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     except ValueError as error:

@@ -22,6 +22,7 @@ from enhanced_checkpointing.backends.sqlite import index as sqlite_index
 from enhanced_checkpointing.backends.sqlite import reading as sqlite_reading
 from enhanced_checkpointing.backends.sqlite import retention as sqlite_retention
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
+from enhanced_checkpointing.backends.sqlite import selection as sqlite_selection
 from enhanced_checkpointing.backends.sqlite.directory import SqliteThreads
 from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
 from enhanced_checkpointing.backends.sqlite.maintenance import MaintainedSqliteSaver
@@ -151,6 +152,7 @@ class SqliteBackend(Backend):
         return super().lost_types(operation) if sqlite_rows.needs_objects(operation, self.serializer) else ()
 
     write_that_stays = staticmethod(sqlite_rows.the_write_that_stays)
+    selection = staticmethod(sqlite_selection.selection)
 
     def home(self) -> str:
         return MEMORY if self._in_memory else os.path.realpath(self._path)

@@ -99,7 +99,7 @@ def check(operation: Operation) -> None:
     """
     "".join(texts_of(operation)).encode()
     if isinstance(operation, Put):
-        _metadata(operation)
+        metadata_bytes(operation.metadata)
 
 
 def _statements(operation: Operation, serializer: SharingSerializer) -> tuple[Statement, ...]:
@@ -114,11 +114,20 @@ def _statements(operation: Operation, serializer: SharingSerializer) -> tuple[St
 
 def _put(put: Put, serializer: SharingSerializer) -> Row:
     tag, data = _checkpoint(put, serializer)
-    return put.thread_id, put.checkpoint_ns, put.checkpoint_id, put.parent_checkpoint_id, tag, data, _metadata(put)
+    return (
+        put.thread_id,
+        put.checkpoint_ns,
+        put.checkpoint_id,
+        put.parent_checkpoint_id,
+        tag,
+        data,
+        metadata_bytes(put.metadata),
+    )
 
 
-def _metadata(put: Put) -> bytes:
-    return as_json(put.metadata).encode("utf-8", "ignore")
+def metadata_bytes(metadata: Mapping[str, Any]) -> bytes:
+    """Metadata as it is stored."""
+    return as_json(metadata).encode("utf-8", "ignore")
 
 
 def as_json(value: Any) -> str:
