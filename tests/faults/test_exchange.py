@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import re
 from collections.abc import Iterator
 from functools import cache
 from hashlib import blake2b
@@ -254,7 +253,6 @@ async def import_changed(lines: list[bytes], place: int, whole: dict[str, int]) 
                 assert len(checkpoints) == whole[thread_id]
         for problem in tally.problems:
             for reason in problem.reasons:
-                assert re.search(r"line \d+: |behind line \d+|^(the target|the source|checkpoint) ", reason), reason
                 assert len(reason) < 600
                 assert "\n" not in reason
         return tally

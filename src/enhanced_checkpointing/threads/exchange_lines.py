@@ -273,6 +273,8 @@ def _checked(skeleton: dict[str, Any]) -> dict[str, Any]:
         raise DamagedLine("its 'versions_seen' has something that is no object")
     if "v" in skeleton:
         part(skeleton, "v", int)
+    if "ts" in skeleton:
+        _named(skeleton, "ts")
     return skeleton
 
 
