@@ -30,6 +30,7 @@ from enhanced_checkpointing.config_rules import (
     bearer_token,
     connection_string_problem,
     libpq_spelling,
+    long_enough,
     lower_case,
     misfit,
     names_a_file,
@@ -144,6 +145,8 @@ class SettingFields(BaseModel):
     """Directory of the durable journal, on a local disk; processes may share it."""
     journal_adopt: JournalAdopt = "own"
     """What ended processes left in journal_dir is drained: own (of this database), or all (that database has moved)."""
+    journal_key: Annotated[SecretStr, AfterValidator(long_enough)] | None = None
+    """Secret that signs the journal; what is not signed with it is refused as damage. Not set: nothing is signed."""
     journal_max_bytes: Annotated[int, _range(4096, 2**50, "bytes")] = 256 * 1024 * 1024
     """Size at which the journal is full and accepts no more writes."""
     standby_max_bytes: Annotated[int, _range(0, 2**50, "bytes")] = 64 * 1024 * 1024
@@ -220,6 +223,7 @@ class _SharedFields(TypedDict, total=False):
     journal: Literal["durable", "memory", "off"]
     journal_dir: str | Path
     journal_adopt: Literal["own", "all"]
+    journal_key: str | SecretStr | None
     journal_max_bytes: int
     standby_max_bytes: int
     pool_min_size: int

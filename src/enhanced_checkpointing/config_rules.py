@@ -60,6 +60,17 @@ def libpq_spelling(value: SecretStr) -> SecretStr:
     return SecretStr(re.sub(r"\Apostgres(?:ql)?(?:\+\w+)?://", "postgresql://", text, flags=re.IGNORECASE))
 
 
+LEAST_KEY = 32
+"""Characters of a key: what `openssl rand -hex 16` gives, 128 bits, is as much as a signature of the journal has."""
+
+
+def long_enough(value: SecretStr) -> SecretStr:
+    """Refuse a key that could be guessed."""
+    if len(value.get_secret_value()) < LEAST_KEY:
+        raise misfit("it is too short for a key", f"give at least {LEAST_KEY} characters, such as openssl rand -hex 32")
+    return value
+
+
 LIBPQ_FAULTS = (
     ("invalid percent-encoded", "a '%' in it is not followed by two hexadecimal digits"),
     ("query parameter", "it has a parameter after '?' that PostgreSQL does not know (asyncpg's ssl is sslmode here)"),

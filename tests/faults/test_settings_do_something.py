@@ -22,6 +22,7 @@ from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMet
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing import (
+    CheckpointerConfigurationError,
     CheckpointUnavailableError,
     EnhancedCheckpointerManager,
     JournalFullError,
@@ -56,6 +57,7 @@ SHOWN_BY = {
     "journal": f"{HERE}::test_journal_off_refuses_what_is_otherwise_journaled",
     "journal_dir": f"{HERE}::test_journal_dir_is_where_the_files_of_an_outage_are",
     "journal_adopt": f"{HERE}::test_journal_adopt_all_drains_what_was_left_for_another_database",
+    "journal_key": f"{HERE}::test_journal_key_signs_what_is_journaled_and_is_asked_for_by_whoever_reads_it",
     "journal_max_bytes": f"{HERE}::test_journal_max_bytes_is_where_the_journal_is_full",
     "standby_max_bytes": f"{HERE}::test_standby_max_bytes_of_zero_keeps_nothing_to_read_in_an_outage",
     "pool_min_size": f"{HERE}::test_pool_min_size_is_how_many_sessions_are_kept_open",
@@ -235,6 +237,14 @@ async def test_log_of_an_outage_says_what_the_settings_make_of_writes(
         await journaled_in_an_outage(breaker_failures=1, **fields)
     assert "writes are refused" in caplog.text
     assert "wait in the journal" not in caplog.text
+
+
+async def test_journal_key_signs_what_is_journaled_and_is_asked_for_by_whoever_reads_it(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"journal": "durable", "journal_dir": tmp_path / "journal", "shutdown_grace": 0.0}
+    assert await journaled_in_an_outage(**fields, journal_key="k" * 32) == 2
+    with pytest.raises(CheckpointerConfigurationError, match="CHECKPOINT_JOURNAL_KEY is not set"):
+        await journaled_in_an_outage(**fields)
+    assert await journaled_in_an_outage(**fields, journal_key="k" * 32) > 2
 
 
 async def test_journal_max_bytes_is_where_the_journal_is_full() -> None:

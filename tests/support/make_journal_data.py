@@ -1,4 +1,4 @@
-"""Makes the journal that the tests read back for ever: `python -m tests.support.make_journal_data FOLDER`.
+"""Makes the journal that the tests read back for ever: `python -m tests.support.make_journal_data FOLDER [signed]`.
 
 Run once for each version of the format, when that is new. What was made is never made again.
 """
@@ -12,12 +12,15 @@ from unittest.mock import patch
 
 from enhanced_checkpointing.journal import book
 from enhanced_checkpointing.journal.contract import UNKNOWN
+from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.journals import add, durable_journal
 
 WRITTEN_AT = 1_700_000_000.0
+SIGNER = Signer("the key of the journal that is kept for the tests")
+"""Of format 2, the signed one."""
 PROFILE = Serialized("msgpack", b"\x92\xa3Ada\xa8Lovelace")
 
 FIRST = Put(
@@ -54,10 +57,12 @@ PENDING: dict[str, list[Operation]] = {
 """What is pending in it, by thread; the first of `refused` is a dead letter."""
 
 
-async def make(folder: Path) -> None:
+async def make(folder: Path, signer: Signer | None = None) -> None:
     """Several files of one process that was killed, with every kind of frame in them."""
     identities = iter(["ab" * 8])
-    journal = durable_journal(folder, wall_clock=FakeClock(WRITTEN_AT), make_random=lambda: next(identities))
+    journal = durable_journal(
+        folder, wall_clock=FakeClock(WRITTEN_AT), make_random=lambda: next(identities), signer=signer
+    )
     with patch.object(book, "FILE_LIMIT", 1500), patch.object(book, "TIDY_ABOVE", 1500):
         await journal.open()
         await add(journal, PutWrites("retired", "", "1", (("x", Serialized("bytes", b"x" * 1500)),), "task"))
@@ -85,4 +90,4 @@ def remove_spare(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(make(Path(sys.argv[1])))
+    asyncio.run(make(Path(sys.argv[1]), SIGNER if "signed" in sys.argv[2:] else None))

@@ -498,14 +498,14 @@ def test_beginning_that_was_whole_once_is_missed(shelf: Shelf) -> None:
 def test_newer_format_is_refused_loudly_and_touched_by_nobody(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, everything: bool
 ) -> None:
-    monkeypatch.setattr(frames, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(frames, "FORMAT", FORMAT + 2)
     write(shelf, began().write(record("a")))
     monkeypatch.setattr(frames, "FORMAT", FORMAT)
     if everything:
         shelf.path(1).write_bytes(shelf.path(1).read_bytes()[:10] + b"all else is another format, too")
     before = shelf.path(1).read_bytes()
     descriptors = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(CheckpointerConfigurationError, match=r"is of format 2; this release reads up to 1\. Start"):
+    with pytest.raises(CheckpointerConfigurationError, match=r"is of format 3; this release reads up to 2\. Start"):
         shelf.adopted()
     assert shelf.path(1).read_bytes() == before
     assert len(os.listdir("/proc/self/fd")) == descriptors, "everything is given back"

@@ -93,6 +93,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "journal": "memory",
         "journal_dir": Path(".checkpoints/journal"),
         "journal_adopt": "own",
+        "journal_key": None,
         "journal_max_bytes": 268_435_456,
         "standby_max_bytes": 67_108_864,
         "pool_min_size": 1,

@@ -694,11 +694,11 @@ async def test_directory_that_cannot_be_used_is_refused(failing: str) -> None:
 async def test_newer_format_is_refused_and_other_books_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_journal() as journal:
         await add(journal, "a")
-    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT + 1)
+    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT + 2)
     async with opened_journal(wall_clock=FakeClock(time.time() + 9)) as newer:
         await add(newer, "b")
-    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT - 1)
-    with pytest.raises(CheckpointerConfigurationError, match="is of format 2"):
+    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT - 2)
+    with pytest.raises(CheckpointerConfigurationError, match="is of format 3"):
         await durable_journal().open()
     files()[-1].unlink()
     async with opened_journal() as journal:

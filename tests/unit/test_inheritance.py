@@ -324,14 +324,14 @@ async def test_adoption_that_fails_takes_nothing_says_so_once_and_is_tried_again
 
 async def test_newer_format_is_left_alone_by_a_running_process(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened_journal() as running:
-        monkeypatch.setattr(frames, "FORMAT", frames.FORMAT + 1)
+        monkeypatch.setattr(frames, "FORMAT", frames.FORMAT + 2)
         async with opened_journal() as newer:
             await add(newer, "a")
-        monkeypatch.setattr(frames, "FORMAT", frames.FORMAT - 1)
+        monkeypatch.setattr(frames, "FORMAT", frames.FORMAT - 2)
         await Heir(running).adopt()
         assert running.held_threads() == []
         (what,) = notices(running, "ERROR")
-        assert "is of format 2" in what
+        assert "is of format 3" in what
         for path in files(f"{max(books())}*"):
             path.unlink()
 
@@ -535,9 +535,9 @@ async def test_damaged_or_newer_backlog_of_another_database_is_not_touched(monke
     await left_by(clock, "needle", home="one")
     for path in files("*.journal"):
         path.write_bytes(path.read_bytes().replace(b"needle", b"noodle", 1))
-    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT + 1)
+    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT + 2)
     await left_by(clock, "b", home="two")
-    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT - 1)
+    monkeypatch.setattr(frames, "FORMAT", frames.FORMAT - 2)
     before = contents()
     async with opened_journal(home="three") as journal:
         assert journal.held_threads() == []

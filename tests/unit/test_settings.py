@@ -46,6 +46,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "journal": ("CHECKPOINT_JOURNAL", "off", "off"),
     "journal_dir": ("CHECKPOINT_JOURNAL_DIR", "/var/lib/journal", Path("/var/lib/journal")),
     "journal_adopt": ("CHECKPOINT_JOURNAL_ADOPT", "ALL", "all"),
+    "journal_key": ("CHECKPOINT_JOURNAL_KEY", f"{SECRET}-{'k' * 32}", SecretStr(f"{SECRET}-{'k' * 32}")),
     "journal_max_bytes": ("CHECKPOINT_JOURNAL_MAX_BYTES", "1048576", 1_048_576),
     "standby_max_bytes": ("CHECKPOINT_STANDBY_MAX_BYTES", "0", 0),
     "pool_min_size": ("CHECKPOINT_POOL_MIN_SIZE", "2", 2),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
+from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.refusals import reason
 from enhanced_checkpointing.journal.survey import Survey, survey
 from enhanced_checkpointing.private_files import FOLDER_MODE, UntrustedFileError
@@ -42,14 +43,14 @@ class JournalFacts:
     """Why the directory is another user's, or may be: nothing in it was looked at."""
 
 
-def ask_journal(directory: Path, *, measure: bool = True) -> JournalFacts:
+def ask_journal(directory: Path, *, measure: bool = True, signer: Signer | None = None) -> JournalFacts:
     """Look at a directory, which need not be there; with `measure`, write to it, too."""
     directory = directory.absolute()
     folder = next(path for path in (directory, *directory.parents) if path.exists())
     times, error = _measure(directory, folder) if measure else ([], "")
     surveyed, survey_error, untrusted = None, "", ""
     try:
-        surveyed = survey(directory)
+        surveyed = survey(directory, signer=signer)
     except UntrustedFileError as refused:
         survey_error = reason(refused)
         untrusted = survey_error if refused.filename == str(directory) else ""

@@ -11,7 +11,19 @@ from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal import codec, marks
 from enhanced_checkpointing.journal.book import Book, JournalFile, Place
 from enhanced_checkpointing.journal.disk import Disk
-from enhanced_checkpointing.journal.frames import FORMAT, Damage, Draft, FileHeader, Frame, Kind, Scan, format_of, scan
+from enhanced_checkpointing.journal.frames import (
+    FORMAT,
+    SIGNED_FORMAT,
+    Damage,
+    Draft,
+    FileHeader,
+    Frame,
+    Kind,
+    Scan,
+    Signer,
+    format_of,
+    scan,
+)
 from enhanced_checkpointing.journal.slot import Slot, read_slot
 
 LOCK, SPARE, FILE = ".lock", ".spare", ".journal"
@@ -89,20 +101,22 @@ def adopt(
     identity: str,
     wall_clock: Callable[[], float],
     is_ours: Callable[[str | None], bool] = lambda home: True,
+    signer: Signer | None = None,
 ) -> Adopted | None:
     """Take over a book; None if the process that writes it is alive. `is_ours` tells whether we are to drain what is
-    for a primary; the files of a book that is not ours are left as they are.
+    for a primary; the files of a book that is not ours are left as they are. With a `signer` what is not signed is
+    damage.
 
     Raises:
-        CheckpointerConfigurationError: it is of a newer format.
+        CheckpointerConfigurationError: it is of a newer format, or signed, and there is no signer.
         OSError: the disk does not answer.
     """
     lock = disk.lock(f"{identity}{LOCK}")
     if lock is None:
         return None
-    book = Book(disk, identity, lock, wall_clock)
+    book = Book(disk, identity, lock, wall_clock, signer=signer)
     try:
-        slot = read_slot(disk.read(lock, 0, disk.size(lock)))
+        slot = read_slot(disk.read(lock, 0, disk.size(lock)), book.signer_of(0))
         book.home = HOME_UNKNOWN if slot.home_damaged else slot.home
         if is_ours(book.home):
             return _read_book(disk, book, slot)
@@ -171,13 +185,20 @@ def _read_file(disk: Disk, book: Book, number: int) -> tuple[JournalFile, Scan]:
     finally:
         disk.close(handle)
     file = book.files[number] = JournalFile(number, None, first_sequence=1, end_sequence=1)
-    if (format_ := format_of(data) or FORMAT) > FORMAT:
+    signer, format_ = book.signer_of(number), format_of(data) or FORMAT
+    if format_ == SIGNED_FORMAT and signer is None:
         raise CheckpointerConfigurationError(
-            f"The journal file {book.name_of(number)} is of format {format_}; this release reads up to {FORMAT}. Start "
-            "the release that wrote it, which drains it, or move it out of CHECKPOINT_JOURNAL_DIR. Nothing in it was "
+            f"The journal file {book.name_of(number)} is signed, and CHECKPOINT_JOURNAL_KEY is not set: what is in it "
+            "cannot be told from a forgery. Set it to the key that the file was written with. Nothing in it was "
             "changed."
         )
-    found = _sensible(scan(data))
+    if format_ > SIGNED_FORMAT:
+        raise CheckpointerConfigurationError(
+            f"The journal file {book.name_of(number)} is of format {format_}; this release reads up to "
+            f"{SIGNED_FORMAT}. Start the release that wrote it, which drains it, or move it out of "
+            "CHECKPOINT_JOURNAL_DIR. Nothing in it was changed."
+        )
+    found = _sensible(scan(data, signer))
     if found.header is not None and (found.header.book.hex(), found.header.number) != (book.identity, number):
         misplaced = Damage(0, f"it is file {found.header.number} of {found.header.book.hex()}")
         found = replace(found, header=None, damages=[misplaced, *found.damages])

@@ -19,9 +19,11 @@ from enhanced_checkpointing.journal.frames import (
     NO_HASH,
     Draft,
     FileHeader,
+    FileSigner,
     Frame,
     Kind,
     Predecessor,
+    Signer,
     file_head,
     frame_bytes,
     hash_of,
@@ -70,9 +72,16 @@ class Book:
     """The one owner of its files. `identity` is 32 hexadecimal digits; books sort by the time when they were begun."""
 
     def __init__(
-        self, disk: Disk, identity: str, lock: int, wall_clock: Callable[[], float], home: str | None = None
+        self,
+        disk: Disk,
+        identity: str,
+        lock: int,
+        wall_clock: Callable[[], float],
+        home: str | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.identity = identity
+        self._signer = signer
         self.home = home
         """Which primary it is for; None: that is not told."""
         self.files: dict[int, JournalFile] = {}
@@ -110,6 +119,10 @@ class Book:
 
     def name_of(self, number: int) -> str:
         return f"{self.identity}.{number:06}.journal"
+
+    def signer_of(self, number: int) -> FileSigner | None:
+        """What signs in the file of that number; 0: in the lock file."""
+        return self._signer.at(self.identity, number) if self._signer is not None else None
 
     @property
     def spare_name(self) -> str:
@@ -175,7 +188,7 @@ class Book:
         at = file.end
         sequence = self.next_sequence
         self._append_to(file, [self._canary()])
-        found = read_frame(self._read(file, at, file.end - at), 0)
+        found = read_frame(self._read(file, at, file.end - at), 0, self.signer_of(file.number))
         if not isinstance(found, Frame) or found.sequence != sequence:
             self._active = None
             raise OSError(errno.EIO, "what was written is not what is read")
@@ -188,7 +201,8 @@ class Book:
         """
         place = self.places[sequence]
         try:
-            frame = read_frame(self._read(self.files[place.file], place.offset, place.length), 0)
+            data = self._read(self.files[place.file], place.offset, place.length)
+            frame = read_frame(data, 0, self.signer_of(place.file))
         except FileNotFoundError:
             return None
         return frame.draft if isinstance(frame, Frame) and frame.sequence == sequence else None
@@ -294,8 +308,9 @@ class Book:
             if spare:
                 self._disk.rename(self.spare_name, name)
                 self._has_spare = False
-            self._disk.write(handle, 0, file_head(header))
-            file.end = len(file_head(header))
+            head = file_head(header, self.signer_of(header.number))
+            self._disk.write(handle, 0, head)
+            file.end = len(head)
             self._write(file, self._summary(needed))
             self._disk.sync_names()
             is_durable = True
@@ -352,12 +367,13 @@ class Book:
         appended: Counter[str] = Counter()
         packed: list[bytes] = []
         places: list[Place] = []
+        signer = self.signer_of(file.number)
         for draft in drafts:
             thread_sequence = 0
             if draft.kind is Kind.RECORD:
                 appended[draft.thread_id] += 1
                 thread_sequence = self._appended[draft.thread_id] + appended[draft.thread_id]
-            frame = frame_bytes(draft, sequence, thread_sequence, batch, previous)
+            frame = frame_bytes(draft, sequence, thread_sequence, batch, previous, signer)
             places.append(Place(file.number, offset, len(frame)))
             packed.append(frame)
             sequence, previous, offset = sequence + 1, hash_of(frame), offset + len(frame)
@@ -424,7 +440,7 @@ class Book:
         self._has_spare = True
 
     def _write_slot(self) -> None:
-        self._disk.write(self._lock, 0, slot_bytes(self.newest, self.home))
+        self._disk.write(self._lock, 0, slot_bytes(self.newest, self.home, self.signer_of(0)))
         self._disk.sync(self._lock)
 
 

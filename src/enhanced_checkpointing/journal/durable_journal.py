@@ -37,7 +37,7 @@ from enhanced_checkpointing.journal.contract import (
 )
 from enhanced_checkpointing.journal.disk import Disk
 from enhanced_checkpointing.journal.estate import Estate
-from enhanced_checkpointing.journal.frames import Draft, Kind, frame_size
+from enhanced_checkpointing.journal.frames import Draft, Kind, Signer, frame_size
 from enhanced_checkpointing.journal.index import Index
 from enhanced_checkpointing.journal.inheritance import Inheritance, Inherited
 from enhanced_checkpointing.journal.refusals import FORBIDDEN, refusal, unreadable, unusable
@@ -60,6 +60,7 @@ class DurableJournal:
     """Keeps records in files of one directory, up to `capacity` bytes, for the primary that `home` tells.
 
     What ended processes left for another one is not adopted, unless it `adopts_all`. Without a home all of it is.
+    With a `signer` all that is written is signed, and what is not is damage.
     """
 
     durable = True
@@ -73,14 +74,24 @@ class DurableJournal:
         telemetry: Telemetry,
         home: str | None = None,
         adopts_all: bool = False,
+        signer: Signer | None = None,
         run: Run | None = None,
         wall_clock: Callable[[], float] = time.time,
         make_random: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._serializer = serializer
         self._telemetry = telemetry
-        self._estate = Estate(disk, telemetry, wall_clock, home=home, adopts_all=adopts_all)
-        self._shelf = Shelf(disk, self._estate, home=home, run=run, wall_clock=wall_clock, make_random=make_random)
+        self._is_signed = signer is not None
+        self._estate = Estate(disk, telemetry, wall_clock, home=home, adopts_all=adopts_all, signer=signer)
+        self._shelf = Shelf(
+            disk,
+            self._estate,
+            home=home,
+            run=run,
+            wall_clock=wall_clock,
+            make_random=make_random,
+            signer=signer,
+        )
         self._index = Index(capacity)
         self._homes: dict[int, tuple[Book, int]] = {}
         """Of every entry: its book, and its sequence there."""
@@ -212,7 +223,7 @@ class DurableJournal:
 
     def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
         body = codec.encode(operation, base_head, self._serializer)
-        size = frame_size(operation.thread_id, body)
+        size = frame_size(operation.thread_id, body, signed=self._is_signed)
         book = self._shelf.own
         if book is None or not self._index.takes_at_once(operation.thread_id, size):
             return None
@@ -220,7 +231,7 @@ class DurableJournal:
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         body = codec.encode(operation, base_head, self._serializer)
-        size = frame_size(operation.thread_id, body)
+        size = frame_size(operation.thread_id, body, signed=self._is_signed)
         async with self._index.turn(deadline) as mine:
             if not mine:  # those in front wait for the disk
                 raise CheckpointUnavailableError(NO_ANSWER)
@@ -232,7 +243,7 @@ class DurableJournal:
         self, book: Book, operation: Operation, base_head: BaseHead, body: bytes, thread_sequence: int
     ) -> Appending:
         draft = Draft(Kind.RECORD, operation.thread_id, body, self._estate.now())
-        size = frame_size(operation.thread_id, body)
+        size = frame_size(operation.thread_id, body, signed=self._is_signed)
 
         def add(sequence: int) -> None:
             entry = entry_of(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Set
 from functools import partial
 
 from enhanced_checkpointing.journal.disk import Disk
+from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.inheritance import (
     Inheritance,
     Inherited,
@@ -35,8 +36,10 @@ class Estate:
         *,
         home: str | None,
         adopts_all: bool,
+        signer: Signer | None = None,
     ) -> None:
         self._disk = disk
+        self._signer = signer
         self._telemetry = telemetry
         self._wall_clock = wall_clock
         self._is_ours = partial(belongs, ours=home, adopts_all=adopts_all)
@@ -58,7 +61,9 @@ class Estate:
 
     def inherit(self, held: Set[str]) -> Inheritance | None:
         """See `inheritance.inherit`; `held` are the identities of our own books. Runs where the disk may block."""
-        return inherit(self._disk, self._wall_clock, self._is_ours, held=held, foreign=self._foreign)
+        return inherit(
+            self._disk, self._wall_clock, self._is_ours, held=held, foreign=self._foreign, signer=self._signer
+        )
 
     def by_thread(self, inheritance: Inheritance, number: Callable[[], int]) -> dict[str, list[tuple[int, Inherited]]]:
         """What was left of each thread in its order, numbered over all threads; threads of which all is lost, too."""

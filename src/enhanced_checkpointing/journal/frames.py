@@ -7,6 +7,7 @@ checksum of its own, which covers the thread id: a damaged body does not hide wh
 from __future__ import annotations
 
 import hashlib
+import hmac
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from zlib import crc32
 
 FORMAT = 1
 """The version of this format, in every file and every frame."""
+SIGNED_FORMAT = 2
+"""The same with a signature behind the header and behind each frame."""
 
 HASH_SIZE = 16
 NO_HASH = bytes(HASH_SIZE)
@@ -41,6 +44,56 @@ _MASK = hashlib.shake_128(b"no sector is empty").digest(SECTOR)
 _FILE_MAGIC, _FRAME_MAGIC = b"ECJF", b"ECJR"
 _HEAD_SIZE = _FRAME_HEAD.size + _CRC.size
 _PREDECESSORS_AT = _FILE_FORMAT.size + _FILE_HEAD.size + 2 * _CRC.size
+
+
+_SIGNATURE = struct.Struct(">4s16s")
+"""Id of the key, MAC (keyed BLAKE2b): other keys may come later."""
+
+
+class Signer:
+    """Signs what is written with a secret, and tells whether what is read was. A signature counts in one place of one
+    file of one book. Without a secret nothing is signed, and nothing that is read is asked for a signature.
+
+    What it cannot tell: that a whole book, or its end, is as old as a copy that somebody has put back.
+    """
+
+    def __init__(self, secret: str | None) -> None:
+        self._key = hashlib.blake2b((secret or "").encode(), digest_size=32, person=b"journal key").digest()
+        self._id = hashlib.blake2b(self._key, digest_size=4, person=b"journal key id").digest()
+        self.asks = secret is not None
+
+    def at(self, book: str, number: int) -> FileSigner:
+        return FileSigner(self, bytes.fromhex(book) + number.to_bytes(4, "big"))
+
+    def signed(self, place: bytes, data: bytes) -> bytes:
+        mac = hashlib.blake2b(place, key=self._key, digest_size=16)
+        mac.update(data)
+        return data + _SIGNATURE.pack(self._id, mac.digest())
+
+    def is_signed(self, place: bytes, data: bytes) -> bool:
+        """Whether the end of this is the signature of what is before it."""
+        content = data[: -_SIGNATURE.size]
+        return not self.asks or hmac.compare_digest(self.signed(place, content), data)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSigner:
+    """A signer in one file."""
+
+    signer: Signer
+    place: bytes
+
+    def signed(self, data: bytes) -> bytes:
+        return self.signer.signed(self.place, data)
+
+    def is_signed(self, data: bytes) -> bool:
+        return self.signer.is_signed(self.place, data)
+
+    def takes(self, format_: int) -> bool:
+        return format_ == SIGNED_FORMAT or (format_ == FORMAT and not self.signer.asks)
+
+
+SIGNATURE_SIZE = _SIGNATURE.size
 
 
 class Kind(IntEnum):
@@ -141,7 +194,7 @@ class Scan:
     torn: int = 0
 
 
-def file_head(header: FileHeader) -> bytes:
+def file_head(header: FileHeader, signer: FileSigner | None = None) -> bytes:
     """The bytes of a header: its format, its fixed part, the predecessors, each with a checksum."""
     fixed = _FILE_HEAD.pack(
         header.number,
@@ -152,21 +205,30 @@ def file_head(header: FileHeader) -> bytes:
         len(header.predecessors),
     )
     predecessors = b"".join(_PREDECESSOR.pack(known.number, known.end) for known in header.predecessors)
-    return b"".join((_checked(_FILE_FORMAT.pack(_FILE_MAGIC, FORMAT)), _checked(fixed), _checked(predecessors)))
+    format_ = FORMAT if signer is None else SIGNED_FORMAT
+    head = b"".join((_checked(_FILE_FORMAT.pack(_FILE_MAGIC, format_)), _checked(fixed), _checked(predecessors)))
+    return head if signer is None else signer.signed(head)
 
 
-def frame_size(thread_id: str, body: bytes) -> int:
+def frame_size(thread_id: str, body: bytes, *, signed: bool = False) -> int:
     """Bytes that a frame takes."""
-    return _HEAD_SIZE + len(thread_id.encode()) + len(body) + 2 * _CRC.size
+    return _HEAD_SIZE + len(thread_id.encode()) + len(body) + 2 * _CRC.size + (SIGNATURE_SIZE if signed else 0)
 
 
-def frame_bytes(draft: Draft, sequence: int, thread_sequence: int, batch: int, previous_hash: bytes) -> bytes:
+def frame_bytes(
+    draft: Draft,
+    sequence: int,
+    thread_sequence: int,
+    batch: int,
+    previous_hash: bytes,
+    signer: FileSigner | None = None,
+) -> bytes:
     """The bytes of a frame: head, thread id and body, each with a checksum."""
     thread = draft.thread_id.encode()
     masked = bytes(SECTOR) in draft.body
     head = _FRAME_HEAD.pack(
         _FRAME_MAGIC,
-        FORMAT,
+        FORMAT if signer is None else SIGNED_FORMAT,
         draft.kind | (_MASKED if masked else 0),
         len(thread),
         len(draft.body),
@@ -176,7 +238,8 @@ def frame_bytes(draft: Draft, sequence: int, thread_sequence: int, batch: int, p
         draft.written_at,
         previous_hash,
     )
-    return b"".join((_checked(head), _checked(thread), _checked(_mask(draft.body) if masked else draft.body)))
+    frame = b"".join((_checked(head), _checked(thread), _checked(_mask(draft.body) if masked else draft.body)))
+    return frame if signer is None else signer.signed(frame)
 
 
 def hash_of(frame: bytes | memoryview) -> bytes:
@@ -184,7 +247,7 @@ def hash_of(frame: bytes | memoryview) -> bytes:
     return hashlib.blake2b(frame, digest_size=HASH_SIZE).digest()
 
 
-def read_frame(data: bytes, offset: int) -> Frame | Damage | None:
+def read_frame(data: bytes, offset: int, signer: FileSigner | None = None) -> Frame | Damage | None:
     """The frame at an offset; what is wrong with it; None where there is no head that can be believed."""
     if not _is_head(data, offset):
         return None
@@ -193,7 +256,7 @@ def read_frame(data: bytes, offset: int) -> Frame | Damage | None:
     )
     thread_at = offset + _HEAD_SIZE
     body_at = thread_at + thread_length + _CRC.size
-    end = body_at + body_length + _CRC.size
+    end = body_at + body_length + _CRC.size + (SIGNATURE_SIZE if format_ == SIGNED_FORMAT else 0)
     if not _is_checked(data, thread_at, thread_length):
         return Damage(offset, "the thread of a record is not what was written", None, sequence)
     try:
@@ -202,8 +265,15 @@ def read_frame(data: bytes, offset: int) -> Frame | Damage | None:
         return Damage(offset, "the thread of a record is no text", None, sequence, length=end - offset)
     if not _is_checked(data, body_at, body_length):
         return Damage(offset, "the body of a record is not what was written", thread_id or None, sequence)
-    if format_ != FORMAT:
+    if not (format_ == FORMAT if signer is None else signer.takes(format_)):
         what = f"a record is of format {format_}"
+        if signer is not None and format_ == FORMAT:
+            what = "a record is not signed, as CHECKPOINT_JOURNAL_KEY asks for"
+        return Damage(offset, what, thread_id or None, sequence, length=end - offset)
+    if format_ == SIGNED_FORMAT and signer is not None and not signer.is_signed(data[offset:end]):
+        if len(data) < end:
+            return Damage(offset, "the signature of a record is not what was written", thread_id or None, sequence)
+        what = "a record is not signed with CHECKPOINT_JOURNAL_KEY, or not for this place"
         return Damage(offset, what, thread_id or None, sequence, length=end - offset)
     if max(sequence, thread_sequence) > MOST_SEQUENCE or not abs(written_at) <= LATEST:
         return Damage(offset, "a record has a number or a time that none has", thread_id or None, length=end - offset)
@@ -223,10 +293,13 @@ def format_of(data: bytes) -> int | None:
     return int(_FILE_FORMAT.unpack_from(data)[1])
 
 
-def read_header(data: bytes) -> tuple[FileHeader, int] | None:
+def read_header(data: bytes, signer: FileSigner | None = None) -> tuple[FileHeader, int] | None:
     """The header of a file and its length; None where it is not what was written."""
     fixed_at = _FILE_FORMAT.size + _CRC.size
-    if format_of(data) != FORMAT or not _is_checked(data, fixed_at, _FILE_HEAD.size):
+    format_ = format_of(data) or 0
+    if not (format_ == FORMAT if signer is None else signer.takes(format_)) or not _is_checked(
+        data, fixed_at, _FILE_HEAD.size
+    ):
         return None
     number, book, created_at, first, previous, count = _FILE_HEAD.unpack_from(data, fixed_at)
     size = count * _PREDECESSOR.size
@@ -236,19 +309,24 @@ def read_header(data: bytes) -> tuple[FileHeader, int] | None:
     header = FileHeader(book, number, created_at, first, previous, tuple(Predecessor(*known) for known in listed))
     if max([first, *(known.end for known in header.predecessors)]) > MOST_SEQUENCE:
         return None
-    return header, _PREDECESSORS_AT + size + _CRC.size
+    length = _PREDECESSORS_AT + size + _CRC.size
+    if format_ == SIGNED_FORMAT and signer is not None:
+        length += SIGNATURE_SIZE
+        if not signer.is_signed(data[:length]):
+            return None
+    return header, length
 
 
-def scan(data: bytes) -> Scan:
+def scan(data: bytes, signer: FileSigner | None = None) -> Scan:
     """Read a whole file: its frames in their order, and all that is wrong with it. Nothing is passed over silently."""
-    found = read_header(data)
+    found = read_header(data, signer)
     header, offset = found if found is not None else (None, 0)
     frames: list[Frame] = []
     damages: list[Damage] = []
     torn = 0
     last_batch: int | None = None
     while offset < len(data):
-        read = read_frame(data, offset)
+        read = read_frame(data, offset, signer)
         if isinstance(read, Frame):
             frames.append(read)
             offset += read.length
@@ -333,15 +411,18 @@ def _size_of_frame(data: bytes, offset: int) -> int:
     """As much as a frame takes, as far as its head can be believed."""
     if not _is_head(data, offset):
         return _HEAD_SIZE
-    _, _, _, thread_length, body_length, *_ = _FRAME_HEAD.unpack_from(data, offset)
-    return _HEAD_SIZE + int(thread_length) + int(body_length) + 2 * _CRC.size
+    _, format_, _, thread_length, body_length, *_ = _FRAME_HEAD.unpack_from(data, offset)
+    signature = SIGNATURE_SIZE if format_ == SIGNED_FORMAT else 0
+    return _HEAD_SIZE + int(thread_length) + int(body_length) + 2 * _CRC.size + signature
 
 
 def _size_of_header(data: bytes) -> int:
     fixed_at = _FILE_FORMAT.size + _CRC.size
     if not _is_checked(data, fixed_at, _FILE_HEAD.size):
         return _PREDECESSORS_AT
-    return _PREDECESSORS_AT + int(_FILE_HEAD.unpack_from(data, fixed_at)[-1]) * _PREDECESSOR.size + _CRC.size
+    signature = SIGNATURE_SIZE if format_of(data) == SIGNED_FORMAT else 0
+    count = int(_FILE_HEAD.unpack_from(data, fixed_at)[-1])
+    return _PREDECESSORS_AT + count * _PREDECESSOR.size + _CRC.size + signature
 
 
 def _next_head(data: bytes, offset: int) -> int | None:

@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from enhanced_checkpointing.journal.adoption import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
 from enhanced_checkpointing.journal.disk import Disk
+from enhanced_checkpointing.journal.frames import Signer
 
 MEMORY = "memory"
 """The home of what a primary in memory did not take."""
@@ -62,6 +63,7 @@ def inherit(
     *,
     held: Set[str] = frozenset(),
     foreign: Mapping[str, str] | None = None,
+    signer: Signer | None = None,
 ) -> Inheritance | None:
     """Take over every book of a process that is gone; None if another process does that just now.
 
@@ -70,7 +72,7 @@ def inherit(
     book without anything in it goes.
 
     Raises:
-        CheckpointerConfigurationError: one is of a newer format. None was taken over.
+        CheckpointerConfigurationError: one is of a newer format, or signed without a signer. None was taken over.
         OSError: the disk does not answer. None was taken over.
     """
     with disk.alone() as alone, ExitStack() as undoing:
@@ -86,7 +88,7 @@ def inherit(
                 if _is_dead(disk, identity):
                     strangers[identity] = foreign[identity]
                 continue
-            found = adopt(disk, identity, wall_clock, is_ours)
+            found = adopt(disk, identity, wall_clock, is_ours, signer)
             if found is None:
                 continue
             if not found.records and not found.faults and found.book.is_settled:

@@ -13,6 +13,7 @@ from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
+from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.journal.refusals import reason
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
@@ -76,9 +77,15 @@ async def _open_durable(
         telemetry=telemetry,
         home=home,
         adopts_all=config.journal_adopt == "all",
+        signer=signer_of(config),
     )
     await journal.open()
     return journal
+
+
+def signer_of(config: CheckpointerConfig) -> Signer | None:
+    """What signs the journal of a configuration; None: nothing does."""
+    return Signer(config.journal_key.get_secret_value()) if config.journal_key is not None else None
 
 
 def _say_what_has_no_effect(config: CheckpointerConfig, telemetry: Telemetry) -> None:
@@ -114,7 +121,7 @@ def _backlog_in(directory: Path) -> int:
         return 0
     disk, count = RealDisk(directory), 0
     for identity in books_in(disk.names()):
-        found = adopt(disk, identity, time.time, is_ours=lambda home: False)
+        found = adopt(disk, identity, time.time, is_ours=lambda home: False, signer=Signer(None))
         if found is not None:
             count += len(found.records)
             found.book.release()

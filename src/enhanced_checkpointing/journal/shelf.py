@@ -13,6 +13,7 @@ from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.committer import Run
 from enhanced_checkpointing.journal.disk import Disk
 from enhanced_checkpointing.journal.estate import Estate
+from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.inheritance import Inheritance
 from enhanced_checkpointing.journal.worker import Worker
 
@@ -35,7 +36,9 @@ class Shelf:
         run: Run | None,
         wall_clock: Callable[[], float],
         make_random: Callable[[], str],
+        signer: Signer | None = None,
     ) -> None:
+        self._signer = signer
         self.own: Book | None = None
         """The book of this process, once one was needed."""
         self.adopted: list[Book] = []
@@ -128,7 +131,7 @@ class Shelf:
             for _ in range(TRIES):
                 identity = f"{begun_at:016x}{self._make_random()}"
                 if (lock := self._disk.lock(f"{identity}{LOCK}")) is not None:
-                    self.own = Book(self._disk, identity, lock, self._wall_clock, self._home)
+                    self.own = Book(self._disk, identity, lock, self._wall_clock, self._home, self._signer)
                     return self.own
             raise OSError(errno.EAGAIN, "another process took the lock of every book that was begun")
         return self.own

@@ -16,6 +16,7 @@ from pathlib import Path
 from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal.adoption import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
 from enhanced_checkpointing.journal.disk import QUARANTINE, RealDisk
+from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.owners import LOCKS, holders
 from enhanced_checkpointing.private_files import own_directory
 
@@ -107,8 +108,8 @@ class Survey:
         return sum(count for thread_id, count in book.waiting if thread_id not in self.frozen_threads)
 
 
-def survey(directory: Path, *, patience: float = PATIENCE, locks: Path = LOCKS) -> Survey:
-    """Look at all books of a directory; it need not be there.
+def survey(directory: Path, *, patience: float = PATIENCE, locks: Path = LOCKS, signer: Signer | None = None) -> Survey:
+    """Look at all books of a directory; it need not be there. Signatures are looked at with a `signer` only.
 
     Raises:
         OSError: the directory or a file cannot be read, or is not to be trusted.
@@ -118,7 +119,8 @@ def survey(directory: Path, *, patience: float = PATIENCE, locks: Path = LOCKS) 
     names = RealDisk(directory).names()
     owners = _owners(directory, books_in(names), patience)
     adopting = holders(directory, locks) if Owner.UNKNOWN in owners.values() else ()
-    books = (_read(directory, identity, owner, locks) for identity, owner in owners.items())
+    signer = signer or Signer(None)
+    books = (_read(directory, identity, owner, locks, signer) for identity, owner in owners.items())
     return Survey(
         directory,
         exists=True,
@@ -160,7 +162,7 @@ class _ReadingDisk(RealDisk):
         """Nothing is built upon what is read here."""
 
 
-def _read(directory: Path, identity: str, owner: Owner, locks: Path) -> SurveyedBook | None:
+def _read(directory: Path, identity: str, owner: Owner, locks: Path, signer: Signer) -> SurveyedBook | None:
     """One book; None if it has gone meanwhile. That of a living process may change while it is read."""
     disk = _ReadingDisk(directory)
     lock = directory / f"{identity}{LOCK}"
@@ -171,7 +173,7 @@ def _read(directory: Path, identity: str, owner: Owner, locks: Path) -> Surveyed
         try:
             size = sum((directory / name).lstat().st_size for name in files)
             process_ids = holders(lock, locks) if owner is Owner.ALIVE else ()
-            found = adopt(disk, identity, time.time, is_ours=lambda _: False)
+            found = adopt(disk, identity, time.time, is_ours=lambda _: False, signer=signer)
         except FileNotFoundError:
             time.sleep(LOOK_SECONDS)
             continue

@@ -25,6 +25,7 @@ from enhanced_checkpointing.cli.primary import bounded, opened_primary
 from enhanced_checkpointing.cli.sqlite_facts import ask_sqlite
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
+from enhanced_checkpointing.journal.opening import signer_of
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -121,7 +122,9 @@ async def _journal(config: CheckpointerConfig, home: str | None) -> Sequence[Fin
         return [skipped("journal", "Windows has no flock, which the journal on a disk needs: it is kept in memory.")]
     if not used and not directory.exists():
         return [skipped("journal", f"No journal on a disk is used (journal is {config.journal}).")]
-    facts = await in_thread_of_its_own(lambda: ask_journal(directory, measure=used), "look at the journal")
+    facts = await in_thread_of_its_own(
+        lambda: ask_journal(directory, measure=used, signer=signer_of(config)), "look at the journal"
+    )
     return checks_journal.judge(facts, config, home, time.time())
 
 

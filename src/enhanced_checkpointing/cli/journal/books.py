@@ -8,6 +8,7 @@ from typing import Any
 
 from enhanced_checkpointing.cli.configuration import Options, reading, required
 from enhanced_checkpointing.cli.screen import listed
+from enhanced_checkpointing.journal.opening import signer_of
 from enhanced_checkpointing.journal.survey import BuriedRecord, Owner, Survey, SurveyedBook, survey
 
 __all__ = ["as_object", "directory_of", "letter_as_object", "owner_of", "surveyed"]
@@ -26,8 +27,10 @@ def directory_of(options: Options) -> Path:
 
 
 def surveyed(options: Options) -> Survey:
-    """What is in the directory, read without disturbing anybody."""
-    return survey(directory_of(options))
+    """What is in the directory, read without disturbing anybody; signatures count where the environment has the key."""
+    directory = directory_of(options)
+    with reading(options) as read:
+        return survey(directory, signer=signer_of(read.config) if read.config is not None else None)
 
 
 def owner_of(book: SurveyedBook) -> str:

@@ -23,6 +23,7 @@ from enhanced_checkpointing.cli.journal.status import exit_code
 from enhanced_checkpointing.cli.screen import listed, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
+from enhanced_checkpointing.journal.opening import signer_of
 from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook, survey
 
 __all__ = ["drain", "retry"]
@@ -54,7 +55,7 @@ def drain(options: Options, *, timeout: float, as_json: bool) -> ExitCode:
     """Drain everything that ended processes left; fine only when nothing waits in the directory afterwards."""
     with reading(options) as read:
         config = required(read)
-        before = survey(config.journal_dir.absolute())
+        before = survey(config.journal_dir.absolute(), signer=signer_of(config))
         outcome = asyncio.run(_drain(config, before, timeout, None)) if _left(before) else Outcome(before)
     code = ExitCode.WRONG if outcome.error else exit_code(outcome.after)
     _print(outcome, code, as_json=as_json)
@@ -65,7 +66,7 @@ def retry(options: Options, thread_id: str | None, *, timeout: float, as_json: b
     """Try the dead letters of one thread, or of all, once more; fine only when none of those is left."""
     with reading(options) as read:
         config = required(read)
-        before = survey(config.journal_dir.absolute())
+        before = survey(config.journal_dir.absolute(), signer=signer_of(config))
         threads = _threads_to_retry(before, thread_id)
         outcome = asyncio.run(_drain(config, before, timeout, threads)) if threads else Outcome(before)
     left = {letter.thread_id for book in outcome.after.books for letter in book.dead_letters}
@@ -130,7 +131,7 @@ async def _drain(config: CheckpointerConfig, before: Survey, timeout: float, thr
             refused_before=frozenset(letter.thread_id for book in before.books for letter in book.dead_letters),
             frozen=foreground.frozen_threads,
         )
-    return replace(outcome, after=survey(before.directory))
+    return replace(outcome, after=survey(before.directory, signer=signer_of(config)))
 
 
 @asynccontextmanager
