@@ -182,6 +182,16 @@ class SettingFields(BaseModel):
     status_token: Annotated[SecretStr, AfterValidator(bearer_token)] | None = None
     """Token that opens the status page, its JSON, health and metrics (Authorization: Bearer …); not set: none asked."""
 
+    def __init__(self, /, **fields: Any) -> None:
+        refused = None
+        try:
+            super().__init__(**fields)
+        except CheckpointerConfigurationError as error:
+            refused = error.with_traceback(None)
+        if refused is not None:  # without the frames that hold what was given, passwords among it
+            fields.clear()
+            raise refused
+
     @field_validator("on_unknown_thread", mode="before")
     @classmethod
     def _profile_chooses(cls, value: object, info: ValidationInfo) -> object:
@@ -351,6 +361,8 @@ def create_postgres_checkpointer(
     connection_string: str | SecretStr, **fields: Unpack[FactoryFields]
 ) -> CheckpointerConfig:
     """Configure a PostgreSQL primary; `connection_string` is a URL or `host=… dbname=…` pairs."""
+    if isinstance(connection_string, str):  # no traceback from here on shows it
+        connection_string = SecretStr(connection_string)
     return CheckpointerConfig(
         checkpointer_type=CheckpointerType.POSTGRES, connection_string=connection_string, **fields
     )

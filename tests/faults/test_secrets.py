@@ -8,7 +8,7 @@ import json
 import logging
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from enhanced_checkpointing import (
     CheckpointerError,
     CheckpointerSettings,
     EnhancedCheckpointerManager,
+    create_postgres_checkpointer,
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from enhanced_checkpointing.serving import checkpointing_app
@@ -63,10 +64,11 @@ class Sweep:
 
     def add_error(self, error: BaseException) -> None:
         """Its text, its repr, those of all its causes, and what a crash would print of it."""
-        chain: BaseException | None = error
-        while chain is not None:
-            self.add("error", chain, repr(chain), chain.args)
-            chain = chain.__cause__ or chain.__context__
+        for one in chain_of(error):
+            self.add("error", one, repr(one), one.args)
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                if not frame.f_code.co_filename.startswith(TESTS):
+                    self.add("frames", *strings_in_locals(frame.f_locals))
         self.add("traceback", *traceback.format_exception(error))
 
     def assert_clean(self) -> None:
@@ -127,6 +129,37 @@ class Outlets:
         self.sweep.add("spans", *(span.to_json() for span in self.spans.get_finished_spans()))
 
 
+TESTS = str(Path(__file__).parents[1])
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """An error with all that led to it, also what is not shown of it: trackers walk through everything."""
+    seen: dict[int, BaseException] = {}
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen[id(one)] = one
+            waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    yield from seen.values()
+
+
+def strings_in_locals(value: Any, depth: int = 4) -> Iterator[str]:
+    """What an error tracker keeps of the variables of a frame: texts, what is in containers, and reprs of all else."""
+    if isinstance(value, (str, bytes)):
+        yield value if isinstance(value, str) else value.decode(errors="replace")
+    elif isinstance(value, dict) and depth:
+        for key, item in value.items():
+            yield from strings_in_locals(key, depth - 1)
+            yield from strings_in_locals(item, depth - 1)
+    elif isinstance(value, (list, tuple, set, frozenset)) and depth:
+        for item in value:
+            yield from strings_in_locals(item, depth - 1)
+    else:
+        with suppress(Exception):  # of a half-made object
+            yield repr(value)
+
+
 def strings_in(value: Any) -> list[str]:
     """Every string in a JSON value, as it was before it was written."""
     if isinstance(value, dict):
@@ -172,6 +205,33 @@ def outlets(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outlets]:
 
 def config_of(server: LocalPostgres, **fields: Any) -> CheckpointerConfig:
     return postgres(f"{server.url()}?sslpassword={KEY_PASSWORD}", on_unknown_thread="raise", **fields)
+
+
+WRONG_FIELDS: tuple[dict[str, Any], ...] = (
+    {"deadline": "soon"},
+    {"no_such_setting": 1},
+    {"thread_safe": False},
+    {"probe_backoff_min": 20.0},
+)
+
+
+def be_refused(sweep: Sweep, server: LocalPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that do not fit, beside a connection string: in code and in the environment."""
+    url = server.url()
+    for wrong in WRONG_FIELDS:
+        for make in (
+            create_postgres_checkpointer,
+            lambda one, **fields: CheckpointerConfig(connection_string=one, **fields),
+        ):
+            with pytest.raises(CheckpointerError) as refused:
+                make(url, **wrong)
+            sweep.add_error(refused.value)
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("CHECKPOINT_DEADLINE", "soon")
+    with pytest.raises(CheckpointerError) as refused:
+        CheckpointerSettings().to_config("production")
+    sweep.add_error(refused.value)
+    monkeypatch.delenv("CHECKPOINT_DEADLINE")
 
 
 async def fail_to_start(sweep: Sweep, config: CheckpointerConfig) -> None:
@@ -238,10 +298,23 @@ async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkey
     sweep.add("settings", settings, repr(settings), settings.model_dump(), settings.model_dump_json())
     config = settings.to_config("production")
     sweep.add("config", config, repr(config), config.model_dump(), config.model_dump_json())
+    be_refused(sweep, guarded_postgres, monkeypatch)
     with outlets(sweep, monkeypatch) as out:
         await go_through_an_outage(guarded_postgres, out)
     places = {place for place, text in sweep.found if len(text) > 2}
-    assert places == {"settings", "config", "log", "error", "traceback", "repr", "health", "served", "spans", "metrics"}
+    assert places == {
+        "frames",
+        "settings",
+        "config",
+        "log",
+        "error",
+        "traceback",
+        "repr",
+        "health",
+        "served",
+        "spans",
+        "metrics",
+    }
     assert any("refuses for a reason that waiting does not mend" in text for place, text in sweep.found)
     sweep.assert_clean()
 
@@ -309,6 +382,13 @@ def in_cause(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> No
     out.sweep.add_error(error)
 
 
+def in_frame(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
+    try:
+        json.loads(url)
+    except ValueError as error:
+        out.sweep.add_error(error)
+
+
 def in_health(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
     manager._opened.prober.last_error = f"cannot connect to {url}"
 
@@ -335,6 +415,7 @@ PLANTS = (
     in_log_arguments,
     in_logged_exception,
     in_cause,
+    in_frame,
     in_health,
     in_span,
     in_metric,

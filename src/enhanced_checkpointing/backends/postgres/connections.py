@@ -32,7 +32,7 @@ class PostgresConnections:
     def __init__(self, config: CheckpointerConfig) -> None:
         assert config.connection_string is not None
         self._config = config
-        self._conninfo = config.connection_string.get_secret_value()
+        self._connection_string = config.connection_string
         self._settings = SessionSettings(config.postgres_schema)
         self._pool: ConnectionPool | None = None
         self._pools_made = 0
@@ -122,11 +122,11 @@ class PostgresConnections:
     async def alone(self) -> AsyncIterator[Connection]:
         """A connection outside the pool, for a probe or for setting up; cut when the running attempt is late."""
         connection: Connection = await HostsApartConnection.connect(
-            self._conninfo,
+            self._connection_string.get_secret_value(),
             autocommit=True,
             prepare_threshold=None,
             row_factory=dict_row,
-            **connection_parameters(self._conninfo, self._config.deadline),
+            **connection_parameters(self._connection_string, self._config.deadline),
         )
         attempt = current_attempt.get()
         if attempt is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from pydantic import SecretStr
 
 from enhanced_checkpointing.backends.postgres.connecting import (
     Connection,
@@ -45,7 +46,6 @@ class ConnectionPool:
         any_open: Callable[[], bool],
     ) -> None:
         assert config.connection_string is not None
-        conninfo = config.connection_string.get_secret_value()
         self._configure = configure
         self._any_open = any_open
         self._patience = 2 * config.deadline + 1
@@ -55,13 +55,13 @@ class ConnectionPool:
         """Connections that the pool counts already and nobody can use yet."""
         self._waiting: dict[asyncio.Task[Any], BaseException | None] = {}
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            conninfo,
-            connection_class=_reporting_connection(self._connecting),
+            "",  # the class of connections has it: nothing of the pool, and so no frame of it, holds the password
+            connection_class=_reporting_connection(self._connecting, config.connection_string),
             kwargs={
                 "autocommit": True,
                 "prepare_threshold": config.postgres_prepare_threshold,
                 "row_factory": dict_row,
-                **connection_parameters(conninfo, config.deadline),
+                **connection_parameters(config.connection_string, config.deadline),
             },
             min_size=config.pool_min_size,
             max_size=config.pool_max_size,
@@ -158,13 +158,15 @@ class ConnectionPool:
                 task.cancel()
 
 
-def _reporting_connection(connecting: Callable[[], AbstractContextManager[None]]) -> type[Connection]:
+def _reporting_connection(
+    connecting: Callable[[], AbstractContextManager[None]], connection_string: SecretStr
+) -> type[Connection]:
     """A connection class that tells of every connect: the pool keeps it, and why one failed, to itself."""
 
     class CheckpointConnection(HostsApartConnection):
         @classmethod
-        async def connect(cls, *arguments: Any, **parameters: Any) -> Any:
+        async def connect(cls, *_: Any, **parameters: Any) -> Any:
             with connecting():
-                return await super().connect(*arguments, **parameters)
+                return await super().connect(connection_string.get_secret_value(), **parameters)
 
     return CheckpointConnection
