@@ -29,11 +29,13 @@ from pydantic.fields import FieldInfo
 from enhanced_checkpointing.config_rules import (
     bearer_token,
     connection_string_problem,
+    in_home,
     libpq_spelling,
     long_enough,
     lower_case,
     misfit,
     names_a_file,
+    no_uri_of_sqlite,
     not_a_url,
     off_is_none,
     schema_name,
@@ -141,7 +143,7 @@ class SettingFields(BaseModel):
     # None here too: a primary in memory chooses a journal in memory.
     journal: Journal = Field(default=None, validate_default=True)
     """Writes of an outage are kept: durable (default), memory (default where the primary is memory) or off (raise)."""
-    journal_dir: Annotated[Path, AfterValidator(not_a_url)] = Path(".checkpoints/journal")
+    journal_dir: Annotated[Path, AfterValidator(not_a_url), AfterValidator(in_home)] = Path(".checkpoints/journal")
     """Directory of the durable journal, on a local disk; processes may share it."""
     journal_adopt: JournalAdopt = "own"
     """What ended processes left in journal_dir is drained: own (of this database), or all (that database has moved)."""
@@ -287,8 +289,14 @@ class CheckpointerConfig(SettingFields):
     """The primary: a `CheckpointerType`, its value in any case, or the name of a registered third-party backend."""
     connection_string: Annotated[SecretStr, AfterValidator(libpq_spelling)] | None = None
     """PostgreSQL URL or `host=… dbname=…` pairs."""
-    database_path: Annotated[str | Path, AfterValidator(not_a_url), AfterValidator(names_a_file)] = "checkpoints.sqlite"
-    """File of the SQLite primary; its folder is created."""
+    database_path: Annotated[
+        str | Path,
+        AfterValidator(no_uri_of_sqlite),
+        AfterValidator(not_a_url),
+        AfterValidator(in_home),
+        AfterValidator(names_a_file),
+    ] = "checkpoints.sqlite"
+    """File of the SQLite primary; its folder is created. `~` is the user's home, and `:memory:` no file."""
     enable_async: bool = True
     """False gives the manager an event loop in a thread of its own, for programs without one."""
     thread_safe: bool = True

@@ -17,6 +17,23 @@ def lower_case(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def no_uri_of_sqlite(value: str | Path) -> str | Path:
+    if str(value).startswith("file:"):
+        raise misfit("it is a URI of SQLite", "give the path in it, or ./file:… for a file with such a name")
+    return value
+
+
+def in_home(value: str | Path) -> str | Path:
+    """A path that begins with `~`, as shells expand it; others as they were given."""
+    if not str(value).startswith("~"):
+        return value
+    try:
+        found = Path(value).expanduser()
+    except RuntimeError:
+        raise misfit("it begins with the name of a user without a home", "give the path in full") from None
+    return str(found) if isinstance(value, str) else found
+
+
 def not_a_url(value: str | Path) -> str | Path:
     if re.match(r"\s*[A-Za-z][\w+.-]+:/", str(value)):  # two characters at least: C:/ is a drive
         raise misfit("it is a URL", "give a path in the file system; the URL of a database belongs in DATABASE_URL")

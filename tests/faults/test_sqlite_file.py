@@ -355,3 +355,49 @@ async def make_tables(path: Path) -> None:
     async with AsyncSqliteSaver.from_conn_string(str(path.with_name("new.sqlite"))) as saver:
         await saver.setup()
     path.with_name("new.sqlite").rename(path)
+
+
+async def test_path_in_the_home_is_one_file_for_application_and_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with opened(sqlite("~/agents/one.sqlite", journal_dir="~/journal")) as manager:
+        thread = Thread(saver_of(manager), "thread")
+        for _ in range(3):
+            await thread.put()
+            assert (await manager.health_check())["overall_status"] == "healthy"
+    assert (tmp_path / "agents" / "one.sqlite").is_file()
+    listed = await asyncio.to_thread(command, "threads", "list", "--sqlite", "~/agents/one.sqlite", "--json")
+    assert [one["thread_id"] for one in listed.report["threads"]] == ["thread"]
+    moved = await asyncio.to_thread(command, "migrate", "~/agents/one.sqlite", "sqlite:///~/two.sqlite")
+    assert moved.code == 0, moved
+    assert (tmp_path / "two.sqlite").is_file()
+    status = await asyncio.to_thread(command, "journal", "status", "--journal-dir", "~/journal")
+    assert status.code == 0, status
+
+
+def test_name_of_sqlite_that_is_no_path_is_refused_by_every_command(tmp_path: Path) -> None:
+    source = str(tmp_path / "one.sqlite")
+    assert command("setup", "--sqlite", source).code == 0
+    uri = f"file:{source}"
+    for arguments in (
+        ("setup", "--sqlite", uri),
+        ("threads", "list", "--sqlite", uri),
+        ("retention", "run", "--sqlite", uri),
+        ("migrate", uri, source),
+        ("migrate", source, uri),
+        ("export", uri, tmp_path / "out"),
+    ):
+        ended = command(*arguments)
+        assert (ended.code, "it is a URI of SQLite" in ended.err) == (2, True), (arguments, ended)
+    ended = command("threads", "list", CHECKPOINT_ENVIRONMENT="production", SQLITE_PATH=uri)
+    assert (ended.code, "SQLITE_PATH): it is a URI of SQLite" in ended.err) == (2, True), ended
+    for arguments in (
+        ("migrate", source, ":memory:"),
+        ("migrate", ":memory:", source),
+        ("migrate", source, "sqlite:///:memory:"),
+        ("export", ":memory:", tmp_path / "out"),
+        ("threads", "list", "--sqlite", ":memory:"),
+    ):
+        ended = command(*arguments)
+        assert (ended.code, "is memory, which" in ended.err) == (2, True), (arguments, ended)

@@ -315,6 +315,20 @@ def test_a_database_path_is_kept_as_given(path: str | Path) -> None:
     assert create_sqlite_checkpointer(path).database_path == path
 
 
+def test_a_path_in_the_home_is_expanded_as_a_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert create_sqlite_checkpointer("~/a.sqlite").database_path == "/home/ada/a.sqlite"
+    assert create_sqlite_checkpointer(Path("~/a.sqlite")).database_path == Path("/home/ada/a.sqlite")
+    assert create_sqlite_checkpointer("~/a.sqlite", journal_dir="~/journal").journal_dir == Path("/home/ada/journal")
+    assert "a user without a home" in refuse(checkpointer_type="sqlite", database_path="~no-such-user/a.sqlite")
+
+
+@pytest.mark.parametrize("path", ["file:a.sqlite", "file::memory:?cache=shared", "file:/a", "file:///a?mode=ro"])
+def test_a_uri_of_sqlite_is_refused_with_what_to_give(path: str) -> None:
+    said = refuse(checkpointer_type="sqlite", database_path=path)
+    assert said.startswith("database_path (SQLITE_PATH): it is a URI of SQLite. Fix: give the path in it")
+
+
 @pytest.mark.parametrize("path", ["", " ", "/", Path(), f"sqlite:///{SECRET}", Path(f"sqlite:///{SECRET}"), "a\0b", 3])
 def test_a_database_path_that_names_no_file_is_refused(path: Any) -> None:
     assert refuse(checkpointer_type="sqlite", database_path=path).startswith("database_path (SQLITE_PATH): ")

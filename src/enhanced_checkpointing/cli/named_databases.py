@@ -76,7 +76,8 @@ class Naming:
             CheckpointerConfigurationError: the URL is not right.
         """
         config = self._configured() if name == CONFIGURED else _config_of(name)
-        if config.backend_name == "memory":
+        of_sqlite = config.backend_name == "sqlite" and str(config.database_path) == ":memory:"
+        if of_sqlite or config.backend_name == "memory":
             named = "The configured primary" if name == CONFIGURED else "What was named"
             raise UsageError(f"{named} is memory, which is another one in every process. Name a database: {KNOWN}.")
         connections = max(config.pool_max_size, self.concurrency + SPARE_CONNECTIONS)

@@ -21,7 +21,7 @@ def directory_of(options: Options) -> Path:
         UsageError: the configuration, which would say so, cannot be read.
     """
     if options.journal_dir is not None:
-        return options.journal_dir.absolute()
+        return options.journal_dir.expanduser().absolute()
     with reading(options) as read:
         return required(read).journal_dir.absolute()
 
