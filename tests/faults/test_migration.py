@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.graph import START, StateGraph
 
 from enhanced_checkpointing import create_memory_checkpointer
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.threads.migrate import migrate, thread_of_backend
 from enhanced_checkpointing.threads.moving import Mover, Orders, Outcome
-from tests.support.checkpointer import postgres, sqlite
+from tests.support.checkpointer import opened, postgres, saver_of, sqlite
+from tests.support.exact import exact
 from tests.support.graphs import GRAPHS, Durability, GraphCase, run_case
 from tests.support.threads import (
     Saver,
@@ -134,3 +140,46 @@ def test_odd_threads_are_the_same_after_the_way_around(database_url: str, tmp_pa
             examples()
         finally:
             runner.run(stack.aclose())
+
+
+class Kept(TypedDict, total=False):
+    odd: Any
+    count: int
+
+
+def counting() -> StateGraph[Any]:
+    """Leaves one channel alone and counts in the other."""
+    graph: StateGraph[Any] = StateGraph(Kept)
+    graph.add_node("count", lambda state: {"count": state.get("count", 0) + 1})
+    graph.add_edge(START, "count")
+    return graph
+
+
+@pytest.mark.parametrize("odd", ["nul \0", math.nan, math.inf, -math.inf, "half \ud800"], ids=repr)
+async def test_value_that_jsonb_cannot_hold_fails_no_run_and_the_bare_saver_reads_it(
+    odd: object, database_url: str, tmp_path: Path
+) -> None:
+    serializer = JsonPlusSerializer()
+    kept = serializer.loads_typed(serializer.dumps_typed(odd))  # for half of a character it writes a question mark
+    async with (
+        opened(sqlite(tmp_path / "source.sqlite")) as from_sqlite,
+        opened(postgres(database_url)) as on_postgres,
+        bare_postgres(database_url) as bare,
+    ):
+        ours, begun = (counting().compile(checkpointer=saver_of(one)) for one in (on_postgres, from_sqlite))
+        moved, own = (RunnableConfig(configurable={"thread_id": name}) for name in ("moved", "own"))
+        await begun.ainvoke({"odd": odd}, moved)
+        assert (await migrate(from_sqlite._opened.backend, on_postgres._opened.backend)).complete
+        await ours.ainvoke({"odd": odd}, own)
+        for thread, turns in ((moved, 3), (own, 3)):
+            for _ in range(2):
+                await ours.ainvoke({"count": (await ours.aget_state(thread)).values["count"]}, thread)
+            for saver in (saver_of(on_postgres), bare):
+                found = await saver.aget_tuple(thread)
+                assert found is not None
+                assert exact(found.checkpoint["channel_values"]["odd"]) == exact(kept)
+                assert found.checkpoint["channel_values"]["count"] == turns
+            await ours.ainvoke({"odd": "even"}, thread)  # the bare saver cannot put what it has read again
+            ended = await counting().compile(checkpointer=bare).ainvoke({"count": 0}, thread)
+            assert ended == {"odd": "even", "count": 1}
+            assert (await ours.ainvoke({"count": 1}, thread)) == {"odd": "even", "count": 2}
