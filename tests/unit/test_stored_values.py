@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import ormsgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
 from enhanced_checkpointing.backends.stored_values import (
     comparable,
@@ -20,6 +24,7 @@ from enhanced_checkpointing.backends.stored_values import (
     inline,
     is_snapshot,
     items_of,
+    list_of,
     survives_json,
     take_apart,
 )
@@ -159,11 +164,12 @@ def test_other_values_are_told_apart() -> None:
     assert len({comparable(value, serializer) for value in different}) == len(different)
 
 
-def test_bytes_and_bytearrays_are_the_same_and_forms_of_old_are_read() -> None:
+def test_bytes_and_bytearrays_are_the_same_and_each_other_form_is_one_of_its_own() -> None:
     serializer = SharingSerializer()
     assert comparable(alone(bytearray(b"a")), serializer) == comparable(alone(b"a"), serializer)
     old = Serialized("json", b'{"lc": 2, "type": "constructor", "id": ["builtins", "nothing"], "kwargs": {}}')
-    assert comparable(Serialized("json", b'["a", 1]'), serializer) == comparable(alone(["a", 1]), serializer)
+    assert comparable(Serialized("json", b'"a"'), serializer) == comparable("a", serializer)
+    assert comparable(Serialized("json", b'["a", 1]'), serializer) != comparable(alone(["a", 1]), serializer)
     assert comparable(Serialized("tea", b"x"), serializer) != comparable(old, serializer)
 
 
@@ -172,6 +178,85 @@ def test_checkpoint_with_messages_is_taken_apart_without_loading_them(monkeypatc
     whole = stored({"messages": [HumanMessage("hello", id="1")]}, serializer)
     monkeypatch.setattr(HumanMessage, "__init__", lambda *_, **__: pytest.fail("an object was made"))
     assert type(take_apart(whole, serializer).values["messages"]) is Serialized
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), json_values, max_size=5), st.booleans(), st.sampled_from([None, 1]))
+def test_values_of_a_checkpoint_in_json_keep_their_text(found: dict[str, Any], ascii: bool, indent: int | None) -> None:
+    def text(value: Any) -> bytes:
+        return json.dumps(value, ensure_ascii=ascii, indent=indent).encode("utf-8", "surrogatepass")
+
+    whole = Serialized("json", text({"v": 1, "channel_values": found, "channel_versions": {}}))
+    parts = take_apart(whole, SharingSerializer())
+    assert parts.skeleton == {"v": 1, "channel_versions": {}}
+    assert list(parts.values) == list(found)
+    for channel, kept in parts.values.items():
+        if type(kept) is Serialized:
+            assert kept.tag == "json"
+            assert kept.data in whole.data
+            assert json.loads(kept.data) == found[channel]
+        else:
+            assert kept == found[channel]
+            assert type(kept) is type(found[channel])
+
+
+@given(st.binary(max_size=40) | st.text(alphabet='[]{}",: \\1atrue', max_size=20).map(str.encode))
+def test_bytes_that_are_no_checkpoint_in_json_are_refused_and_never_hang(data: bytes) -> None:
+    with suppress(ValueError):
+        take_apart(Serialized("json", data), SharingSerializer())
+    with suppress(ValueError):
+        items_of(Serialized("json", data), SharingSerializer())
+
+
+@given(st.lists(json_values, max_size=4))
+def test_items_of_a_list_in_json_are_joined_to_the_same_list(found: list[Any]) -> None:
+    serializer = SharingSerializer()
+    whole = Serialized("json", json.dumps(found).encode())
+    items = items_of(whole, serializer)
+    assert items is not None
+    assert [json.loads(item.data) for item in items] == found
+    if found:
+        assert list_of(items, serializer) == whole
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 0xFFFF, 0x10000])
+def test_items_of_a_list_are_joined_to_the_same_list(count: int) -> None:
+    serializer = SharingSerializer()
+    assert list_of([alone(7)] * count, serializer) == alone([7] * count)
+
+
+def test_sealed_items_are_joined_under_a_seal_and_mixed_ones_are_refused() -> None:
+    serializer = encrypting(b"the key")
+    items = [Serialized(*serializer.dumps_typed(one)) for one in ("a", [1])]
+    joined = list_of(items, serializer)
+    assert joined.tag == items[0].tag
+    assert unsealed(joined, serializer) == alone(["a", [1]])
+    with pytest.raises(CheckpointerError, match="cannot be joined"):
+        list_of([alone(1), Serialized("json", b"1")], SharingSerializer())
+
+
+@pytest.mark.parametrize("tag", ["json", "msgpack"])
+def test_what_was_sent_to_tasks_of_old_becomes_their_channel(tag: str) -> None:
+    sent = [{"node": "one"}, {"node": "two"}]
+    checkpoint = {"v": 1, "channel_values": {}, "channel_versions": {"a": "2", "b": "3"}, "pending_sends": sent}
+    data = json.dumps(checkpoint).encode() if tag == "json" else ormsgpack.packb(checkpoint)
+    parts = take_apart(Serialized(tag, data), SharingSerializer())
+    assert parts.skeleton == {"v": 1, "channel_versions": {"a": "2", "b": "3", TASKS: "3"}}
+    assert SharingSerializer().thaw(parts.values[TASKS]) == sent
+    new = Serialized("msgpack", ormsgpack.packb({**checkpoint, "v": 4}))
+    assert take_apart(new, SharingSerializer()).skeleton["pending_sends"] == sent
+
+
+@pytest.mark.parametrize("tag", ["pickle", "own", "msgpack+aes"])
+def test_checkpoint_that_cannot_be_taken_apart_as_it_is_is_refused_by_its_tag(tag: str) -> None:
+    with pytest.raises(CheckpointerError, match=re.escape(repr(tag))):
+        take_apart(Serialized(tag, pickle.dumps({"channel_values": {}})), SharingSerializer())
 
 
 @pytest.mark.parametrize("data", [b"", b"\x81", b"\xa4text"])

@@ -40,7 +40,14 @@ from enhanced_checkpointing.operations import (
 )
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
-from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer, has_opaque, lost_types
+from enhanced_checkpointing.serialization import (
+    Opaque,
+    Serialized,
+    SharingSerializer,
+    has_opaque,
+    lost_types,
+    without_objects,
+)
 
 T = TypeVar("T")
 
@@ -213,7 +220,8 @@ class Backend:
             if found is not None or not asks_for_thread(config):
                 return found, found is not None
             whole: RunnableConfig = {"configurable": {"thread_id": thread_of(config)}}
-            return None, bool([other async for other in saver.alist(whole, limit=1)])
+            with without_objects():
+                return None, bool([other async for other in saver.alist(whole, limit=1)])
 
         return await self.ask(fetch)
 
@@ -236,7 +244,8 @@ class Backend:
         """
 
         async def fetch(saver: BaseCheckpointSaver[Any]) -> set[str]:
-            return {thread_of(found.config) async for found in saver.alist(None)}
+            with without_objects():
+                return {thread_of(found.config) async for found in saver.alist(None)}
 
         known = await self.ask(fetch)
         return sorted(thread_id for thread_id in known if after is None or thread_id > after)[:limit]
@@ -261,9 +270,10 @@ class Backend:
     async def _heads_of(self, configs: Sequence[RunnableConfig | None]) -> list[ThreadHead]:
         async def fetch(saver: BaseCheckpointSaver[Any]) -> list[ThreadHead]:
             gatherer = HeadGatherer(self.serializer)
-            for config in configs:
-                async for found in saver.alist(config):
-                    gatherer.add(found)
+            with without_objects():
+                for config in configs:
+                    async for found in saver.alist(config):
+                        gatherer.add(found)
             return gatherer.heads()
 
         return await self.ask(fetch)
@@ -289,16 +299,17 @@ class Backend:
         whole: RunnableConfig = {"configurable": {"thread_id": thread_id}}
 
         async def list_all(saver: BaseCheckpointSaver[Any]) -> Sequence[RunnableConfig]:
-            return [found.config async for found in saver.alist(whole)]
+            with without_objects():
+                return [found.config async for found in saver.alist(whole)]
 
         def place(config: RunnableConfig) -> tuple[str, str]:
             return namespace_of(config), str(checkpoint_id_of(config))
 
         for config in sorted(await self.ask(list_all), key=place):
-            found, _ = await self.get(config)
-            if found is not None:
-                put, *writes = operations_of(found, self.serializer)
-                assert isinstance(put, Put)
+            with without_objects():
+                found, _ = await self.get(config)
+                put, *writes = operations_of(found, self.serializer) if found is not None else (None,)
+            if isinstance(put, Put):
                 values = {channel: settled(value, self.serializer) for channel, value in put.values.items()}
                 yield [replace(put, values=values), *writes]
 
@@ -329,7 +340,8 @@ class Backend:
         """
 
         async def fetch(saver: BaseCheckpointSaver[Any], thread_id: str) -> CheckpointTuple | None:
-            return await saver.aget_tuple(_newest_of(thread_id))
+            with without_objects():
+                return await saver.aget_tuple(_newest_of(thread_id))
 
         gone: list[str] = []
         for thread_id in thread_ids:

@@ -54,6 +54,13 @@ def array_items(data: bytes) -> Iterator[slice]:
         yield slice(start, at)
 
 
+def array_head(count: int) -> bytes:
+    """What stands before the items of an array of so many."""
+    if count <= 0x0F:
+        return bytes([0x90 | count])
+    return b"\xdc" + count.to_bytes(2, "big") if count <= 0xFFFF else b"\xdd" + count.to_bytes(4, "big")
+
+
 def end_of(data: bytes, at: int) -> int:
     """Where the value that begins at `at` ends.
 

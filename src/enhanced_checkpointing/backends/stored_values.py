@@ -8,26 +8,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ormsgpack
-from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT, JsonPlusSerializer
-from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
-from enhanced_checkpointing.backends.msgpack_parts import array_items, binary, extension, is_simple, map_entries
+from enhanced_checkpointing.backends.json_parts import json_entries, json_items
+from enhanced_checkpointing.backends.msgpack_parts import (
+    array_head,
+    array_items,
+    binary,
+    extension,
+    is_simple,
+    map_entries,
+)
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.identifiers import INTEGERS
 from enhanced_checkpointing.serialization import (
     BYTEARRAY,
     BYTES,
+    JSON,
     MSGPACK,
     NULL,
     Serialized,
     SharingSerializer,
+    has_known_format,
+    load_plain,
     unsealed,
 )
 
@@ -47,35 +57,64 @@ class Parts:
 
 
 def take_apart(stored: Serialized, serializer: SharingSerializer) -> Parts:
-    """Take the values out of a checkpoint that is stored as one piece.
+    """Take the values out of a checkpoint that is stored as one piece: each keeps the bytes that it has there.
 
-    Each keeps the bytes that it has there. Only what another serializer than LangGraph's has stored is read, and
-    serialized again.
+    A serializer with a format of its own is asked itself, and must make the same bytes of what it has read.
 
     Raises:
-        CheckpointerError: this serializer is not the one that stored it.
+        CheckpointerError: it cannot be taken apart as it is: it is pickled, or this serializer did not store it.
         ValueError: it is no checkpoint.
     """
+    if not has_known_format(serializer.inner):
+        return _take_apart_own(stored, serializer)
     plain = unsealed(stored, serializer)
-    if plain.tag != MSGPACK or type(_innermost(serializer)) is not JsonPlusSerializer:
-        return _take_apart_live(load(stored, serializer), serializer)
-    places = dict(map_entries(plain.data, 0))
-    values_at = places.pop(VALUES, None)
-    raw: dict[str, bytes] = {}
-    if values_at is not None and plain.data[values_at] != NOTHING:
-        raw = {channel: plain.data[place] for channel, place in map_entries(plain.data, values_at.start)}
+    if plain.tag not in (MSGPACK, JSON):
+        raise CheckpointerError(
+            f"The checkpoint is stored with the tag {stored.tag!r}, which cannot be taken apart without making objects "
+            "of it, or is not of the serializer in use. Nothing of it was copied."
+        )
+    entries = _entries(plain, 0)
+    raw = _entries(plain, entries.pop(VALUES).start) if _is_there(plain, entries.get(VALUES)) else {}
+    entries.pop(VALUES, None)
+    kept = {channel: plain.data[place] for channel, place in raw.items()}
+    skeleton = {key: load_plain(Serialized(plain.tag, plain.data[at]), serializer) for key, at in entries.items()}
+    if _sends_late(skeleton):
+        kept[TASKS] = plain.data[entries["pending_sends"]]
+        del skeleton["pending_sends"]
+        skeleton["channel_versions"][TASKS] = max(skeleton["channel_versions"].values())
     return Parts(
-        {key: load(Serialized(MSGPACK, plain.data[place]), serializer) for key, place in places.items()},
-        {channel: _kept(value, stored, serializer) for channel, value in raw.items()},
-        frozenset(channel for channel, value in raw.items() if extension(value) == EXT_DELTA_SNAPSHOT),
+        skeleton,
+        {channel: _kept(Serialized(plain.tag, part), stored, serializer) for channel, part in kept.items()},
+        frozenset(
+            name for name, part in kept.items() if plain.tag == MSGPACK and extension(part) == EXT_DELTA_SNAPSHOT
+        ),
     )
+
+
+def _entries(plain: Serialized, at: int) -> dict[str, slice]:
+    """Where the value of each key of a document is."""
+    return dict(map_entries(plain.data, at) if plain.tag == MSGPACK else json_entries(plain.data, at))
+
+
+def _is_there(plain: Serialized, place: slice | None) -> bool:
+    return place is not None and plain.data[place] not in (NOTHING, b"null")
+
+
+def _sends_late(skeleton: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of before version 4 of the format sends something to tasks. LangGraph makes a channel of it
+    when it reads the checkpoint; no other database keeps it beside the channels, so here it becomes one for good."""
+    is_old = isinstance(skeleton.get("v"), int) and skeleton["v"] < 4
+    return is_old and bool(skeleton.get("pending_sends")) and bool(skeleton.get("channel_versions"))
 
 
 def is_snapshot(value: Any, serializer: SharingSerializer) -> bool:
     """Whether a value is what LangGraph stores now and then of a whole delta channel."""
     if type(value) is not Serialized:
         return False
-    plain = unsealed(value, serializer)
+    return _is_snapshot(unsealed(value, serializer))
+
+
+def _is_snapshot(plain: Serialized) -> bool:
     return plain.tag == MSGPACK and extension(plain.data) == EXT_DELTA_SNAPSHOT
 
 
@@ -84,11 +123,14 @@ def inline(value: Serialized) -> Any:
     back from there as it was; else its bytes, as every saver can keep them."""
     if value.tag == NULL:
         return None
-    if value.tag != MSGPACK or not is_simple(value.data):
-        return value
     try:
-        live = ormsgpack.unpackb(value.data)
-    except ormsgpack.MsgpackDecodeError:
+        if value.tag == JSON and value.data[:1] not in (b"[", b"{"):
+            live = json.loads(value.data)
+        elif value.tag == MSGPACK and is_simple(value.data):
+            live = ormsgpack.unpackb(value.data)
+        else:
+            return value
+    except ValueError:
         return value  # a text that is not UTF-8: whoever reads it is told so
     return live if survives_json(live) else value
 
@@ -127,8 +169,6 @@ def comparable(value: Any, serializer: SharingSerializer) -> bytes:
     if type(value) is not Serialized:
         return b"json:" + json.dumps(value).encode()
     plain = unsealed(value, serializer)
-    if plain.tag not in (MSGPACK, BYTES, BYTEARRAY, NULL):
-        plain = _restored(plain, serializer)
     short = inline(plain)
     if type(short) is not Serialized:
         return b"json:" + json.dumps(short).encode()
@@ -139,68 +179,71 @@ def comparable(value: Any, serializer: SharingSerializer) -> bytes:
 def items_of(value: Serialized, serializer: SharingSerializer) -> list[Serialized] | None:
     """The items of a list, each as it would be kept by itself, not sealed; None where there is none to be seen."""
     plain = unsealed(value, serializer)
-    if plain.tag not in (MSGPACK, BYTES, BYTEARRAY, NULL):
-        plain = _restored(plain, serializer)
-    if plain.tag != MSGPACK:
-        return None
     try:
-        return [_alone(plain.data[place]) for place in array_items(plain.data)]
+        if plain.tag == MSGPACK:
+            return [_alone(Serialized(MSGPACK, plain.data[place])) for place in array_items(plain.data)]
+        if plain.tag == JSON:
+            return [_alone(Serialized(JSON, plain.data[place])) for place in json_items(plain.data)]
     except ValueError:
         return None
+    return None
 
 
-def load(value: Serialized, serializer: SharingSerializer) -> Any:
-    """The live value.
+def list_of(items: Sequence[Serialized], serializer: SharingSerializer) -> Serialized:
+    """A list of stored values, with the bytes that they have: what `items_of` takes apart; sealed if they are.
 
     Raises:
-        CheckpointerError: the serializer does not know such bytes.
+        CheckpointerError: they are of several formats, or of one that is not read without making objects.
     """
-    try:
-        return serializer.loads_typed((value.tag, value.data))
-    except NotImplementedError as error:
-        raise CheckpointerError(
-            f"It is stored with the tag {value.tag!r}, which the serializer in use does not know: give the one that "
-            "stored it. Nothing of it was read."
-        ) from error
+    plain = [unsealed(item, serializer) for item in items]
+    tags = {item.tag for item in plain}
+    sealed = next((item.tag for item in items if "+" in item.tag), "")
+    if tags == {MSGPACK}:
+        content = array_head(len(plain)) + b"".join(item.data for item in plain)
+    elif tags == {JSON}:
+        content = b"[" + b", ".join(item.data for item in plain) + b"]"
+    else:
+        raise CheckpointerError(f"What is sent to tasks is stored with the tags {sorted(tags)}: it cannot be joined.")
+    return seal_like(sealed, Serialized(tags.pop(), content), serializer)
 
 
-def _kept(part: bytes, checkpoint: Serialized, serializer: SharingSerializer) -> Any:
+def _kept(part: Serialized, checkpoint: Serialized, serializer: SharingSerializer) -> Any:
     """A part of a checkpoint as it would be stored by itself; sealed if the checkpoint was."""
     alone = _alone(part)
-    inner = serializer.inner
-    if "+" in checkpoint.tag and type(inner) is EncryptedSerializer:
-        cipher, data = inner.cipher.encrypt(alone.data)
-        return Serialized(f"{alone.tag}+{cipher}", data)
-    return inline(alone)
+    return seal_like(checkpoint.tag, alone, serializer) if "+" in checkpoint.tag else inline(alone)
 
 
-def _alone(part: bytes) -> Serialized:
-    content = binary(part)
+def seal_like(like: str, plain: Serialized, serializer: SharingSerializer) -> Serialized:
+    """A value as the encrypting serializer seals it, if one with the tag `like` is sealed."""
+    if "+" not in like:
+        return plain
+    assert isinstance(serializer.inner, EncryptedSerializer)  # which opened the other one
+    cipher, data = serializer.inner.cipher.encrypt(plain.data)
+    return Serialized(f"{plain.tag}+{cipher}", data)
+
+
+def _alone(part: Serialized) -> Serialized:
+    if part.tag == JSON:
+        return part
+    content = binary(part.data)
     if content is not None:
         return Serialized(BYTES, content)
-    return Serialized(NULL, b"") if part == NOTHING else Serialized(MSGPACK, part)
+    return Serialized(NULL, b"") if part.data == NOTHING else part
 
 
-def _take_apart_live(checkpoint: Mapping[str, Any], serializer: SharingSerializer) -> Parts:
+def _take_apart_own(stored: Serialized, serializer: SharingSerializer) -> Parts:
+    checkpoint = serializer.loads_typed((stored.tag, stored.data))
+    if serializer.dumps_typed(checkpoint) != (stored.tag, stored.data):
+        raise CheckpointerError(
+            f"The serializer {type(serializer.inner).__name__} does not make the same bytes again of a checkpoint that "
+            f"it stored with the tag {stored.tag!r}, so a copy might be another one. Nothing of it was copied."
+        )
     live = checkpoint.get(VALUES) or {}
     return Parts(
         {key: part for key, part in checkpoint.items() if key != VALUES},
         {channel: settled(serializer.freeze(value), serializer) for channel, value in live.items()},
         frozenset(channel for channel, value in live.items() if isinstance(value, _DeltaSnapshot)),
     )
-
-
-def _restored(value: Serialized, serializer: SharingSerializer) -> Serialized:
-    """What is kept in a form of old, in that of now; as it is where nobody knows that form."""
-    try:
-        return Serialized(*_innermost(serializer).dumps_typed(serializer.loads_typed((value.tag, value.data))))
-    except NotImplementedError:
-        return value
-
-
-def _innermost(serializer: SharingSerializer) -> SerializerProtocol:
-    inner = serializer.inner
-    return inner.serde if type(inner) is EncryptedSerializer else inner
 
 
 def is_unicode(text: str) -> bool:

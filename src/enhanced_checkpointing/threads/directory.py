@@ -20,6 +20,7 @@ from enhanced_checkpointing.failover.owner_check import OwnerCheck
 from enhanced_checkpointing.failover.saver import FailoverSaver
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.identifiers import USER_ID, text_of
+from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from enhanced_checkpointing.threads.sweep import Sweep
@@ -93,7 +94,8 @@ class ThreadDirectory:
         await self._require([thread_id], user_id, as_owner=True)
         config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
         try:
-            existed = await self._saver.aget_tuple(config) is not None or self._presumes_empty(thread_id)
+            with without_objects():
+                existed = await self._saver.aget_tuple(config) is not None or self._presumes_empty(thread_id)
         except CheckpointUnavailableError:
             existed = True  # nobody can tell now, so the deletion is kept for when somebody can
         except Exception:  # noqa: BLE001  # whatever is stored: a thread that cannot be read can be deleted

@@ -27,7 +27,7 @@ from typing import Any
 
 from enhanced_checkpointing.backends.directory import DEEPEST, is_deeper
 from enhanced_checkpointing.backends.reading import History
-from enhanced_checkpointing.backends.stored_values import load, settled
+from enhanced_checkpointing.backends.stored_values import settled
 from enhanced_checkpointing.errors import quoted, redact, shortened
 from enhanced_checkpointing.identifiers import text_of
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
@@ -39,7 +39,9 @@ from enhanced_checkpointing.serialization import (
     NULL,
     Serialized,
     SharingSerializer,
+    dump_plain,
     has_known_format,
+    load_plain,
 )
 from enhanced_checkpointing.threads.exchange_values import comes_back, decoded, encoded
 
@@ -177,7 +179,7 @@ class Writer:
         plain = dict(document)
         if comes_back(plain):
             return {name: plain}
-        return {f"{name}_stored": encoded(Serialized(*self._serializer.dumps_typed(plain)))}
+        return {f"{name}_stored": encoded(dump_plain(plain, self._serializer))}
 
     def _value(self, value: Any) -> Any:
         value = settled(value, self._serializer)
@@ -255,7 +257,7 @@ class Reader:
     def _document(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         if name in content:
             return dict(part(content, name, dict))
-        return dict(load(self._value_of(part(content, f"{name}_stored", dict)), self._serializer))
+        return dict(load_plain(self._value_of(part(content, f"{name}_stored", dict)), self._serializer))
 
 
 _TAGS = (MSGPACK, BYTES, BYTEARRAY, NULL, JSON, "pickle")

@@ -17,7 +17,7 @@ from enhanced_checkpointing.backends.reading import (
 )
 from enhanced_checkpointing.backends.stored_values import inline, is_snapshot
 from enhanced_checkpointing.operations import Operation, Put
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer, load_plain
 
 Blob = Callable[[str, str, str, Any], Serialized | None]
 """The bytes that a channel of a thread's namespace has at a version, if there are any."""
@@ -56,9 +56,9 @@ class _Reading:
 
     def put(self, checkpoint_ns: str, checkpoint_id: str, checkpoints: Mapping[str, Stored]) -> Put:
         checkpoint, metadata, parent_id = checkpoints[checkpoint_id]
-        skeleton = self._serializer.loads_typed(checkpoint)
+        skeleton = load_plain(Serialized(*checkpoint), self._serializer)
         parent = checkpoints.get(parent_id or "")
-        parents = self._serializer.loads_typed(parent[0])["channel_versions"] if parent else None
+        parents = load_plain(Serialized(*parent[0]), self._serializer)["channel_versions"] if parent else None
         stored = self._values(checkpoint_ns, skeleton["channel_versions"])
         snapshots = {channel for channel, value in stored.items() if is_snapshot(value, self._serializer)}
         inherited = {
@@ -70,7 +70,7 @@ class _Reading:
             parent_id,
             skeleton,
             {channel: inline(value) for channel, value in stored.items() if channel not in inherited},
-            self._serializer.loads_typed(metadata),
+            load_plain(Serialized(*metadata), self._serializer),
             frozenset(snapshots - inherited),
         )
 

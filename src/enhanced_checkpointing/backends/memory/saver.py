@@ -19,6 +19,7 @@ from enhanced_checkpointing.backends.pruning import (
     plan_removal,
     refuse_copy,
 )
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer, dump_plain, load_plain
 
 EMPTY = "empty"
 """The tag that the saver gives to a channel that has no value."""
@@ -94,7 +95,7 @@ class MaintainedMemorySaver(InMemorySaver):
         if not of_root:
             return False
         checkpoint, _, parent_id = newest = of_root[max(of_root)]
-        metadata = self.serde.dumps_typed({**self._metadata(newest), **changes})
+        metadata = self._stored({**self._metadata(newest), **changes})
         of_root[max(of_root)] = checkpoint, metadata, parent_id
         return True
 
@@ -105,7 +106,7 @@ class MaintainedMemorySaver(InMemorySaver):
         checkpoint, *_ = newest = everything[checkpoint_id]
         when = time_of(checkpoint_id)
         if when is None:
-            when = time_of(checkpoint_id, self.serde.loads_typed(checkpoint).get("ts"))
+            when = time_of(checkpoint_id, self._plain(checkpoint).get("ts"))
         named = ((one, user_of(self._metadata(of_root[one]))) for one in sorted(of_root, reverse=True))
         named_by, user_id = next(((one, user) for one, user in named if user is not None), (None, None))
         sizes = (len(one[0][1]) + len(one[1][1]) for checkpoints in namespaces.values() for one in checkpoints.values())
@@ -121,7 +122,17 @@ class MaintainedMemorySaver(InMemorySaver):
         )
 
     def _metadata(self, stored: Stored) -> dict[str, Any]:
-        return dict(self.serde.loads_typed(stored[1]))
+        return self._plain(stored[1])
+
+    def _plain(self, stored: tuple[str, bytes]) -> dict[str, Any]:
+        """Without making objects of the application: no graph asks for it."""
+        assert isinstance(self.serde, SharingSerializer)
+        return dict(load_plain(Serialized(*stored), self.serde))
+
+    def _stored(self, document: Mapping[str, Any]) -> tuple[str, bytes]:
+        assert isinstance(self.serde, SharingSerializer)
+        stored = dump_plain(dict(document), self.serde)
+        return stored.tag, stored.data
 
     def _links(self, thread_id: str) -> dict[str, list[Link]]:
         return {
@@ -142,7 +153,7 @@ class MaintainedMemorySaver(InMemorySaver):
 
     def _versions(self, thread_id: str, namespace: str, checkpoint_id: str) -> dict[str, str | int | float]:
         stored = self.storage[thread_id][namespace][checkpoint_id]
-        return dict(self.serde.loads_typed(stored[0])["channel_versions"])
+        return dict(self._plain(stored[0])["channel_versions"])
 
     def _carry_out(self, thread_id: str, plan: Plan) -> int:
         namespaces = self.storage.get(thread_id, {})

@@ -20,7 +20,7 @@ from enhanced_checkpointing.backends.postgres.arrays import json_of, rows_of, te
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres.wire import Row, stream
 from enhanced_checkpointing.backends.reading import Chunks, History, WriteRow, in_chunks, inherits_snapshot, writes_of
-from enhanced_checkpointing.backends.stored_values import from_json, is_snapshot, load
+from enhanced_checkpointing.backends.stored_values import from_json, is_snapshot, list_of
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
@@ -172,7 +172,8 @@ class _Reading:
         inherited = {channel for channel in found if inherits_snapshot(channel, versions, parents)}
         own = {channel: value for channel, value in blobs.items() if channel not in inherited}
         if sends and versions:
-            versions[TASKS], own[TASKS] = max(versions.values()), self._old_sends(sends)
+            versions[TASKS] = max(versions.values())
+            own[TASKS] = list_of([_value(*sent) for sent in sends], self._serializer)
         values = {channel: from_json(value, self._serializer) for channel, value in short.items()} | own
         snapshots = frozenset(marked | found - inherited)
         skeleton = {**{key: checkpoint[key] for key in LANGGRAPHS_ORDER if key in checkpoint}, **checkpoint}
@@ -196,12 +197,6 @@ class _Reading:
         if checkpoint_ns != before.checkpoint_ns:
             return {}
         return {name: blob for name, blob in before.blobs.items() if versions.get(name) == before.versions.get(name)}
-
-    def _old_sends(self, rows: Sequence[Row]) -> Serialized:
-        """What was sent to tasks, before version 4 of the format: writes of the parent, which the official saver makes
-        a channel of when it reads the checkpoint. No other saver does, so here it becomes one for good."""
-        live = [load(_value(*row), self._serializer) for row in rows]
-        return Serialized(*self._serializer.dumps_typed(live))
 
 
 def _text(column: bytes | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from enhanced_checkpointing.backends.directory import Place, time_of
 from enhanced_checkpointing.backends.listing import Naming, Top, Total, note, top_of
 from enhanced_checkpointing.identifiers import USER_ID
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer, load_plain
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -123,7 +123,7 @@ class SqliteThreads:
     def _timestamp(self, whole: Row | None) -> object:
         """Of a checkpoint whose id tells none; what cannot be read tells none either, and hides no other thread."""
         try:
-            return None if whole is None else self._serializer.loads_typed((whole[0], whole[1])).get("ts")
+            return None if whole is None else load_plain(Serialized(*whole[:2]), self._serializer).get("ts")
         except Exception:  # noqa: BLE001  # whatever is stored there
             return None
 

@@ -25,6 +25,7 @@ from enhanced_checkpointing.backends.pruning import (
 )
 from enhanced_checkpointing.backends.sqlite.directory import JSON, VALUE_SQL, thread_ids_from
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
+from enhanced_checkpointing.serialization import without_objects
 
 T = TypeVar("T")
 Planner = Callable[[dict[str, list[Link]], HeldBy], Plan]
@@ -126,7 +127,8 @@ class MaintainedSqliteSaver(OneHopSaver):
     def _held_by(self, connection: sqlite3.Connection, thread_id: str) -> HeldBy:
         def held_by(namespace: str, checkpoint_id: str, channels: frozenset[str]) -> Held:
             found = connection.execute(VALUE_SQL, (thread_id, namespace, checkpoint_id)).fetchone()
-            checkpoint = self.serde.loads_typed(found)
+            with without_objects():
+                checkpoint = self.serde.loads_typed(found)
             return Held(
                 channels & checkpoint["channel_versions"].keys(), channels & checkpoint["channel_values"].keys()
             )

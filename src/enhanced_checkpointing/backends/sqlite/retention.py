@@ -19,7 +19,7 @@ from enhanced_checkpointing.backends.directory import load_metadata
 from enhanced_checkpointing.backends.sqlite.maintenance import DROP_THREAD_SQL
 from enhanced_checkpointing.backends.sqlite.saver import read_checkpoint
 from enhanced_checkpointing.private_files import open_lock
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import SharingSerializer, without_objects
 
 if sys.platform != "win32":
     import fcntl
@@ -78,10 +78,12 @@ def _newest(connection: sqlite3.Connection, serializer: SharingSerializer, threa
     if found is None:
         return None
     (checkpoint_id, _, tag, data, metadata), writes = found
+    with without_objects():
+        checkpoint, pending_writes = serializer.loads_typed((tag, data)), load_pending_writes(writes, serializer)
     return CheckpointTuple(
         {"configurable": {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": checkpoint_id}},
-        serializer.loads_typed((tag, data)),
+        checkpoint,
         load_metadata(metadata),  # type: ignore[arg-type]  # a TypedDict of what LangGraph itself puts there
         None,
-        load_pending_writes(writes, serializer),
+        pending_writes,
     )

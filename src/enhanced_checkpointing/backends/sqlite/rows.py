@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from ormsgpack import Fragment
 
 from enhanced_checkpointing.backends.json_forms import JsonForm
+from enhanced_checkpointing.backends.reading import StoredMetadata
+from enhanced_checkpointing.backends.stored_values import VALUES, inline, seal_like
+from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.operations import Operation, Put, PutWrites, StoredWrite, texts_of
 from enhanced_checkpointing.serialization import (
     BYTEARRAY,
     BYTES,
+    JSON,
     MSGPACK,
     NULL,
     Serialized,
@@ -68,7 +71,9 @@ def frozen(value: Any, serializer: SharingSerializer) -> Any:
 
 def needs_objects(operation: Operation, serializer: SharingSerializer) -> bool:
     """Whether a row cannot be made of the bytes that there are."""
-    return isinstance(operation, Put) and _joined(operation, serializer) is None
+    if not isinstance(operation, Put):
+        return False
+    return not has_known_format(serializer.inner) or _joined(_plain_values(operation, serializer)) is None
 
 
 def the_write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:
@@ -158,36 +163,89 @@ def _writes(operation: PutWrites) -> list[Row]:
 
 
 def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
-    """The whole checkpoint, which is one blob here, made of the bytes that there are already where that is possible."""
-    if (values := _joined(put, serializer)) is not None:
-        with suppress(TypeError):  # an integer that is too large, of which the serializer may know what to make
-            whole = dump_plain(_with_values(put, values), serializer)
-            return whole.tag, whole.data
+    """The whole checkpoint, which is one blob here, made of the bytes that there are already where that is possible.
+
+    Raises:
+        CheckpointerError: a value of a copy has a form that cannot be a part of it as it is.
+    """
+    if has_known_format(serializer.inner):
+        plain = _plain_values(put, serializer)
+        if any(type(value) is Serialized and value.tag == JSON for value in plain.values()):
+            return _checkpoint_in_json(put, plain, serializer)
+        if (values := _joined(plain)) is not None:
+            try:
+                whole = dump_plain(_with_values(put, values), serializer)
+            except TypeError:  # an integer that is too large, of which the serializer may know what to make
+                if isinstance(put.metadata, StoredMetadata):
+                    raise
+            else:
+                return whole.tag, whole.data
     # Not of the live values, which their node may have changed since.
-    thawed = {channel: serializer.thaw(value) for channel, value in put.values.items()}
+    thawed = {name: _thawed(name, value, put, serializer) for name, value in put.values.items()}
     return serializer.dumps_typed(_with_values(put, thawed))
 
 
-def _joined(put: Put, serializer: SharingSerializer) -> dict[str, Any] | None:
+def _plain_values(put: Put, serializer: SharingSerializer) -> dict[str, Any]:
+    """The values as bytes that are not sealed, or as they are."""
+    return {
+        channel: unsealed(value, serializer) if type(value) is Serialized else value
+        for channel, value in put.values.items()
+    }
+
+
+def _joined(plain: Mapping[str, Any]) -> dict[str, Any] | None:
     """The values as parts of a whole; None unless a value looks within the checkpoint as it does alone, which is known
     of LangGraph's serializers, but not of what they pickle."""
-    if not has_known_format(serializer.inner):
-        return None
     values: dict[str, Any] = {}
-    for channel, value in put.values.items():
+    for channel, value in plain.items():
         if type(value) is not Serialized:
             values[channel] = value
-            continue
-        plain = unsealed(value, serializer)
-        if plain.tag == MSGPACK:
-            values[channel] = Fragment(plain.data)
-        elif plain.tag in (BYTES, BYTEARRAY):
-            values[channel] = plain.data
-        elif plain.tag == NULL:
+        elif value.tag == MSGPACK:
+            values[channel] = Fragment(value.data)
+        elif value.tag in (BYTES, BYTEARRAY):
+            values[channel] = value.data
+        elif value.tag == NULL:
             values[channel] = None
         else:
             return None
     return values
+
+
+def _checkpoint_in_json(put: Put, plain: Mapping[str, Any], serializer: SharingSerializer) -> tuple[str, bytes]:
+    """A checkpoint with values of LangGraph's first releases, in the form of those: it is read by the same rules."""
+    values: dict[str, str] = {}
+    for channel, value in plain.items():
+        short = inline(value) if type(value) is Serialized else value
+        if type(short) is Serialized and short.tag != JSON:
+            raise _not_a_part(channel, short.tag, put)
+        values[channel] = short.data.decode() if type(short) is Serialized else as_json(short)
+    parts = {key: _object(values) if key == VALUES else as_json(part) for key, part in _with_values(put, {}).items()}
+    sealed = next((one.tag for one in put.values.values() if type(one) is Serialized and "+" in one.tag), "")
+    whole = seal_like(sealed, Serialized(JSON, _object(parts).encode()), serializer)
+    return whole.tag, whole.data
+
+
+def _object(parts: Mapping[str, str]) -> str:
+    return f"{{{', '.join(f'{as_json(key)}: {text}' for key, text in parts.items())}}}"
+
+
+def _thawed(channel: str, value: Any, put: Put, serializer: SharingSerializer) -> Any:
+    """The live value. That of a copy is asked only of a serializer with a format of its own, which must make the same
+    bytes of it again."""
+    is_copied = isinstance(put.metadata, StoredMetadata) and type(value) is Serialized
+    if is_copied and has_known_format(serializer.inner):
+        raise _not_a_part(channel, value.tag, put)
+    live = serializer.thaw(value)
+    if is_copied and serializer.dumps_typed(live) != (value.tag, value.data):
+        raise _not_a_part(channel, value.tag, put)
+    return live
+
+
+def _not_a_part(channel: str, tag: str, put: Put) -> CheckpointerError:
+    return CheckpointerError(
+        f"Channel {channel!r} of checkpoint {put.checkpoint_id} is stored with the tag {tag!r}. A SQLite file keeps a "
+        "checkpoint in one piece, of which it cannot be a part as it is. Nothing of this checkpoint was written."
+    )
 
 
 def _with_values(put: Put, values: Mapping[str, Any]) -> dict[str, Any]:
