@@ -15,6 +15,7 @@ from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal import opening
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.opening import open_journal
+from enhanced_checkpointing.private_files import directory_fault, file_fault
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice
 from tests.support.disks import bound_by_modes, folder_without_root
@@ -124,6 +125,68 @@ async def test_files_of_somebody_else_are_refused() -> None:
         with bound_by_modes(), pytest.raises(CheckpointerConfigurationError, match="Permission denied"):
             await opened(config(journal_dir=folder))
         folder.chmod(0o700)
+
+
+async def test_directory_that_others_may_write_is_refused_and_so_is_a_link_in_it() -> None:
+    """What is planted in it, and by whom: tests/faults/test_planted_files.py."""
+    os.mkdir("journal")
+    os.chmod("journal", 0o777)
+    with pytest.raises(CheckpointerConfigurationError, match=r"cannot be trusted \(.*other users may write it"):
+        await opened(config(journal_dir="journal"))
+    os.chmod("journal", 0o755)
+    os.symlink("elsewhere", f"journal/{1:032x}.lock")
+    with pytest.raises(CheckpointerConfigurationError, match=r"cannot be trusted \(.*lock: it is a link"):
+        await opened(config(journal_dir="journal"))
+
+
+US, GROUP = 1000, 77
+
+
+def seen(mode: int, user: int = US, group: int = 0, links: int = 1) -> os.stat_result:
+    return os.stat_result((mode, 1, 1, links, user, group, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("directory", "trusted"),
+    [
+        (seen(0o40700), True),
+        (seen(0o40755), True),
+        (seen(0o40775), False),
+        (seen(0o40777), False),
+        (seen(0o41777), False),
+        (seen(0o42770, group=GROUP), True),
+        (seen(0o40700, user=0), False),
+        (seen(0o40775, user=0, group=GROUP), False),
+        (seen(0o42775, user=0, group=GROUP), True),
+        (seen(0o42770, user=0, group=GROUP), True),
+        (seen(0o42770, user=0, group=8), False),
+        (seen(0o42777, user=0, group=GROUP), False),
+        (seen(0o42775, user=7, group=GROUP), False),
+    ],
+)
+def test_directory_is_ours_or_shared_as_kubernetes_shares_it(directory: os.stat_result, trusted: bool) -> None:
+    assert (directory_fault(directory, US, {GROUP}) is None) == trusted
+
+
+@pytest.mark.parametrize(
+    ("file", "alone", "shared"),
+    [
+        (seen(0o100600), True, True),
+        (seen(0o100644), True, True),
+        (seen(0o100600, links=2), False, False),
+        (seen(0o10600), False, False),
+        (seen(0o100602), False, False),
+        (seen(0o100660), False, False),
+        (seen(0o100660, group=GROUP), False, True),
+        (seen(0o100660, user=7, group=GROUP), False, True),
+        (seen(0o100600, user=7), False, False),
+    ],
+)
+def test_file_is_ours_or_that_of_the_group_where_the_directory_is(
+    file: os.stat_result, alone: bool, shared: bool
+) -> None:
+    assert (file_fault(file, seen(0o40700), US, {GROUP}) is None) == alone
+    assert (file_fault(file, seen(0o42770, user=0, group=GROUP), US, {GROUP}) is None) == shared
 
 
 async def test_network_file_system_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
