@@ -192,10 +192,10 @@ def argument_of(value: Opaque) -> Any:
 def lost_types(value: Serialized, serializer: SharingSerializer) -> set[str]:
     """The types whose objects come back from a value as something else: the allow-list does not have them, or their
     module is not here. A class that is not found in its module, as that of a generic model, never comes back."""
-    if not has_known_format(serializer.inner) or not (kept := _types_in(value, serializer)):
+    if not has_known_format(serializer.inner) or not (kept := types_in(value, serializer)):
         return set()
     live = serializer.loads_typed((value.tag, value.data))
-    lost = kept - _types_in(Serialized(*serializer.dumps_typed(live)), serializer)
+    lost = kept - types_in(Serialized(*serializer.dumps_typed(live)), serializer)
     return {f"{module}.{name}" for module, name in lost if hasattr(sys.modules.get(module, _ANYTHING), name)}
 
 
@@ -209,7 +209,12 @@ class _Anything:
 _ANYTHING = _Anything()
 
 
-def _types_in(value: Serialized, serializer: SharingSerializer) -> set[tuple[str, str]]:
+def types_in(value: Serialized, serializer: SharingSerializer) -> set[tuple[str, str]]:
+    """Module and name of every type whose objects a value has, read as bytes: none is made.
+
+    Raises:
+        ValueError: the bytes are not what the tag says.
+    """
     if unsealed(value, serializer).tag != MSGPACK:
         return set()
     found: set[tuple[str, str]] = set()

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from enhanced_checkpointing import CheckpointCorruptionError, CheckpointerConfig, EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.directory import DEEPEST, load_metadata
@@ -159,3 +160,37 @@ def test_metadata_may_be_nested_as_deep_as_it_is_said() -> None:
     assert load_metadata(nested(DEEPEST)) != {}
     with pytest.raises(CheckpointCorruptionError, match="nested deeper than 500"):
         load_metadata(nested(DEEPEST + 2))
+
+
+class Order(BaseModel):
+    """A type of an application."""
+
+    number: int
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+def test_doctor_recommends_strictness_in_production_and_tells_what_encryption_leaves_readable(
+    name: str, database_url: str, tmp_path: Path
+) -> None:
+    config = config_of(name, database_url, tmp_path)
+    where = ["--sqlite", str(config.database_path)] if name == "sqlite" else ["--database-url", database_url]
+
+    async def write() -> None:
+        async with opened(config) as manager:
+            await Thread(saver_of(manager), "a").put_values({"order": Order(number=1)})
+            await Thread(saver_of(manager), "bad").put(note="x")
+
+    def findings(**variables: str) -> dict[str, Any]:
+        ended = command("doctor", *where, "--json", CHECKPOINT_ENVIRONMENT="production", **variables)
+        return {finding["name"]: finding for finding in json.loads(ended.out)["findings"]}
+
+    asyncio.run(write())
+    make_hostile(config, {"bad": "[]"})
+    told = findings()
+    assert told["settings.strict_msgpack"]["status"] == "warning"
+    assert told["settings.strict_msgpack"]["details"]["would_block"] == [f"{__name__}.Order"]
+    assert told["database.metadata"]["details"] == {"threads": 1}
+    assert "database.encryption" not in told
+    told = findings(LANGGRAPH_STRICT_MSGPACK="true", LANGGRAPH_AES_KEY="k" * 32)
+    assert "settings.strict_msgpack" not in told
+    assert ("plain channels" in told["database.encryption"]["what"]) is (name == "postgres")

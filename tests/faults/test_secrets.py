@@ -511,3 +511,16 @@ def test_health_does_not_show_a_password_in_the_application_s_url_that_was_not_e
         ended = command("health", "--url", url, "--timeout", "1", *form)
         assert ended.code == 2
         assert_halves_are_not_in(ended, form)
+
+
+def test_password_in_an_argument_is_warned_of_and_one_in_the_environment_is_not() -> None:
+    url = f"postgresql://u:{FIRST}@127.0.0.1:1/db"
+    ended = command("health", "--timeout", "1", "--json", "--database-url", url)
+    assert "can be read by every user of this machine" in ended.err
+    assert_halves_are_not_in(ended)
+    json.loads(ended.out)
+    for ended in (
+        command("health", "--timeout", "1", "--database-url", "postgresql://u@127.0.0.1:1/db"),
+        command("health", "--timeout", "1", DATABASE_URL=url, CHECKPOINT_ENVIRONMENT="production"),
+    ):
+        assert "can be read by every user" not in ended.err

@@ -30,6 +30,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
+from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -110,9 +111,14 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not (name.startswith("__") and name.endswith("__")) and name != "_replace"
 
 
+def test_types_that_strictness_lets_through_are_pairs_of_module_and_name() -> None:
+    assert {("langgraph.types", "Send"), ("langchain_core.messages.human", "HumanMessage")} <= SAFE_MSGPACK_TYPES
+
+
 def test_no_private_name_of_a_dependency_is_used_that_this_file_does_not_watch() -> None:
     watched = {
         "langgraph.checkpoint.postgres.PostgresSaver._load_checkpoint_tuple",
+        "langgraph.checkpoint.serde._msgpack.SAFE_MSGPACK_TYPES",
         "langgraph.checkpoint.serde.types._DeltaSnapshot",
         "opentelemetry.metrics._internal",
         "opentelemetry.metrics._internal._METER_PROVIDER",

@@ -21,6 +21,7 @@ from enhanced_checkpointing.cli.doctor.checks_machine import (
     check_python,
 )
 from enhanced_checkpointing.cli.doctor.checks_telemetry import check_telemetry
+from enhanced_checkpointing.cli.doctor.checks_trust import check_transport
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status, exit_code_of, failed, fine, warning
 from enhanced_checkpointing.cli.journal_facts import JournalFacts
 from enhanced_checkpointing.cli.postgres_facts import NEWEST_SCHEMA, TABLES, PostgresFacts
@@ -339,3 +340,31 @@ def test_text_is_broken_at_words_and_what_can_be_copied_stays_whole() -> None:
     assert lines[0] == "fix  Let the user of the application"
     assert any(path in line for line in lines)
     assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("host", "mode", "status"),
+    [
+        ("localhost", None, None),
+        ("127.0.0.8", "disable", None),
+        ("::1", None, None),
+        ("/run/postgresql", None, None),
+        ("db.example.org", None, "warning"),
+        ("db.example.org", "disable", "warning"),
+        ("db.example.org", "allow", "warning"),
+        ("10.0.0.7", "prefer", "warning"),
+        ("127.0.0.1,db.example.org", "prefer", "warning"),
+        ("db.example.org", "require", "fine"),
+        ("db.example.org", "verify-full", "fine"),
+    ],
+)
+def test_connection_in_plain_text_is_warned_of_unless_it_stays_on_this_machine(
+    host: str, mode: str | None, status: str | None
+) -> None:
+    ssl = f" sslmode={mode}" if mode else ""
+    config = create_postgres_checkpointer(f"host={host} dbname=app user=u password=secret{ssl}")
+    found = [(finding.status.value, finding.name) for finding in check_transport(config)]
+    assert found == ([] if status is None else [(status, "database.tls")])
+    told = " ".join(f"{finding.what} {finding.fix}" for finding in check_transport(config))
+    assert "secret" not in told
+    assert ("not proof" in told) is (mode == "require")

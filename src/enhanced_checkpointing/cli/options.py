@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
+
+from enhanced_checkpointing.errors import redact
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.findings import ExitCode
@@ -34,7 +37,11 @@ Serde = Annotated[
 _SHARED: dict[str, Any] = {
     "database_url": Annotated[
         str | None,
-        typer.Option(help="PostgreSQL as the primary, instead of what the environment says.", show_default=False),
+        typer.Option(
+            help="PostgreSQL as the primary, instead of what the environment says. Others on this machine can read a "
+            "command line: a password belongs in DATABASE_URL, or in the file of --env-file.",
+            show_default=False,
+        ),
     ],
     "sqlite": Annotated[
         Path | None, typer.Option(help="This SQLite file as the primary, instead.", show_default=False)
@@ -49,6 +56,11 @@ _SHARED: dict[str, Any] = {
     ],
 }
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+PASSWORD_IS_SEEN = (
+    "warning: the password in --database-url can be read by every user of this machine while the command runs. Set "
+    "DATABASE_URL, or name a file with --env-file, instead."
+)
 
 Body = TypeVar("Body", bound=Callable[..., "ExitCode"])
 
@@ -73,6 +85,8 @@ def _with_options(body: Callable[..., ExitCode], takes: Sequence[str]) -> Callab
 
         as_json = given.pop("json")
         options = Options(**{one: given.pop(one) for one in takes})
+        if options.database_url is not None and _holds_password(options.database_url):
+            print(PASSWORD_IS_SEEN, file=sys.stderr)
 
         def work() -> ExitCode:
             for name, value in given.items():
@@ -93,6 +107,10 @@ def _with_options(body: Callable[..., ExitCode], takes: Sequence[str]) -> Callab
     vars(run)["__signature__"] = inspect.Signature(parameters)
     run.__name__, run.__doc__ = body.__name__, body.__doc__
     return run
+
+
+def _holds_password(connection_string: str) -> bool:
+    return redact(connection_string) != connection_string
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -19,6 +19,7 @@ from enhanced_checkpointing.cli.doctor import checks_journal, checks_sqlite
 from enhanced_checkpointing.cli.doctor.checks_machine import check_machine
 from enhanced_checkpointing.cli.doctor.checks_settings import check_settings
 from enhanced_checkpointing.cli.doctor.checks_telemetry import check_telemetry
+from enhanced_checkpointing.cli.doctor.checks_trust import sampled_threads
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status, exit_code_of, failed, fine, skipped
 from enhanced_checkpointing.cli.journal_facts import ask_journal
 from enhanced_checkpointing.cli.primary import bounded, opened_primary
@@ -146,7 +147,11 @@ async def _sqlite(config: CheckpointerConfig, timeout: float) -> Sequence[Findin
     path = Path(config.database_path)
     # In a thread of its own, which is left behind when the disk hangs.
     facts = await in_thread_of_its_own(lambda: ask_sqlite(path, timeout, thorough=True), "look at the SQLite file")
-    return checks_sqlite.judge(facts, config)
+    found = checks_sqlite.judge(facts, config)
+    if facts.exists and config.environment == "production" and not any(one.status is Status.FAILED for one in found):
+        async with opened_primary(config.with_overrides(auto_setup=False)) as primary:
+            found += await sampled_threads(primary, config, timeout)
+    return found
 
 
 async def _other(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:

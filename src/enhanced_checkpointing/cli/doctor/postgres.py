@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from enhanced_checkpointing.cli.doctor import checks_postgres
 from enhanced_checkpointing.cli.doctor.checks_connect import check_host, explain_login, places_of, reach_all
+from enhanced_checkpointing.cli.doctor.checks_trust import check_transport, sampled_threads
 from enhanced_checkpointing.cli.findings import (
     Finding,
     Status,
@@ -27,18 +28,18 @@ async def look_at_postgres(config: CheckpointerConfig, timeout: float) -> Sequen
     """All findings; a step that fails ends the look, as the next ones could only fail, too."""
     assert config.connection_string is not None
     reached = await reach_all(places_of(config.connection_string.get_secret_value()), timeout)
-    host = check_host(reached)
+    host, transport = check_host(reached), [*check_transport(config)]
     if host.status is Status.FAILED:
-        return [host, skipped("database.login", "Nobody can log in before the host is reached.")]
+        return [host, *transport, skipped("database.login", "Nobody can log in before the host is reached.")]
     try:
         async with opened_primary(config) as primary:
             facts = await primary.ask("doctor", lambda: ask_postgres(config), 2 * timeout)
-            return [host, *await _judged(primary, facts, config, timeout)]
+            return [host, *transport, *await _judged(primary, facts, config, timeout)]
     except CheckpointerConfigurationError as error:
         means = "An application that starts now is refused its start."
-        return [host, failed("database.login", str(error), means, "See the message.")]
+        return [host, *transport, failed("database.login", str(error), means, "See the message.")]
     except CallFailed as error:
-        return [host, explain_login(error, timeout)]
+        return [host, *transport, explain_login(error, timeout)]
 
 
 async def _judged(
@@ -56,7 +57,9 @@ async def _judged(
     judged = checks_postgres.judge(facts, config)
     if any(finding.status is Status.FAILED for finding in judged):
         return [login, *judged, skipped("database.probe", "No write is tried before this is mended.")]
-    return [login, *judged, await _probe(primary, facts, config, timeout), *await _index(primary, facts, timeout)]
+    probed = [await _probe(primary, facts, config, timeout), *await _index(primary, facts, timeout)]
+    sampled = await sampled_threads(primary, config, timeout) if facts.has_tables else []
+    return [login, *judged, *probed, *sampled]
 
 
 async def _index(primary: Primary, facts: PostgresFacts, timeout: float) -> Sequence[Finding]:
