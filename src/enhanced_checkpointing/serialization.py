@@ -28,9 +28,6 @@ AS_JSON = "plain-json"
 INLINE_TYPES = (str, int, float, bool, type(None))
 """Values of these types are immutable and stay as they are; all others become `Serialized`."""
 
-INTEGERS = range(-(2**63), 2**64)
-"""What MessagePack can hold."""
-
 
 @dataclass(slots=True)
 class Serialized:
@@ -234,8 +231,9 @@ def types_in(value: Serialized, serializer: SharingSerializer) -> set[tuple[str,
 
 
 def has_large_integer(value: Any) -> bool:
-    """Whether there is an integer in a plain value that MessagePack cannot hold."""
-    return _has(value, lambda part: isinstance(part, int) and part not in INTEGERS)
+    """Whether there is an integer in a value that MessagePack cannot hold. Compared with its bounds, as a `range` is
+    searched from its beginning for what is not quite an `int`."""
+    return _has(value, lambda part: isinstance(part, int) and not -(2**63) <= part < 2**64)
 
 
 def has_opaque(value: Any) -> bool:

@@ -7,7 +7,7 @@ import pickle
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,6 +29,7 @@ from enhanced_checkpointing.serialization import (
     SharingSerializer,
     dump_plain,
     has_known_format,
+    has_large_integer,
     load_plain,
     unsealed,
 )
@@ -142,3 +143,13 @@ def test_what_is_none_or_bytes_keeps_its_tag() -> None:
 def test_an_object_that_was_not_read_plain_is_not_stored() -> None:
     with pytest.raises(TypeError, match="not msgpack serializable: Order"):
         dump_plain([Order(1)], SharingSerializer())
+
+
+class Level(IntEnum):
+    HIGH = 1
+
+
+def test_integer_of_another_class_is_looked_at_and_not_searched_for() -> None:
+    assert not has_large_integer({"level": [Level.HIGH]})
+    assert has_large_integer({"level": [2**64]})
+    assert has_large_integer({"level": [-(2**63) - 1]})

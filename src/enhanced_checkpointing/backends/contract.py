@@ -44,6 +44,7 @@ from enhanced_checkpointing.serialization import (
     Opaque,
     Serialized,
     SharingSerializer,
+    has_large_integer,
     has_opaque,
     lost_types,
     without_objects,
@@ -123,6 +124,14 @@ class Backend:
     def check(self, operation: Operation) -> None:
         """Raise what the database would surely refuse, as `apply` would: called, without it, before an operation is
         acknowledged in an outage. Whatever is raised here is taken for the caller's fault."""
+        if isinstance(operation, Put):
+            self._check_numbers([*operation.values.values(), operation.metadata])
+
+    def _check_numbers(self, values: Sequence[Any]) -> None:
+        """Raise what the serializer raises for integers that MessagePack cannot hold."""
+        for value in values:
+            if has_large_integer(value):
+                self.serializer.inner.dumps_typed(value)
 
     def freeze(self, value: Any) -> Any:
         """A channel's value in the form in which `saver` gives it back: itself if it is immutable and small, else its

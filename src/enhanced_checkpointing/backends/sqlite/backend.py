@@ -32,7 +32,7 @@ from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal.inheritance import MEMORY
-from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.private_files import create_private, make_private_folder
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt
 from enhanced_checkpointing.resilience.failure_kinds import Failure
@@ -162,6 +162,8 @@ class SqliteBackend(Backend):
 
     def check(self, operation: Operation) -> None:
         sqlite_rows.check(operation)
+        if isinstance(operation, Put):
+            self._check_numbers([*operation.values.values()])
 
     async def apply(self, operation: Operation) -> None:
         await self.apply_batch([operation])

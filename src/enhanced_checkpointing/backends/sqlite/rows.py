@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from ormsgpack import Fragment
 
 from enhanced_checkpointing.backends.json_forms import JsonForm
@@ -63,10 +65,10 @@ JSON_TEXT = JsonForm(lambda text: text.encode("utf-8", "ignore").decode(), lambd
 
 def frozen(value: Any, serializer: SharingSerializer) -> Any:
     """A value as it comes back. Within a checkpoint MessagePack does not tell a `bytearray` from `bytes`."""
-    found = serializer.freeze(value)
-    if type(found) is Serialized and found.tag.startswith(BYTEARRAY):
-        return Serialized(BYTES + found.tag.removeprefix(BYTEARRAY), found.data)
-    return found
+    inner = serializer.inner
+    innermost = inner.serde if isinstance(inner, EncryptedSerializer) else inner
+    as_bytes = isinstance(value, bytearray) and isinstance(innermost, JsonPlusSerializer)
+    return serializer.freeze(bytes(value) if as_bytes else value)
 
 
 def needs_objects(operation: Operation, serializer: SharingSerializer) -> bool:
