@@ -7,7 +7,7 @@ as they begin with two underscores. What is stored is written by us: an owner ca
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -36,6 +36,14 @@ class Ownership:
     exists: bool = True
     pending: bool = False
 
+    def is_said_in(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether this is for certain what `ownership_of` would find, which takes ten times as long."""
+        return (
+            self.owner is not None
+            and metadata.get(OWNER) == self.owner
+            and not (self.shared_with or self.pending or SHARED_WITH in metadata)
+        )
+
     def written_by(self, user: str, shared_with: Iterable[str] | None) -> Ownership:
         """Whose the thread is once this user, who may use it, has written to it.
 
@@ -44,21 +52,18 @@ class Ownership:
         """
         if self.owner is None and self.exists and self.names != user:
             return self
-        if self.owner not in (None, user):
+        if self.owner not in (None, user) or (self.owner == user and shared_with is None):
             return self
         shared = self.shared_with if shared_with is None else frozenset(shared_with) - {user}
         return Ownership(user, shared)
-
-    def settled(self) -> Ownership:
-        return replace(self, pending=False)
 
     def recorded_in(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """The metadata of a checkpoint, saying whose its thread is."""
         marked = {**metadata, OWNER: self.owner}
         if self.shared_with:
             marked[SHARED_WITH] = sorted(self.shared_with)
-        else:
-            marked.pop(SHARED_WITH, None)
+        elif SHARED_WITH in marked:
+            del marked[SHARED_WITH]
         return marked
 
 
@@ -72,8 +77,7 @@ def may_use(owner: str | None, shared_with: Iterable[str], user: str) -> bool:
 
 def ownership_of(metadata: Mapping[str, Any]) -> Ownership | None:
     """Whose a checkpoint's thread is by its metadata; None: it has no owner. What is no id is nobody's."""
-    owner = metadata.get(OWNER)
-    if owner is None:
+    if (owner := metadata.get(OWNER)) is None:
         return None
     shared = metadata.get(SHARED_WITH)
     return Ownership(str(owner), frozenset(filter(_is_text, shared)) if isinstance(shared, list) else frozenset())
@@ -110,7 +114,7 @@ def asking(user_id: object, shared_with: Collection[object] | None) -> dict[str,
 def user_in(config: RunnableConfig) -> str | None:
     """The user for whom a call is made; None: the application makes it for itself."""
     user = config.get("configurable", {}).get(ASKED_BY)
-    return None if user is None else str(user)
+    return user if user is None or type(user) is str else str(user)
 
 
 def _is_text(value: object) -> bool:

@@ -56,13 +56,15 @@ class OwnerCheck:
         thread_id, user = thread_of(config), user_in(config)
         before = self._known.get(thread_id)
         found = await self._engine.get_tuple(config)
+        if found is not None and before is not None and before.is_said_in(found.metadata) and user == before.owner:
+            return found  # nearly always, where there is an owner
         own = ownership_of(found.metadata) if found is not None else None
         if asks_for_thread(config):
             if user is None and own is None and before is None:
                 return found
             ownership = self._learn(thread_id, found, own, before)
         elif user is not None:
-            ownership = await self._of(thread_id)
+            ownership = before or await self._look(thread_id)
         else:
             if own is not None and before is None:
                 await self._look_for_fork(thread_id, own)
@@ -83,7 +85,8 @@ class OwnerCheck:
         thread_id, user = thread_of(config), user_in(config)
         if user is None:
             return await self._engine.list(config, filter, before, limit)
-        ownership = await self._checked(thread_id, user)
+        ownership = self._known.get(thread_id) or await self._look(thread_id)
+        self._admit(thread_id, ownership, user)
         listed = await self._engine.list(config, filter, before, limit)
         return [found for found in listed if self._belongs(ownership_of(found.metadata), ownership, user)]
 
@@ -93,23 +96,23 @@ class OwnerCheck:
 
     async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         if (user := user_in(config)) is not None:
-            await self._checked(thread_of(config), user)
+            thread_id = thread_of(config)
+            self._admit(thread_id, self._known.get(thread_id) or await self._look(thread_id), user)
         return await self._engine.delta_history(config, channels)
 
     async def put(
         self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, versions: ChannelVersions
     ) -> RunnableConfig:
         thread_id, user = thread_of(config), user_in(config)
-        ownership = self._known.get(thread_id) if user is None else await self._checked(thread_id, user)
-        if ownership is None:
-            return await self._engine.put(config, checkpoint, metadata, versions)
-        becomes = ownership
+        becomes = ownership = self._known.get(thread_id)
         if user is not None:
+            ownership = ownership or await self._look(thread_id)
+            self._admit(thread_id, ownership, user)
             becomes = ownership.written_by(user, config["configurable"].get(ASKED_TO_SHARE))
-        if becomes.owner is None:
+        if becomes is None or becomes.owner is None:
             return await self._engine.put(config, checkpoint, metadata, versions)
         marked = self._marked(config, metadata, becomes)
-        if becomes is ownership or becomes == ownership.settled():
+        if becomes is ownership:
             return await self._engine.put(config, checkpoint, marked, versions)
         pending = self._known[thread_id] = replace(becomes, pending=True)  # known before it is stored: others ask now
         try:
@@ -122,7 +125,8 @@ class OwnerCheck:
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> None:
         if (user := user_in(config)) is not None:
-            await self._checked(thread_of(config), user)
+            thread_id = thread_of(config)
+            self._admit(thread_id, self._known.get(thread_id) or await self._look(thread_id), user)
         await self._engine.put_writes(config, writes, task_id, task_path)
 
     async def delete_thread(self, thread_id: str) -> None:
@@ -156,14 +160,6 @@ class OwnerCheck:
 
     # What is known
 
-    async def _checked(self, thread_id: str, user: str) -> Ownership:
-        ownership = await self._of(thread_id)
-        self._admit(thread_id, ownership, user)
-        return ownership
-
-    async def _of(self, thread_id: str) -> Ownership:
-        return self._known.get(thread_id) or await self._look(thread_id)
-
     async def _look(self, thread_id: str) -> Ownership:
         before = self._known.get(thread_id)
         found = await self._engine.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
@@ -191,7 +187,9 @@ class OwnerCheck:
         return told
 
     def _admit(self, thread_id: str, ownership: Ownership, user: str) -> None:
-        if self._enforced and not may_use(ownership.owner, ownership.shared_with, user):
+        if user == ownership.owner or not self._enforced:
+            return
+        if not may_use(ownership.owner, ownership.shared_with, user):
             raise not_found(thread_id)
 
     def _belongs(self, own: Ownership | None, ownership: Ownership, user: str) -> bool:
@@ -201,8 +199,14 @@ class OwnerCheck:
     def _marked(self, config: RunnableConfig, metadata: CheckpointMetadata, ownership: Ownership) -> CheckpointMetadata:
         """In an owner's listing a thread stays whoever has written last: in a fork LangGraph names no user."""
         marked = ownership.recorded_in(metadata)
-        if self._enforced:
-            named = {**config["configurable"], **(config.get("metadata") or {}), **metadata}
-            if user_of(named) != ownership.owner:
-                marked[USER_ID] = ownership.owner
+        if self._enforced and _named_user(config, metadata) != ownership.owner:
+            marked[USER_ID] = ownership.owner
         return cast("CheckpointMetadata", marked)
+
+
+def _named_user(config: RunnableConfig, metadata: Mapping[str, Any]) -> str | None:
+    """The user that LangGraph's rules would name in a checkpoint's metadata."""
+    for one in (metadata, config.get("metadata") or {}, config["configurable"]):
+        if USER_ID in one:
+            return user_of(one)
+    return None
