@@ -8,14 +8,18 @@ on answering while that is down.
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Header, Request
 from fastapi.responses import JSONResponse
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
-from enhanced_checkpointing import CheckpointUnavailableError, initialize_enhanced_checkpointing
+from enhanced_checkpointing import (
+    CheckpointNotFoundError,
+    CheckpointUnavailableError,
+    initialize_enhanced_checkpointing,
+)
 from enhanced_checkpointing.serving import checkpointing_app
 from enhanced_checkpointing.telemetry.configure import configure_telemetry
 
@@ -50,10 +54,14 @@ class Message(BaseModel):
     text: str
 
 
+User = Annotated[str, Header(alias="X-Forwarded-User")]
+"""Who asks, as the gateway in front says that has proven it; it must drop this header where a client sends it."""
+
+
 @app.post("/threads/{thread_id}/messages")
-async def chat(thread_id: str, message: Message, request: Request) -> dict[str, str]:
+async def chat(thread_id: str, message: Message, request: Request, user: User = "anonymous") -> dict[str, str]:
     state = request.app.state
-    thread = state.manager.create_thread_config(thread_id)
+    thread = state.manager.create_thread_config(thread_id, user_id=user)
     answer = await state.graph.ainvoke({"messages": [("user", message.text)]}, thread)
     return {"reply": str(answer["messages"][-1].content)}
 
@@ -62,6 +70,12 @@ async def chat(thread_id: str, message: Message, request: Request) -> dict[str, 
 async def not_known_now(request: Request, error: CheckpointUnavailableError) -> JSONResponse:
     """The thread may exist, but nobody can read it now: the client should try again, not start afresh."""
     return JSONResponse({"detail": "This conversation cannot be read now. Try again."}, 503, {"Retry-After": "5"})
+
+
+@app.exception_handler(CheckpointNotFoundError)
+async def not_there(request: Request, error: CheckpointNotFoundError) -> JSONResponse:
+    """A thread belongs to whoever began it: for another user it does not exist."""
+    return JSONResponse({"detail": "There is no such conversation."}, 404)
 
 
 @asynccontextmanager

@@ -78,6 +78,9 @@ async def test_service_remembers_within_a_run_without_a_database(no_leaks: LeakW
     async with running_service() as client:
         assert await say(client, "good morning") == "You said 1 things, the first was: good morning"
         assert await say(client, "and again") == "You said 2 things, the first was: good morning"
+        other = {"X-Forwarded-User": "bob"}
+        refused = await client.post("/threads/one/messages", json={"text": "what did they say"}, headers=other)
+        assert (refused.status_code, refused.json()) == (404, {"detail": "There is no such conversation."})
         ready = await client.get("/checkpointing/readyz")
         assert (ready.status_code, ready.json()["overall_status"]) == (200, "healthy")
         metrics = (await client.get("/checkpointing/metrics")).text

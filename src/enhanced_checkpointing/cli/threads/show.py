@@ -22,6 +22,7 @@ from enhanced_checkpointing.cli.threads.database import Store, Target, config_fo
 from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
 from enhanced_checkpointing.cli.value_texts import brief, cut, shown
 from enhanced_checkpointing.errors import quoted
+from enhanced_checkpointing.ownership import OWNER
 
 __all__ = ["Subject", "lines_of", "messages_of", "run"]
 
@@ -188,7 +189,7 @@ def _user(subject: Subject) -> str | None:
 
 def _told(metadata: Any) -> dict[str, Any]:
     """What an application has put into metadata, without what is shown elsewhere."""
-    known = (
+    known: tuple[str, ...] = (
         THREAD_STATUS,
         TOUCHED_AT,
         "step",
@@ -199,6 +200,8 @@ def _told(metadata: Any) -> dict[str, Any]:
         "writes",
         "counters_since_delta_snapshot",
     )
+    if metadata.get(OWNER) == user_of(metadata):
+        known = (*known, OWNER)
     return {key: part for key, part in metadata.items() if key not in known and not key.startswith("__")}
 
 
