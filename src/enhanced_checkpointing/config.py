@@ -179,6 +179,8 @@ class SettingFields(BaseModel):
     """Time between two looks at all threads."""
     retention_refresh_on_read: bool = False
     """Whether reading a thread counts as using it."""
+    accept_unencrypted: bool = False
+    """With a serializer that encrypts: read values that are stored without, for the time of a migration."""
     thread_ownership: ThreadOwnership = "enforce"
     """Threads that have an owner: enforce (for another user they do not exist) or record (owners are only stored)."""
     status_token: Annotated[SecretStr, AfterValidator(bearer_token)] | None = None
@@ -251,6 +253,7 @@ class _SharedFields(TypedDict, total=False):
     retention_keep: int | Literal["off"] | None
     retention_interval: float
     retention_refresh_on_read: bool
+    accept_unencrypted: bool
     thread_ownership: Literal["enforce", "record"]
     status_token: str | SecretStr | None
     enable_async: bool

@@ -241,7 +241,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
     async def _open(self, stack: AsyncExitStack) -> Parts:
         config, telemetry = self.config, self._telemetry
         stack.callback(telemetry.close)
-        serializer = SharingSerializer(config.serde)
+        serializer = SharingSerializer(config.serde, accept_unencrypted=config.accept_unencrypted)
 
         backend = find_backend(config.backend_name)(config, serializer)
         stack.push_async_callback(backend.close)

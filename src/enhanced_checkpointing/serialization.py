@@ -17,7 +17,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, EXT_PYDANTIC_V2, JsonPlusSerializer
 
-from enhanced_checkpointing.errors import CheckpointerError
+from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointerError
 
 MSGPACK, BYTES, BYTEARRAY, NULL, JSON = "msgpack", "bytes", "bytearray", "null", "json"
 """Tags of LangGraph's serializer; JSON is that of its first releases."""
@@ -58,8 +58,9 @@ class SharingSerializer(SerializerProtocol):
     allow-list, so that the primary, the standby and the journal all read by the same list.
     """
 
-    def __init__(self, inner: SerializerProtocol | None = None) -> None:
+    def __init__(self, inner: SerializerProtocol | None = None, *, accept_unencrypted: bool = True) -> None:
         self.inner: SerializerProtocol = inner or JsonPlusSerializer()
+        self._accept_unencrypted = accept_unencrypted
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         if type(obj) is Serialized:
@@ -76,7 +77,15 @@ class SharingSerializer(SerializerProtocol):
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if data[0] == AS_JSON:
             return json.loads(data[1])
-        return _kept(Serialized(*data), self) if _without_objects.get() else self.inner.loads_typed(data)
+        if _without_objects.get():
+            return _kept(Serialized(*data), self)
+        if not self._accept_unencrypted and "+" not in data[0] and isinstance(self.inner, EncryptedSerializer):
+            raise CheckpointCorruptionError(
+                f"A value is stored with the tag {data[0]!r}, without the encryption that the serializer insists on: "
+                "it is older than the encryption, or was put there by other hands. It was not read, and nothing was "
+                "changed. If it is yours, set CHECKPOINT_ACCEPT_UNENCRYPTED=true until all threads are encrypted."
+            )
+        return self.inner.loads_typed(data)
 
     def freeze(self, value: Any) -> Any:
         """Return `value` itself if it is immutable and small, else its bytes."""

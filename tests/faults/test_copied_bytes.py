@@ -12,16 +12,20 @@ from uuid import UUID
 
 import ormsgpack
 import pytest
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from enhanced_checkpointing import CheckpointCorruptionError
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.stored_values import comparable
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.serialization import Serialized
 from enhanced_checkpointing.threads.migrate import migrate
 from tests.support.backends import config_of, opened_backend, put
+from tests.support.checkpointer import opened, saver_of
+from tests.support.checkpoints import Thread
 from tests.support.cipher import StreamCipher
 
 NUMBER = UUID(int=7)
@@ -139,3 +143,30 @@ async def test_value_that_sqlite_cannot_keep_as_it_is_is_refused_by_name_and_not
         assert made.checkpoint_id in problem.reasons[0]
         assert "is stored with the tag" in problem.reasons[0]
         assert await target.thread_ids(None, 10) == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_value_without_the_seal_is_refused_unless_it_is_accepted_for_a_time(
+    kind: str, database_url: str, tmp_path: Path
+) -> None:
+    serde = EncryptedSerializer(StreamCipher(b"a key"))
+    asked: RunnableConfig = {"configurable": {"thread_id": "thread", "checkpoint_ns": ""}}
+    async with AsyncExitStack() as stack:
+        await opened_with(stack, {"list": FORMS["a list"]}, [(kind, database_url)], tmp_path, None)
+    for accept in (False, True):
+        config = config_of(kind, database_url, tmp_path, serde=serde, accept_unencrypted=accept)
+        async with opened(config) as manager:
+            saver = saver_of(manager)
+            if accept:
+                found = await saver.aget_tuple(asked)
+                assert found is not None
+                assert found.checkpoint["channel_values"]["list"] == [1, "a", None]
+            else:
+                with pytest.raises(CheckpointCorruptionError, match="CHECKPOINT_ACCEPT_UNENCRYPTED"):
+                    await saver.aget_tuple(asked)
+                with pytest.raises(CheckpointCorruptionError, match="without the encryption"):
+                    _ = [one async for one in saver.alist(asked)]
+            thread = Thread(saver, f"sealed-{accept}")
+            await thread.put()
+            assert await saver.aget_tuple(thread.config) is not None
+            assert manager.health_status["overall_status"] == "healthy"

@@ -53,6 +53,8 @@ SHOWN_BY = {
     "on_unknown_thread": "tests/faults/test_reads_in_an_outage.py"
     "::test_fresh_process_raises_for_a_cold_thread_and_never_answers_none",
     "on_divergence": f"{HERE}::test_on_divergence_quarantine_gives_the_branch_of_the_outage_a_thread_of_its_own",
+    "accept_unencrypted": "tests/faults/test_copied_bytes.py"
+    "::test_value_without_the_seal_is_refused_unless_it_is_accepted_for_a_time",
     "thread_ownership": "tests/faults/test_ownership.py::test_owners_are_only_recorded_where_that_is_asked_for",
     "journal": f"{HERE}::test_journal_off_refuses_what_is_otherwise_journaled",
     "journal_dir": f"{HERE}::test_journal_dir_is_where_the_files_of_an_outage_are",

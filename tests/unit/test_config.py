@@ -109,6 +109,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "retention_keep": None,
         "retention_interval": 3600.0,
         "retention_refresh_on_read": False,
+        "accept_unencrypted": False,
         "thread_ownership": "enforce",
         "status_token": None,
         "checkpointer_type": CheckpointerType.MEMORY,
@@ -174,7 +175,7 @@ def test_config_cannot_be_changed() -> None:
 def test_every_number_has_a_tested_range() -> None:
     defaults = CheckpointerConfig().model_dump()
     numbers = {name for name, value in defaults.items() if isinstance(value, int | float) and value is not True}
-    assert numbers - {"require_primary", "retention_refresh_on_read"} == set(RANGES)
+    assert numbers - {"require_primary", "retention_refresh_on_read", "accept_unencrypted"} == set(RANGES)
 
 
 @pytest.mark.parametrize("name", RANGES)

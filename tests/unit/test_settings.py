@@ -42,6 +42,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "on_outage": ("CHECKPOINT_ON_OUTAGE", "raise", "raise"),
     "on_unknown_thread": ("CHECKPOINT_ON_UNKNOWN_THREAD", "raise", "raise"),
     "on_divergence": ("CHECKPOINT_ON_DIVERGENCE", "QUARANTINE", "quarantine"),
+    "accept_unencrypted": ("CHECKPOINT_ACCEPT_UNENCRYPTED", "true", True),
     "thread_ownership": ("CHECKPOINT_THREAD_OWNERSHIP", "RECORD", "record"),
     "journal": ("CHECKPOINT_JOURNAL", "off", "off"),
     "journal_dir": ("CHECKPOINT_JOURNAL_DIR", "/var/lib/journal", Path("/var/lib/journal")),
