@@ -241,6 +241,26 @@ async def test_record_that_no_room_would_be_enough_for_is_refused_at_once() -> N
     assert not index.holds("huge")
 
 
+async def test_room_of_a_caller_who_is_cancelled_when_it_is_granted_goes_to_the_next() -> None:
+    index = Index(100)
+    await index.begin("x", 95, soon())
+    waiting = [asyncio.ensure_future(index.begin(name, 95, soon())) for name in "ab"]
+    await asyncio.sleep(0.01)
+    index.give_up("x", 95)
+    waiting[0].cancel()
+    assert await asyncio.wait_for(waiting[1], 1.0) == 1
+    assert not index.holds("a")
+    assert index.own_size == 95
+
+
+async def test_turn_that_does_not_come_in_time_is_told_and_leaves_the_door_to_others() -> None:
+    index = Index(100)
+    async with index.turn(soon()) as first, index.turn(soon(0.02)) as second:
+        assert (first, second) == (True, False)
+    async with index.turn(soon(0.02)) as third:
+        assert third
+
+
 async def test_records_of_one_thread_that_wait_are_let_in_one_behind_the_other() -> None:
     index, log = Index(100), list[str]()
     await index.begin("x", 95, soon())

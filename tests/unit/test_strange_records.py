@@ -231,14 +231,14 @@ def test_file_made_to_be_read_again_and_again_is_read_once() -> None:
     frame = FileMaker().write(record("x", SOUND)).parts[1]
     fields = list(HEAD.unpack_from(frame))
     parts = []
-    for number in range(20_000):
-        fields[4] = (20_000 - number) * (HEAD.size + 4) // 2
+    for number in range(5000):
+        fields[4] = (5000 - number) * (HEAD.size + 4) // 2
         head = HEAD.pack(*fields)
         parts.append(head + struct.pack(">I", crc32(head)))
-    data = b"".join(parts) + b"ECJR" * 300_000
-    began = time.monotonic()
+    data = b"".join(parts) + b"ECJR" * 100_000
+    began = time.process_time()
     assert scan(data).damages
-    assert time.monotonic() - began < 10.0
+    assert time.process_time() - began < 10.0
 
 
 def test_ranges_are_kept_as_a_set_of_them() -> None:
