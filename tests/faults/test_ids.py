@@ -137,10 +137,8 @@ async def check(on: Switched, ids_given: tuple[Any, Any, Any], *, healthy: bool)
                 await refused
         return
     await lives(saver, *ids_given)
-    assert manager.create_thread_config(thread_id, user_id=user_id)["configurable"] == {
-        "thread_id": thread,
-        "user_id": stored_user(user_id),
-    }
+    named = manager.create_thread_config(thread_id, user_id=user_id)["configurable"]
+    assert (named["thread_id"], named["user_id"]) == (thread, stored_user(user_id))
     if healthy:
         entry = await manager.get_thread(thread_id)
         assert entry is not None
