@@ -16,6 +16,7 @@ from enhanced_checkpointing.backends.selection import by_equality
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation, apply_shared
+from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 NO_VALUE = ("empty", b"")
@@ -61,13 +62,12 @@ class MemoryBackend(Backend):
         return [one for one in self._memory.thread_ids() if after is None or one > after][: max(0, limit)]
 
     async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
-        return page_of(self._memory.heads(), query) if self._is_bare() else await super().heads(query)
+        return page_of(await collected(self._memory.heads()), query) if self._is_bare() else await super().heads(query)
 
     async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
         if not self._is_bare():
             return await super().describe(thread_ids)
-        heads = {head.thread_id: head for head in self._memory.heads()}
-        return [heads[thread_id] for thread_id in dict.fromkeys(thread_ids) if thread_id in heads]
+        return await collected(self._memory.heads(dict.fromkeys(thread_ids)))
 
     async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
         if not self._is_bare():

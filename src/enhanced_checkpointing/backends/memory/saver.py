@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -19,7 +19,8 @@ from enhanced_checkpointing.backends.pruning import (
     plan_removal,
     refuse_copy,
 )
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer, dump_plain, load_plain
+from enhanced_checkpointing.identifiers import USER_ID
+from enhanced_checkpointing.serialization import MSGPACK, Serialized, SharingSerializer, dump_plain, load_plain
 
 EMPTY = "empty"
 """The tag that the saver gives to a channel that has no value."""
@@ -31,18 +32,16 @@ Stored = tuple[tuple[str, bytes], tuple[str, bytes], str | None]
 class MaintainedMemorySaver(InMemorySaver):
     """Each method is done before anybody else gets a turn."""
 
-    def heads(self) -> list[ThreadHead]:
-        """All threads."""
+    def heads(self, thread_ids: Collection[str] | None = None) -> Iterator[ThreadHead]:
+        """These threads, or all; each is looked at when it is taken, so that many need not hold the event loop."""
         of_writes: dict[str, int] = {}
         for (thread_id, _, _), writes in self.writes.items():
             of_writes[thread_id] = of_writes.get(thread_id, 0) + sum(len(data) for *_, (_, data), _ in writes.values())
         for (thread_id, *_), (_, data) in self.blobs.items():
             of_writes[thread_id] = of_writes.get(thread_id, 0) + len(data)
-        return [
-            self._head(thread_id, namespaces, of_writes.get(thread_id, 0))
-            for thread_id, namespaces in self.storage.items()
-            if any(namespaces.values())
-        ]
+        for thread_id in self.thread_ids() if thread_ids is None else thread_ids:
+            if any((namespaces := dict(self.storage.get(thread_id, {}))).values()):
+                yield self._head(thread_id, namespaces, of_writes.get(thread_id, 0))
 
     def thread_ids(self) -> list[str]:
         """All threads, in ascending order."""
@@ -107,7 +106,8 @@ class MaintainedMemorySaver(InMemorySaver):
         when = time_of(checkpoint_id)
         if when is None:
             when = time_of(checkpoint_id, self._plain(checkpoint).get("ts"))
-        named = ((one, user_of(self._metadata(of_root[one]))) for one in sorted(of_root, reverse=True))
+        may_name = (one for one in sorted(of_root, reverse=True) if _may_name_a_user(of_root[one][1]))
+        named = ((one, user_of(self._metadata(of_root[one]))) for one in may_name)
         named_by, user_id = next(((one, user) for one, user in named if user is not None), (None, None))
         sizes = (len(one[0][1]) + len(one[1][1]) for checkpoints in namespaces.values() for one in checkpoints.values())
         return ThreadHead(
@@ -170,3 +170,8 @@ class MaintainedMemorySaver(InMemorySaver):
             for channel, version in versions:
                 self.blobs.pop((thread_id, namespace, channel, version), None)
         return len(plan.dropped)
+
+
+def _may_name_a_user(metadata: tuple[str, bytes]) -> bool:
+    """Whether it is worth while to read metadata for it: most of a thread's checkpoints name none."""
+    return metadata[0] != MSGPACK or USER_ID.encode() in metadata[1]
