@@ -436,10 +436,12 @@ async def _step(world: World, model: Model, what: str, user: str, thread_id: str
         with pytest.raises(CheckpointNotFoundError):
             await _act(world, what, user, thread_id, target, word)
         return
-    if what == "copy" and (thread_id == target or target in model.threads):
-        with pytest.raises(CheckpointerError):
+    if what == "copy" and not model.may(target, user):
+        with pytest.raises(CheckpointNotFoundError):
             await _act(world, what, user, thread_id, target, word)
         return
+    if what == "copy" and target in model.threads:
+        return  # which is refused, or changes nothing, by what the two have in common
     if what == "fork" and not there:
         return
     found = await _act(world, what, user, thread_id, target, word)
