@@ -144,7 +144,7 @@ class SettingFields(BaseModel):
     journal: Journal = Field(default=None, validate_default=True)
     """Writes of an outage are kept: durable (default), memory (default where the primary is memory) or off (raise)."""
     journal_dir: Annotated[Path, AfterValidator(not_a_url), AfterValidator(in_home)] = Path(".checkpoints/journal")
-    """Directory of the durable journal, on a local disk; processes may share it."""
+    """Directory of the durable journal, on a local disk: one for each process, used again by its next start."""
     journal_adopt: JournalAdopt = "own"
     """What ended processes left in journal_dir is drained: own (of this database), or all (that database has moved)."""
     journal_key: Annotated[SecretStr, AfterValidator(long_enough)] | None = None

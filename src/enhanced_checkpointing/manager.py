@@ -165,7 +165,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
             thread_id, new = str(uuid6()), True
         parts, known = self._parts, text_of(thread_id, "thread_id")
         if new and parts is not None:
-            self._home.tell(lambda: parts.standby.note_empty(known, ""))
+            self._home.tell(lambda: parts.engine.promise_new(known))
         user = asking(user_id, shared_with)
         return with_text_ids({"configurable": {**configurable, **user, "thread_id": known}})
 

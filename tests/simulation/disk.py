@@ -55,7 +55,14 @@ class SimulatedDisk:
         yield True  # there is one process at a time
 
     def is_named(self, name: str, handle: int) -> bool:
-        return self._platter.names.get(name) is self._file(handle)
+        return (self._platter.shared.get(name) or self._platter.names.get(name)) is self._file(handle)
+
+    def share(self, name: str, size: int) -> tuple[int, memoryview]:
+        self._step("share", name)
+        content = self._platter.shared.setdefault(name, Content(bytearray(size)))
+        handle = next(self._numbers)
+        self.open_files[handle] = content
+        return handle, memoryview(content.cached)
 
     def size(self, handle: int) -> int:
         return len(self._file(handle).cached)
@@ -108,6 +115,8 @@ class SimulatedDisk:
 
     def remove(self, name: str) -> None:
         self._step("remove", name)
+        if self._platter.shared.pop(name, None) is not None:
+            return
         self._named(name)
         self._platter.rename(NameChange(None, name))
 

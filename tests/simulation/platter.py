@@ -42,6 +42,8 @@ class Platter:
     def __init__(self, world: World) -> None:
         self._world = world
         self.names: dict[str, Content] = {}
+        self.shared: dict[str, Content] = {}
+        """Files that processes map. They are never synced."""
         self.locked: set[Content] = set()
         self.full = False
         self.slow = False
@@ -68,6 +70,9 @@ class Platter:
         if not power:
             return
         random = self._world.random
+        for content in self.shared.values():
+            torn = random.randbytes(8) * (len(content.cached) // 8)  # whatever was on the disk before
+            content.cached[:] = random.choice([bytes(content.cached), bytes(len(content.cached)), torn])
         kept = [change for change in self._changes if random.random() < 0.5]
         for change in random.choice([kept, self._changes[: len(kept)]]):
             _rename(self._durable_names, change)

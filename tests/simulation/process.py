@@ -81,6 +81,7 @@ class Process:
             home=self.backend.home(),
             run=self.worker,
             wall_clock=world.wall_clock,
+            clock=world.clock,
             make_random=lambda: f"{world.random.getrandbits(64):016x}",
         )
         await journal.open()

@@ -39,16 +39,17 @@ class _Link:
 
 
 class FaultProxy:
-    """Forwards 127.0.0.1:`port` to (`host`, `target_port`); the mode can be switched while connections are open.
+    """Forwards `address`:`port` to (`host`, `target_port`); the mode can be switched while connections are open.
 
     The methods are called on the event loop that runs the proxy; `ThreadedFaultProxy` has the same ones for others.
     A connection that was reset is gone a few rounds of the loop later: `settled()` waits for it.
     """
 
-    def __init__(self, host: str, target_port: int) -> None:
+    def __init__(self, host: str, target_port: int, *, address: str = "127.0.0.1", port: int | None = None) -> None:
         self.host = host
         self.target_port = target_port
-        self.port = free_port()
+        self.address = address
+        self.port = port or free_port()
         self._listener: socket.socket | None = None
         self._group = asyncio.TaskGroup()
         self._links: dict[asyncio.Task[bool], _Link] = {}
@@ -61,7 +62,7 @@ class FaultProxy:
         """`original_url` with the proxy's host and port in it."""
         parts = urlsplit(original_url)
         user, at, _ = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}"))
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{self.address}:{self.port}"))
 
     @property
     def connections(self) -> int:
@@ -73,7 +74,7 @@ class FaultProxy:
         self._latency, self._reply_bytes_left, self._request_without_reply = 0.0, None, None
         self._passing.set()
         if self._listener is None:
-            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+            self._listener = socket.create_server((self.address, self.port), backlog=128)
             self._listener.setblocking(False)
             asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import runpy
 import sys
@@ -135,6 +136,7 @@ def test_lock_that_fails_gives_its_file_back(tmp_path: Path, monkeypatch: pytest
 
 
 def test_forked_child_closes_what_its_parent_has_open_and_takes_no_lock_along(tmp_path: Path) -> None:
+    gc.collect()  # what killed processes of other tests had mapped
     disk = RealDisk(tmp_path)
     before = opened_descriptors()
     disk.create("a")

@@ -521,6 +521,37 @@ async def test_newest_wins_keeps_both_branches_in_the_thread_and_reports_them() 
     assert not fork.standby.knows("a"), "the warm copy lacks the other branch"
 
 
+@pytest.mark.parametrize("compares_heads", [False, True])
+@pytest.mark.parametrize("on_divergence", ["newest_wins", "quarantine"])
+async def test_branch_that_begins_in_mid_drain_is_found(on_divergence: str, compares_heads: bool) -> None:
+    setting = Setting(on_divergence=on_divergence)
+    if compares_heads:
+        compare_heads(setting)
+    author = Author("a")
+    base: BaseHead = None
+    ours = [author.put({"n": step}) for step in range(6)]
+    for put in ours:
+        await setting.add(put, base)
+        base = put.checkpoint_id
+    other = Author("a")
+    other.head = ours[3].checkpoint_id
+    theirs = other.put({"n": 100})
+    mark_applied = setting.journal.mark_applied
+
+    async def and_somebody_writes(entries: Sequence[JournalEntry]) -> None:
+        await mark_applied(entries)
+        if len(setting.journal.entries("a")) == 2:
+            await apply_shared(setting.primary, theirs)
+
+    setting.journal.mark_applied = and_somebody_writes  # type: ignore[method-assign]
+    assert await setting.reconciler.drain_all()
+    (found,) = setting.recorder.of(Diverged)
+    assert (found.expected_head, found.found_head) == (ours[3].checkpoint_id, theirs.checkpoint_id)
+    assert setting.reconciler.divergences == 1
+    assert {put.checkpoint_id for put in ours} <= set(chain(setting.primary, found.kept_as))
+    assert chain(setting.primary, "a")[-1] == theirs.checkpoint_id
+
+
 async def test_quarantine_keeps_their_branch_and_gives_ours_a_whole_thread_of_its_own() -> None:
     fork = await Fork(on_divergence="quarantine").prepare()
     assert await fork.reconciler.drain_all()

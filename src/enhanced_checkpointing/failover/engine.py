@@ -28,6 +28,7 @@ from enhanced_checkpointing.failover.alarms import alarm
 from enhanced_checkpointing.failover.explanations import cold, explained, unavailable
 from enhanced_checkpointing.failover.journaling import Journaling
 from enhanced_checkpointing.failover.newcomers import Newcomers
+from enhanced_checkpointing.failover.other_workers import OtherWorkers
 from enhanced_checkpointing.failover.reads import Reads
 from enhanced_checkpointing.failover.routes import (
     Route,
@@ -45,6 +46,7 @@ from enhanced_checkpointing.operations import (
     accept_put,
     accept_writes,
     checkpoint_id_of,
+    namespace_of,
     thread_of,
 )
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
@@ -94,11 +96,14 @@ class Engine:
         self._telemetry = telemetry
         self._clock = clock
         self._wall_clock = wall_clock
+        workers = journal.workers if journal is not None else None
+        self.others = OtherWorkers(workers, breaker) if workers is not None else None
         self.newcomers = Newcomers(
             standby,
             start_fresh=config.on_unknown_thread == "start_fresh",
             wall_clock=wall_clock,
             held=journal.holds if journal is not None else lambda _: False,
+            begins=workers.begins if workers is not None else lambda thread_id, age: True,
         )
         self.journaling = Journaling(
             backend=backend,
@@ -106,6 +111,7 @@ class Engine:
             journal=journal if config.on_outage == "journal" else None,
             standby=standby,
             newcomers=self.newcomers,
+            others=self.others,
             telemetry=telemetry,
             clock=clock,
         )
@@ -118,6 +124,7 @@ class Engine:
             standby=standby,
             newcomers=self.newcomers,
             journaling=self.journaling,
+            others=self.others,
             telemetry=telemetry,
             clock=clock,
         )
@@ -133,14 +140,26 @@ class Engine:
     # What LangGraph asks for
 
     async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        stamp = 0
+        workers = self.others.known if self.others is not None else None
+
+        def ask() -> Awaitable[tuple[CheckpointTuple | None, bool]]:
+            nonlocal stamp
+            if workers is not None:
+                stamp = workers.stamp(thread_of(config))
+            return self._backend.get(config)
+
         def keep(answer: tuple[CheckpointTuple | None, bool]) -> None:
             found, holds_others = answer
             self._standby.warm(config, found, blank=not holds_others)
+            # A subgraph's own checkpoint tells nothing of the graph that calls it.
+            if workers is not None and not namespace_of(config) and checkpoint_id_of(config) is None:
+                workers.know(thread_of(config), stamp)
 
         found, _ = await self._read(
             "get",
             config,
-            primary=lambda: self._backend.get(config),
+            primary=ask,
             standby=lambda: (self._standby.get_tuple(config), False),
             keep=keep,
         )
@@ -235,6 +254,12 @@ class Engine:
         if not self._backend.never_waits():  # else nothing is kept warm
             self._standby.note_own(operation)
 
+    def promise_new(self, thread_id: str) -> None:
+        """The application says that a thread does not exist yet."""
+        self._standby.note_empty(thread_id, "")
+        if self.others is not None:
+            self.others.known.know(thread_id, self.others.known.stamp(thread_id))
+
     async def delete_thread(self, thread_id: str) -> None:
         if self._journal is not None and self._journal.is_frozen(thread_id):
             what = f"thread {quoted(thread_id)} is frozen: the journal has what the primary refused, or what is damaged"
@@ -258,6 +283,8 @@ class Engine:
         scope = OperationScope(operation, self._backend.name, thread_id)
         with self._telemetry.operation(scope):
             deadline = self._new_deadline()
+            if self.others is not None and self.others.hold(thread_id):
+                await self._let_others_go(scope, thread_id, deadline)
             route = self.writes.route(thread_id)
             if route is Route.JOURNAL and not self._breaker.is_open and await self.drain_first(thread_id, deadline):
                 # What was in the journal is warm: it answers where the drain left no time to ask the primary.
@@ -292,6 +319,12 @@ class Engine:
             # If anything was dropped while the answer was on its way, it is older than that.
             return self._answered(scope, found, keep if not watch.is_stale else _keep_nothing)
 
+    async def _let_others_go(self, scope: OperationScope, thread_id: str, deadline: Deadline) -> None:
+        assert self.others is not None
+        if not await self.others.let_go(thread_id, deadline):
+            scope.outcome = "unavailable"
+            self.others.refuse(thread_id, grows=False)
+
     def _answered(self, scope: OperationScope, found: T, keep: Callable[[T], None]) -> T:
         scope.outcome = "primary"
         self.newcomers.contact()
@@ -313,9 +346,13 @@ class Engine:
     def _ask_standby(
         self, scope: OperationScope, thread_id: str, standby: Callable[[], T], failed: CallFailed | None
     ) -> T:
-        self.newcomers.admit(thread_id, outage=failed is None or failed.kind in CANNOT_SERVE)
         try:
+            if self.others is not None:
+                self.others.refuse(thread_id, grows=False)
+            self.newcomers.admit(thread_id, outage=failed is None or failed.kind in CANNOT_SERVE)
             answer = standby()
+            if self.others is not None:
+                self.others.refuse(thread_id)
         except CheckpointUnavailableError as error:
             scope.outcome = "unavailable"
             raise cold(thread_id, error, failed) from (failed.error if failed is not None else None)

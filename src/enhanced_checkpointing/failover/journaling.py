@@ -11,6 +11,7 @@ from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.failover.explanations import NOT_STORED, unavailable
 from enhanced_checkpointing.failover.newcomers import Newcomers
+from enhanced_checkpointing.failover.other_workers import OtherWorkers
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead, Journal
 from enhanced_checkpointing.operations import DeleteThread, Operation, PutWrites
@@ -45,12 +46,14 @@ class Journaling:
         newcomers: Newcomers,
         telemetry: Telemetry,
         clock: Clock,
+        others: OtherWorkers | None = None,
     ) -> None:
         self._backend = backend
         self._breaker = breaker
         self._journal = journal
         self._standby = standby
         self._newcomers = newcomers
+        self._others = others
         self._telemetry = telemetry
         self._clock = clock
         self.journaled = 0
@@ -148,7 +151,10 @@ class Journaling:
 
     def _base_head(self, operation: Operation) -> BaseHead:
         """What an operation grows from. Who deletes a thread means all of it, also what was taken for nothing."""
-        if isinstance(operation, DeleteThread) and self._newcomers.presumes(operation.thread_id):
+        if isinstance(operation, DeleteThread) and (
+            self._newcomers.presumes(operation.thread_id)
+            or (self._others is not None and not self._others.known.is_current(operation.thread_id))
+        ):
             return UNKNOWN
         return self._standby.base_head(operation)
 
@@ -157,6 +163,8 @@ class Journaling:
         self.journaled += 1
         self._telemetry.emit(FailedOver(self._backend.name, each.call.operation.name, each.reason))
         self._standby.keep(each.call.operation)
+        if self._others is not None:
+            self._others.known.note(each.call.thread_id, is_all=isinstance(each.call.operation, DeleteThread))
         self.on_journaled()
         each.call.acknowledge("journaled")
 

@@ -98,6 +98,8 @@ class Maintenance:
             if attempted:  # or else what is warm is still right, and in an outage it is all there is
                 self._standby.forget_all(thread_ids)
                 self._changed(thread_ids)
+                if self._engine.others is not None:
+                    self._engine.others.changed(thread_ids)
 
     async def list(
         self, filter: dict[str, Any] | None, before: RunnableConfig | None, limit: int | None
@@ -143,10 +145,11 @@ class Maintenance:
         about = f"threads {_named(thread_ids)}" if thread_ids else "all threads"
         with self._telemetry.operation(scope):
             deadline = Deadline(self._clock, patience * self._seconds)
+            let_go = await self._others_let_go(thread_ids, frozen=frozen)
             held = self._engine.held_threads() if frozen else self._engine.waiting_threads()
             waiting = [thread for thread in held if thread_ids is None or thread in thread_ids]
             drained = [await self._engine.drain_first(thread, deadline) for thread in waiting]
-            if self._breaker.is_open or not all(drained):
+            if self._breaker.is_open or not (let_go and all(drained)):
                 scope.outcome = "unavailable"
                 raise unavailable(f"{operation} of {about} needs the primary", "Nothing was changed; try later.")
             failed: CallFailed | None = None
@@ -159,6 +162,14 @@ class Maintenance:
             scope.outcome = "primary"
             self._engine.newcomers.contact()  # a thread that was just copied is there, however young its id is
             return answer
+
+    async def _others_let_go(self, thread_ids: Sequence[str] | None, *, frozen: bool) -> bool:
+        """Whether no journal of another worker holds any of these threads, after an ordinary deadline at most."""
+        if (others := self._engine.others) is None:
+            return True
+        deadline = Deadline(self._clock, self._seconds)
+        threads: Sequence[str | None] = [None] if thread_ids is None else thread_ids
+        return all([await others.let_go(thread_id, deadline, frozen=frozen) for thread_id in threads])
 
 
 def _named(thread_ids: Sequence[str]) -> str:

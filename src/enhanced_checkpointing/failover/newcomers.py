@@ -13,7 +13,8 @@ class Newcomers:
     """Knows when the primary answered last: a thread whose id is younger than that cannot be there.
 
     A thread that was only taken for new, by its id or because that is allowed, is forgotten as soon as the primary can
-    be asked: `held` tells of a thread that waits to be drained before.
+    be asked: `held` tells of a thread that waits to be drained before. `begins` tells whether no other worker on this
+    machine can have written to a thread that is so many seconds old.
     """
 
     def __init__(
@@ -23,11 +24,13 @@ class Newcomers:
         start_fresh: bool,
         wall_clock: Clock,
         held: Callable[[str], bool] = lambda _: False,
+        begins: Callable[[str, float | None], bool] = lambda thread_id, age: True,
     ) -> None:
         self._standby = standby
         self._start_fresh = start_fresh
         self._wall_clock = wall_clock
         self._held = held
+        self._begins = begins
         self._last_contact: float | None = None
         self._presumed: set[str] = set()
 
@@ -42,7 +45,10 @@ class Newcomers:
         journal holds is not new, although it may not be readable."""
         if self._standby.knows(thread_id) or self._held(thread_id):
             return
-        if (self._start_fresh and outage) or self._is_young(thread_id):
+        age = self._age(thread_id)
+        if age is None and not (self._start_fresh and outage):
+            return
+        if self._begins(thread_id, age):
             self._presumed.add(thread_id)
             self._standby.note_empty(thread_id, "")
 
@@ -63,9 +69,11 @@ class Newcomers:
             self._presumed.discard(thread_id)
             self._standby.doubt(thread_id)
 
-    def _is_young(self, thread_id: str) -> bool:
-        """An id from the future proves nothing: the clock that made it is not ours."""
+    def _age(self, thread_id: str) -> float | None:
+        """Seconds since a thread was made, if its id proves that this was after the last contact. An id from the future
+        proves nothing: the clock that made it is not ours."""
         made_at = created_at(thread_id)
         if made_at is None or self._last_contact is None:
-            return False
-        return self._last_contact < made_at <= self._wall_clock()
+            return None
+        now = self._wall_clock()
+        return now - made_at if self._last_contact < made_at <= now else None

@@ -16,10 +16,11 @@ from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.failover.explanations import explained
 from enhanced_checkpointing.failover.journaling import Journaling, Waiting, both
 from enhanced_checkpointing.failover.newcomers import Newcomers
+from enhanced_checkpointing.failover.other_workers import OtherWorkers
 from enhanced_checkpointing.failover.routes import Route, Verdict, after_failed_write, route_of
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.operations import Operation, payload_size
+from enhanced_checkpointing.operations import DeleteThread, Operation, payload_size
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
@@ -64,6 +65,7 @@ class Writes:
         journaling: Journaling,
         telemetry: Telemetry,
         clock: Clock,
+        others: OtherWorkers | None = None,
     ) -> None:
         self._config = config
         self._backend = backend
@@ -73,6 +75,7 @@ class Writes:
         self._standby = standby
         self._newcomers = newcomers
         self._journaling = journaling
+        self._others = others
         self._telemetry = telemetry
         self._clock = clock
         self._spared = seconds_for_the_journal(config.deadline) if journaling.possible else 0.0
@@ -104,6 +107,8 @@ class Writes:
             if self._backend.never_waits() and await self._settled_at_once(operation, scope):
                 return
             deadline = Deadline(self._clock, self._config.deadline)
+            if self._others is not None and self._others.hold(operation.thread_id):
+                await self._let_others_go(operation, scope, deadline)
             ended = asyncio.get_running_loop().create_future()
             call = Call(operation, scope, deadline, ended, self._standby.note_refused)
             if not self._may_go_straight(call):
@@ -111,6 +116,19 @@ class Writes:
             elif await self._went_straight(call):
                 return
             await call.ended
+
+    async def _let_others_go(self, operation: Operation, scope: OperationScope, deadline: Deadline) -> None:
+        """Wait while another worker's journal holds the thread. If that has gone on with it, this would be a branch."""
+        assert self._others is not None
+        thread_id = operation.thread_id
+        if self._journal is not None and self._journal.holds(thread_id):
+            return  # so does ours: it is a branch already, and found when it is drained
+        await self._others.let_go(thread_id, deadline)
+        if self._journal is not None and self._journal.holds(thread_id):
+            return  # an ended worker's, which was taken over: this goes behind it
+        scope.outcome = "unavailable"
+        self._others.refuse(thread_id, grows=not isinstance(operation, DeleteThread))
+        scope.outcome = "cancelled"
 
     async def _settled_at_once(self, operation: Operation, scope: OperationScope) -> bool:
         """Without a task and a deadline: nothing comes in between while nothing is waited for."""
@@ -215,6 +233,8 @@ class Writes:
     def _taken(self, call: Call) -> None:
         """The primary has a call."""
         self._standby.keep(call.operation)
+        if self._others is not None:
+            self._others.known.note(call.thread_id, is_all=isinstance(call.operation, DeleteThread))
         call.acknowledge("primary")
 
     def _passed_by(self, batch: Sequence[Call]) -> dict[str, str]:

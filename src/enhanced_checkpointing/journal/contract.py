@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Protocol
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
+from enhanced_checkpointing.journal.workers import Workers
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 
@@ -148,6 +149,10 @@ class Journal(Protocol):
     def durable(self) -> bool:
         """Whether what is acknowledged survives the process."""
 
+    @property
+    def workers(self) -> Workers | None:
+        """What is known of the other workers that share its directory; None: nobody can."""
+
     async def open(self) -> None:
         """Take the journal into use, with what earlier processes left in it."""
 
@@ -160,7 +165,8 @@ class Journal(Protocol):
     def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
         """Send an operation on its way; None if it would have to wait for others or for room, and is to be appended.
 
-        Raises whatever the serializer raises for metadata that it does not know.
+        Raises whatever the serializer raises for metadata that it does not know, and `CheckpointUnavailableError` as
+        `append` does for what another worker holds.
         """
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
@@ -170,7 +176,8 @@ class Journal(Protocol):
 
         Raises:
             JournalFullError: there was no room in time, or never can be; nothing was stored.
-            CheckpointUnavailableError: the journal cannot be written, or did not answer in time.
+            CheckpointUnavailableError: the journal cannot be written, or did not answer in time; or another worker
+                holds the thread, or may have gone on with it.
         """
 
     def holds(self, thread_id: str) -> bool:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from mmap import mmap
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
@@ -53,6 +54,9 @@ class Disk(Protocol):
 
     def is_named(self, name: str, handle: int) -> bool:
         """Whether an open file is still the one of this name."""
+
+    def share(self, name: str, size: int) -> tuple[int, memoryview]:
+        """Open a file, made where it is missing, and map so many bytes of it: others who do so see what is written."""
 
     def size(self, handle: int) -> int: ...
 
@@ -170,6 +174,19 @@ class RealDisk:
                 yield True
             finally:
                 fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile has the same lock
+
+    def share(self, name: str, size: int) -> tuple[int, memoryview]:
+        with self._opened() as folder:
+            with suppress(FileExistsError):
+                os.close(create_private(name, folder=folder))
+            handle = self._held(open_own(name, os.O_RDWR, folder=folder))
+        try:
+            if os.fstat(handle).st_size < size:
+                self.reserve(handle, size)  # else a full disk would end the process that writes to it
+            return handle, memoryview(mmap(handle, size))
+        except BaseException:
+            self.close(handle)
+            raise
 
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size

@@ -39,10 +39,11 @@ from enhanced_checkpointing.journal.disk import Disk
 from enhanced_checkpointing.journal.estate import Estate
 from enhanced_checkpointing.journal.frames import Draft, Kind, Signer, frame_size
 from enhanced_checkpointing.journal.index import Index
-from enhanced_checkpointing.journal.inheritance import Inheritance, Inherited
+from enhanced_checkpointing.journal.inheritance import MEMORY, Inheritance, Inherited
 from enhanced_checkpointing.journal.refusals import FORBIDDEN, refusal, unreadable, unusable
 from enhanced_checkpointing.journal.shelf import Shelf
-from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.journal.workers import Workers
+from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
@@ -77,15 +78,20 @@ class DurableJournal:
         signer: Signer | None = None,
         run: Run | None = None,
         wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         make_random: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._serializer = serializer
         self._telemetry = telemetry
         self._is_signed = signer is not None
         self._estate = Estate(disk, telemetry, wall_clock, home=home, adopts_all=adopts_all, signer=signer)
+        self.workers = (
+            Workers(disk, home, adopts_all=adopts_all, clock=clock, make_key=make_random) if home != MEMORY else None
+        )
         self._shelf = Shelf(
             disk,
             self._estate,
+            self.workers,
             home=home,
             run=run,
             wall_clock=wall_clock,
@@ -174,7 +180,7 @@ class DurableJournal:
 
     def _have_inherited(self, inheritance: Inheritance) -> None:
         self._damages += sum(len(found.faults) for found in inheritance.books)
-        self._estate.tell(inheritance)
+        self._estate.tell(inheritance, self.workers.news() if self.workers is not None else ())
 
     async def close(self) -> None:
         """Let what is on its way arrive, and leave the files to the next process; they go if nothing is in them."""
@@ -211,6 +217,9 @@ class DurableJournal:
                 self._index.divert(thread_id, target)
         if any(thread_id in found.damaged_threads for found in inheritance.books):
             self._index.damage(thread_id)
+        if self.workers is not None:
+            self.workers.took_over(thread_id)
+            self._tell_frozen(thread_id)
 
     def _operations_of(self, records: Sequence[tuple[int, Inherited]]) -> Sequence[Operation] | None:
         drafts = [each.record.draft for _, each in records]
@@ -227,17 +236,46 @@ class DurableJournal:
         book = self._shelf.own
         if book is None or not self._index.takes_at_once(operation.thread_id, size):
             return None
+        self._claim(operation)
         return self._send(book, operation, base_head, body, self._index.reserve(operation.thread_id, size))
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         body = codec.encode(operation, base_head, self._serializer)
         size = frame_size(operation.thread_id, body, signed=self._is_signed)
-        async with self._index.turn(deadline) as mine:
-            if not mine:  # those in front wait for the disk
-                raise CheckpointUnavailableError(NO_ANSWER)
-            book = await self._writable_book(deadline)
-        thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        self._claim(operation)
+        try:
+            async with self._index.turn(deadline) as mine:
+                if not mine:  # those in front wait for the disk
+                    raise CheckpointUnavailableError(NO_ANSWER)
+                book = await self._writable_book(deadline)
+            thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
+        except BaseException:
+            self._let_go(operation.thread_id)
+            raise
+        if self.workers is not None:
+            self.workers.hold(operation.thread_id)  # another call of this thread may have let it go
         return await self._send(book, operation, base_head, body, thread_sequence).stored(deadline)
+
+    def _claim(self, operation: Operation) -> None:
+        """Tell the other workers that a thread is held, before anything of it is.
+
+        Raises:
+            CheckpointUnavailableError: one of them holds it, or may have gone on with it.
+        """
+        if self.workers is not None and not self._index.holds(operation.thread_id):
+            self.workers.claim(operation.thread_id, grows=not isinstance(operation, DeleteThread))
+
+    def _let_go(self, thread_id: str) -> None:
+        """Tell the other workers of a thread that is not held any more, if that is so."""
+        if self.workers is not None:
+            if not self._index.holds(thread_id):
+                self.workers.release(thread_id)
+            else:
+                self._tell_frozen(thread_id)
+
+    def _tell_frozen(self, thread_id: str) -> None:
+        if self.workers is not None and self._index.is_frozen(thread_id):
+            self.workers.freeze(thread_id)
 
     def _send(
         self, book: Book, operation: Operation, base_head: BaseHead, body: bytes, thread_sequence: int
@@ -278,6 +316,7 @@ class DurableJournal:
                 self._doubtful.append((book, thread_id, size))
             else:
                 self._index.give_up(thread_id, size)
+                self._let_go(thread_id)
 
     async def _writable_book(self, deadline: Deadline) -> Book:
         """The book of this process, if its disk lets it begin one by now."""
@@ -303,7 +342,12 @@ class DurableJournal:
         self._index.check_oldest([entry])
         book, sequence = self._homes[entry.sequence]
         mark = marks.buried(sequence, error)
-        await self._committer.submit(book, mark, stored=lambda _: self._index.bury(entry, error))
+
+        def bury(_: int) -> None:
+            self._index.bury(entry, error)
+            self._tell_frozen(entry.thread_id)
+
+        await self._committer.submit(book, mark, stored=bury)
 
     async def divert(self, thread_id: str, target: str) -> None:
         last, _ = self._homes[self._index.entries(thread_id)[-1].sequence]
@@ -317,6 +361,7 @@ class DurableJournal:
         self._index.remove(entries)
         for entry in entries:
             del self._homes[entry.sequence]
+        self._let_go(thread_id)
         if not self._index.holds(thread_id):
             self._undivert(thread_id)
         self._alarm()
@@ -350,6 +395,7 @@ class DurableJournal:
             why = f"the serializer cannot read it: {redact(error)}"
         self._damages += 1
         self._index.damage(entry.thread_id)
+        self._tell_frozen(entry.thread_id)
         what = f"record {entry.sequence} of thread {quoted(entry.thread_id)} in the journal cannot be used: {why}"
         self._telemetry.emit(Notice("ERROR", f"{what}. The thread is frozen; nothing of it was dropped"))
         raise CheckpointCorruptionError(f"{what}. The thread is frozen; nothing of it was dropped.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 
 from enhanced_checkpointing.journal.disk import Disk
@@ -12,6 +12,7 @@ from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.inheritance import (
     Inheritance,
     Inherited,
+    Settle,
     belongs,
     foreign_notices,
     in_order,
@@ -59,10 +60,16 @@ class Estate:
         back it would else be drained before what it grew from."""
         return max(self._wall_clock(), math.nextafter(self._written_until, math.inf))
 
-    def inherit(self, held: Set[str]) -> Inheritance | None:
+    def inherit(self, held: Set[str], settle: Settle) -> Inheritance | None:
         """See `inheritance.inherit`; `held` are the identities of our own books. Runs where the disk may block."""
         return inherit(
-            self._disk, self._wall_clock, self._is_ours, held=held, foreign=self._foreign, signer=self._signer
+            self._disk,
+            self._wall_clock,
+            self._is_ours,
+            held=held,
+            foreign=self._foreign,
+            signer=self._signer,
+            settle=settle,
         )
 
     def by_thread(self, inheritance: Inheritance, number: Callable[[], int]) -> dict[str, list[tuple[int, Inherited]]]:
@@ -76,9 +83,11 @@ class Estate:
                 threads.setdefault(thread_id, [])
         return threads
 
-    def tell(self, inheritance: Inheritance) -> None:
-        """Say what was inherited, what is damaged, and what was left alone."""
+    def tell(self, inheritance: Inheritance, news: Sequence[str]) -> None:
+        """Say what was inherited, what is damaged, what was left alone, and what else is `news`."""
         self._fault = None
+        for what in news:
+            self._say("WARNING", what)
         for found in inheritance.books:
             for fault in found.faults:
                 self._say("ERROR", f"the journal is damaged: {fault}. Threads that may lack something are frozen")

@@ -45,6 +45,10 @@ class Inherited:
         return self.record.draft.thread_id
 
 
+Settle = Callable[[Set[str], Sequence[Adopted]], None]
+"""Is told of the identities of the books of processes that run, and of the books that were taken over."""
+
+
 def belongs(theirs: str | None, ours: str | None, *, adopts_all: bool) -> bool:
     """Whether what was acknowledged for one primary may be drained into another.
 
@@ -64,12 +68,14 @@ def inherit(
     held: Set[str] = frozenset(),
     foreign: Mapping[str, str] | None = None,
     signer: Signer | None = None,
+    settle: Settle = lambda alive, books: None,
 ) -> Inheritance | None:
     """Take over every book of a process that is gone; None if another process does that just now.
 
     All of them or none: the records of one thread may be in several books, and must not be drained by two processes.
     `held` are the identities of this process's own books, `foreign` those that are known to be of other primaries. A
-    book without anything in it goes.
+    book without anything in it goes. `settle` is told before another process may look: whose books are alive, and what
+    was taken over.
 
     Raises:
         CheckpointerConfigurationError: one is of a newer format, or signed without a signer. None was taken over.
@@ -81,15 +87,19 @@ def inherit(
         names = disk.names()
         books: list[Adopted] = []
         strangers: dict[str, str] = {}
+        alive: set[str] = set()
         for identity in books_in(names):
             if identity in held:
                 continue
             if foreign is not None and identity in foreign:
                 if _is_dead(disk, identity):
                     strangers[identity] = foreign[identity]
+                else:
+                    alive.add(identity)
                 continue
             found = adopt(disk, identity, wall_clock, is_ours, signer)
             if found is None:
+                alive.add(identity)
                 continue
             if not found.records and not found.faults and found.book.is_settled:
                 with suppress(OSError):  # a full disk, perhaps: the next process tries it again
@@ -100,6 +110,7 @@ def inherit(
             else:
                 undoing.callback(found.book.release)
                 books.append(found)
+        settle(alive, books)
         undoing.pop_all()
         return Inheritance(books, strangers, strays_in(names))
 

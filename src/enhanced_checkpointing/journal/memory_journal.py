@@ -26,6 +26,7 @@ class MemoryJournal:
     """Keeps records in memory, up to `capacity` bytes. Never durable: what is pending when the process ends is lost."""
 
     durable = False
+    workers = None
 
     def __init__(self, capacity: int, wall_clock: Callable[[], float] = time.time) -> None:
         self._wall_clock = wall_clock

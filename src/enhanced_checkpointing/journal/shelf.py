@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import ExitStack, suppress
 from typing import TypeVar
 
-from enhanced_checkpointing.journal.adoption import LOCK, books_in
+from enhanced_checkpointing.journal.adoption import LOCK, Adopted, books_in
 from enhanced_checkpointing.journal.book import Book
 from enhanced_checkpointing.journal.committer import Run
 from enhanced_checkpointing.journal.disk import Disk
@@ -16,6 +16,7 @@ from enhanced_checkpointing.journal.estate import Estate
 from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.inheritance import Inheritance
 from enhanced_checkpointing.journal.worker import Worker
+from enhanced_checkpointing.journal.workers import Workers
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class Shelf:
         self,
         disk: Disk,
         estate: Estate,
+        workers: Workers | None,
         *,
         home: str | None,
         run: Run | None,
@@ -45,6 +47,7 @@ class Shelf:
         """Books that are only drained."""
         self._disk = disk
         self._estate = estate
+        self._workers = workers
         self._home = home
         self._injected_run = run
         self._wall_clock = wall_clock
@@ -108,10 +111,19 @@ class Shelf:
 
     def _inherit(self) -> Inheritance | None:
         """Runs where the books are used: what it takes over is given back by whoever closes them, come what may."""
-        inheritance = self._estate.inherit({book.identity for book in self.books})
+        if self._workers is not None:
+            with suppress(OSError):  # `check` says why
+                self._own_book()
+        inheritance = self._estate.inherit({book.identity for book in self.books}, self._settle)
         if inheritance is not None:
             self.adopted += [found.book for found in inheritance.books]
         return inheritance
+
+    def _settle(self, alive: Set[str], books: Sequence[Adopted]) -> None:
+        if self._workers is not None:
+            threads = {record.draft.thread_id for found in books for record in found.records}
+            threads.update(*(found.damaged_threads for found in books))
+            self._workers.settle(self.own.identity if self.own is not None else None, alive, threads)
 
     def _set_lost_aside(self) -> Book | None:
         book = self.own
@@ -143,3 +155,5 @@ class Shelf:
         with ExitStack() as stack:
             for book in books:
                 stack.callback(book.close)
+            if self._workers is not None:
+                stack.callback(self._workers.leave)  # first: another one must not think that it has to free our place

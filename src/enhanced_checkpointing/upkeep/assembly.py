@@ -148,6 +148,9 @@ async def assemble(
         heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
         stack.push_async_callback(heir.close)
         besides += [canary.check, heir.look]
+        if engine.others is not None:
+            engine.others.take_over = heir.take_over
+            stack.push_async_callback(engine.others.close)
     prober = Prober(
         config=config,
         backend=backend,

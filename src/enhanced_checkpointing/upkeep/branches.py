@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from langgraph.checkpoint.base import CheckpointTuple
 
@@ -17,6 +17,7 @@ from enhanced_checkpointing.serialization import SharingSerializer, without_obje
 from enhanced_checkpointing.telemetry.events import Diverged, Notice, Telemetry
 from enhanced_checkpointing.upkeep.divergence import (
     diverged,
+    heads_after,
     heads_to_grow_from,
     moved_to,
     namespaces_to_check,
@@ -31,6 +32,10 @@ class Target:
 
     thread_id: str
     heads: Heads = field(default_factory=dict)
+
+    def after(self, applied: Sequence[JournalEntry], coming: Sequence[JournalEntry]) -> Target:
+        """The same once the records `applied` are there; `coming` are some of those behind them."""
+        return replace(self, heads=heads_after(self.heads, applied, coming))
 
 
 class Branches:
@@ -116,6 +121,20 @@ class Branches:
         record = (await self._journal.read([put]))[0]
         ours = ownership_of(record.operation.metadata) if isinstance(record.operation, Put) else None
         return (ours.owner if ours else None) != (theirs.owner if theirs else None)
+
+    async def still_fits(self, target: Target) -> bool:
+        """Whether what a target's heads were when they were looked at, or put there, is still so; a backend that
+        compares them in the step that writes is not asked here.
+
+        Raises:
+            CallFailed: the primary does not answer now.
+        """
+        if self._backend.compares_heads:
+            return True
+        for namespace, known in target.heads.items():
+            if await self._calls.head(target.thread_id, namespace) not in known:
+                return False
+        return True
 
     def deletion_spared(self, thread_id: str, expected_head: str | None, found_head: str | None) -> None:
         """Tell of a deletion that was not made, because somebody else has written to the thread since."""

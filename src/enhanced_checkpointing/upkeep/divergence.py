@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from enhanced_checkpointing.journal.contract import UNKNOWN, JournalEntry
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
@@ -64,6 +65,31 @@ def heads_to_grow_from(
         namespace: frozenset({*own, None if entry.base_head is UNKNOWN else entry.base_head})
         for namespace, entry in oldest.items()
     }
+
+
+def heads_after(
+    heads: Mapping[str, Collection[str | None]], applied: Sequence[JournalEntry], coming: Sequence[JournalEntry]
+) -> dict[str, Collection[str | None]]:
+    """The heads that what is `coming` may be put upon, once other records were put upon `heads`: the newest of those,
+    or what was there where none of them is a new checkpoint; and one that is coming, if its first try was committed.
+
+    A namespace that comes up only now is looked at from now on.
+    """
+    coming = list(takewhile(lambda entry: entry.name != DeleteThread.name, coming))
+    oldest = namespaces_to_check(coming)
+    known: dict[str, Collection[str | None]] = {
+        **heads_to_grow_from([], {namespace: entry for namespace, entry in oldest.items() if namespace not in heads}),
+        **heads,
+    }
+    after: dict[str, Collection[str | None]] = {}
+    for namespace, before in known.items():
+        ours = _puts_in(namespace, applied)
+        after[namespace] = frozenset({*(ours or before), *_puts_in(namespace, coming)})
+    return after
+
+
+def _puts_in(namespace: str, entries: Sequence[JournalEntry]) -> list[str | None]:
+    return [entry.checkpoint_id for entry in entries if entry.name == Put.name and entry.checkpoint_ns == namespace]
 
 
 def sibling_id(thread_id: str, entries: Sequence[JournalEntry]) -> str:

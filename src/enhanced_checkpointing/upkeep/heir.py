@@ -14,6 +14,9 @@ from enhanced_checkpointing.upkeep.life import set_right
 LOOK_SECONDS = 2.0
 """The shortest time between two looks: each of them asks for the lock of every other process's book."""
 
+CALL_LOOK_SECONDS = 0.25
+"""The same where calls wait for what an ended process may have held."""
+
 
 class Heir:
     """Looks when it is told to; a disk that does not answer within `seconds` is not waited for.
@@ -44,12 +47,20 @@ class Heir:
 
     async def look(self) -> None:
         """Adopt what is there, unless the last look was just now, or goes on."""
-        if self._looking is None:
-            if self._clock() - self._looked_at < LOOK_SECONDS:
+        await self._look_again(LOOK_SECONDS, Deadline(self._clock, self._seconds))
+
+    async def take_over(self, deadline: Deadline) -> None:
+        """The same for a call that waits for a thread, which an ended process may have held."""
+        await self._look_again(CALL_LOOK_SECONDS, deadline)
+
+    async def _look_again(self, every: float, deadline: Deadline) -> None:
+        looking = self._looking
+        if looking is None:
+            if self._clock() - self._looked_at < every:
                 return
-            self._looking = asyncio.create_task(self._look(), name="heir")
-        if await Deadline(self._clock, self._seconds).wait_for(self._looking):
-            looking, self._looking = self._looking, None
+            looking = self._looking = asyncio.create_task(self._look(), name="heir")
+        if await deadline.wait_for(looking) and self._looking is looking:
+            self._looking = None
             self._looked_at = self._clock()
             looking.result()
 

@@ -37,6 +37,9 @@ CHUNK = 4
 CHUNK_BYTES = 1024 * 1024
 """Records, and bytes of them, that are read, applied and marked together: one commit, and one sync of the journal."""
 
+LOOK_AHEAD = 64
+"""Records that may have been committed by a first try whose reply was lost: those that were on their way together."""
+
 GIVE_WAY_SECONDS = 0.01
 GLANCE_SECONDS = 0.001
 """How long a drain waits at most, after each commit, for a moment without live calls, and how often it looks."""
@@ -141,11 +144,13 @@ class Replay:
                 await self._replay_deletion(records[0], progress)
                 target = None  # what is behind it grew from an empty thread, which is looked at anew
                 continue
+            if target is not None and not await self._branches.still_fits(target):
+                moved, target = True, None
             target = target or await self._branches.target(thread_id, moved=moved)
             if self._journal.diverted(thread_id) is not None:
                 self._forked.add(thread_id)
             if await self._replay_some(records, target, progress):
-                target = Target(target.thread_id)  # its heads are our own now
+                target = self._after(target, entries)
             else:
                 moved, target = True, None
         if self._journal.is_frozen(thread_id):
@@ -220,8 +225,16 @@ class Replay:
                 return False
             if self._journal.is_frozen(record.entry.thread_id):
                 break
-            target = Target(target.thread_id)
+            target = self._after(target, [record.entry])
         return True
+
+    def _after(self, target: Target, applied: Sequence[JournalEntry]) -> Target:
+        """A target after records of its thread were put there: others may move its heads until the last one is. Once
+        it is known that there are two branches, nothing more is looked for."""
+        thread_id = applied[0].thread_id
+        if self._journal.diverted(thread_id) is not None:
+            return target
+        return target.after(applied, self._journal.entries(thread_id, LOOK_AHEAD))
 
     async def _mark(self, records: Sequence[JournalRecord], progress: _Progress) -> None:
         await self._journal.mark_applied([record.entry for record in records])

@@ -1,0 +1,376 @@
+"""What one worker knows of the others in its journal directory: whether they may have gone on with a thread, and
+whether a journal holds anything of it. The bytes are in `thread_table`.
+
+The order matters: a thread is told of as held before anything of it is journaled, and as changed before that is
+acknowledged; an answer of the primary counts from the moment before it was asked for.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from hashlib import blake2b
+from threading import Lock
+
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.journal.disk import Disk
+from enhanced_checkpointing.journal.refusals import reason
+from enhanced_checkpointing.journal.thread_table import KEY_SIZE, NAME, SIZE, WORKERS, Spot, ThreadTable
+
+REMEMBERED = 50_000
+"""Threads of which it is remembered how they were known; those that changed the longest ago are forgotten first."""
+
+SPOTS_REMEMBERED = 20_000
+"""Threads of which it is remembered where they are told of."""
+
+CLOCKS_APART = 60.0
+"""Seconds by which the clock that made a thread's id may be ahead of ours."""
+
+_STEP = WORKERS + 1
+"""Stamps are nanoseconds in steps of so many, and the number of the worker besides: no two are alike."""
+
+SHARED = (
+    "another process uses this CHECKPOINT_JOURNAL_DIR for the same database. In an outage each process answers from "
+    "its own memory, so a thread that another one has gone on with is refused there (CheckpointUnavailableError) "
+    "instead of being shown as it was before, and while the journal of one process holds anything of a thread, the "
+    "others wait for that or refuse it. Send each thread to the same process (sticky sessions) and give each process "
+    "a directory of its own, which its next start uses again"
+)
+
+
+class Workers:
+    """Made with the journal. `settle` and `leave` run where the disk may block, all else on the event loop."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        home: str | None,
+        *,
+        adopts_all: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        make_key: Callable[[], str] = lambda: secrets.token_hex(KEY_SIZE // 2),
+    ) -> None:
+        self._disk = disk
+        self._home = blake2b((home or "").encode(errors="backslashreplace"), digest_size=8).digest()
+        self._takes_all = adopts_all or home is None
+        self._clock = clock
+        self._make_key = make_key
+        self._file: int | None = None
+        self._table: ThreadTable | None = None
+        self._me: int | None = None
+        """This worker's place."""
+        self._identity = ""
+        self._has_entered = False
+        self._is_alone = False
+        """No other worker was here when this one came, nor has come since, as far as it has looked."""
+        self._start, self._key = 0, b""
+        self._others_live = False
+        self._newest_stamp = 0
+        self._known: dict[str, int] = {}
+        """For each thread of which this worker knows all that is acknowledged: the stamp at which it did. Without one
+    nobody has acknowledged anything since the first of those that are here came."""
+        self._held: dict[str, Spot] = {}
+        self._coming: set[str] = set()
+        """Threads that are being taken over."""
+        self._frozen: set[str] = set()
+        self._bits: Counter[int] = Counter()
+        self._lock = Lock()
+        """Of what is held: the disk's thread takes over, the event loop all else."""
+        self._spot: Callable[[str], Spot] = _nowhere
+        self._has_looked = False
+        """Until what ended processes left was looked at, any thread may be among it."""
+        self._news: list[str] = []
+
+    # Coming and going
+
+    def settle(self, identity: str | None, alive: Collection[str], taken: Collection[str]) -> None:
+        """Take a place, named by the `identity` of one's log; tell that the threads `taken` over are held; free the
+        places of ended workers, of which nothing is left. To be called with the lock of the directory.
+
+        `alive` are the identities of the others' logs. Where the file cannot be used, `news` say so.
+        """
+        others_lived, self._others_live = self._others_live, bool(alive)
+        try:
+            table = self._opened()
+        except OSError as error:
+            self._has_looked = True
+            if alive and not others_lived:
+                self._news.append(
+                    f"what the other processes in the journal's directory do cannot be seen ({reason(error)}): while "
+                    "they run, nothing is answered from memory in an outage, and nothing is accepted"
+                )
+            return
+        if not table.is_valid or not (self._has_entered or alive):
+            table.reset(self._make_key().encode()[:KEY_SIZE])
+            table.newest_start = int(self._make_key(), 16)
+        self._alone(table)
+        living = {place for place, worker in table.workers() if worker[0] in alive}
+        if not self._has_entered:
+            table.newest_start = int(self._make_key(), 16)
+            self._see_start(table)
+            if self._has_looked:  # there was another file: what others told in it is lost
+                table.stamp_all(self._next_stamp())
+            self._has_entered, self._is_alone = True, not alive
+            if any(place in living and worker[1] == self._home for place, worker in table.workers()):
+                self._news.append(SHARED)
+        with self._lock:
+            self._coming.update(taken)
+            if identity is not None:
+                self._take_place(table, identity)
+            for thread_id in taken:
+                self._hold(thread_id)
+        for place, worker in table.workers():
+            if place != self._me and place not in living and (self._takes_all or worker[1] == self._home):
+                table.free(place)
+        self._has_looked = True
+
+    def leave(self) -> None:
+        """Give everything back; what the journal still holds stays told of."""
+        table, self._table, self._spot = self._table, None, _nowhere
+        if table is None or self._file is None:
+            return
+        with suppress(OSError), self._disk.alone() as alone:
+            if self._me is not None and not self._held and self._has_place(table):
+                table.free(self._me)
+            if alone and not table.workers() and self._disk.is_named(NAME, self._file):
+                self._disk.remove(NAME)
+        self._disk.close(self._file)
+        self._file = None
+
+    def news(self) -> Sequence[str]:
+        """What an operator was not told yet."""
+        news, self._news = self._news, []
+        return news
+
+    def _opened(self) -> ThreadTable:
+        if self._table is not None and self._file is not None and self._disk.is_named(NAME, self._file):
+            return self._table
+        if self._file is not None:  # somebody has removed it
+            self._disk.close(self._file)
+            self._file = self._table = None
+        self._file, data = self._disk.share(NAME, SIZE)
+        table = ThreadTable(data)
+        self._has_entered, self._me = False, None
+        self._see_file(table)
+        self._table = table
+        return table
+
+    def _take_place(self, table: ThreadTable, identity: str) -> None:
+        if not self._has_place(table):
+            taken = {place for place, _ in table.workers()}
+            self._me = next((place for place in range(WORKERS) if place not in taken), None)
+        if self._me is None:
+            return
+        is_new = not self._has_place(table)
+        table.name(self._me, (identity, self._home))
+        self._identity = identity
+        if is_new:
+            self._bits.clear()
+            held, self._held = self._held, {}
+            for thread_id in held:
+                self._hold(thread_id)
+
+    def _has_place(self, table: ThreadTable) -> bool:
+        return (self._me, (self._identity, self._home)) in table.workers()
+
+    def _see_start(self, table: ThreadTable) -> None:
+        """Another worker has started, which may have begun the file anew."""
+        self._start = table.newest_start
+        if table.key != self._key:
+            self._see_file(table)
+            if self._has_entered:  # what others told before is lost
+                table.stamp_all(self._next_stamp())
+
+    def _see_file(self, table: ThreadTable) -> None:
+        self._key = table.key
+        self._known.clear()
+        self._spot = lru_cache(SPOTS_REMEMBERED)(partial(table.spot, self._home))
+
+    # What the journal holds
+
+    def claim(self, thread_id: str, *, grows: bool) -> None:
+        """Tell that this worker's journal holds a thread, of which it held nothing before; `grows`: what is to be
+        journaled is built upon what this worker knows.
+
+        Raises:
+            CheckpointUnavailableError: another worker's journal holds it, or may have gone on with it. It is not held.
+        """
+        self.hold(thread_id)
+        try:
+            self.check(thread_id, grows=grows)
+            if self._me is None and not (self._table is None or self._alone(self._table)):
+                raise CheckpointUnavailableError(
+                    f"more than {WORKERS} processes use this CHECKPOINT_JOURNAL_DIR, so that this one cannot tell the "
+                    "others of what it would journal. Nothing was stored. Give some of them a directory of their own."
+                )
+        except CheckpointUnavailableError:
+            self.release(thread_id)
+            raise
+
+    def hold(self, thread_id: str) -> None:
+        with self._lock:
+            self._hold(thread_id)
+
+    def release(self, thread_id: str) -> None:
+        """The journal holds nothing of a thread any more."""
+        with self._lock:
+            if thread_id in self._coming or (spot := self._held.pop(thread_id, None)) is None:
+                return
+            self._frozen.discard(thread_id)
+            for bit in spot.bits:
+                self._bits[bit] -= 1
+                if not self._bits[bit]:
+                    del self._bits[bit]
+                    self._set_bit(bit, held=False)
+            self._tell_holding()
+
+    def freeze(self, thread_id: str) -> None:
+        """What is held of a thread is not drained until that is mended."""
+        with self._lock:
+            self._frozen.add(thread_id)
+            self._tell_holding()
+
+    def took_over(self, thread_id: str) -> None:
+        """A thread of an ended worker is in the journal now: if no other one holds it, there is nothing newer."""
+        with self._lock:
+            self._coming.discard(thread_id)
+            self._hold(thread_id)
+        if not self.held_elsewhere(thread_id):
+            self.know(thread_id, self.stamp(thread_id))
+
+    def _hold(self, thread_id: str) -> None:
+        if thread_id in self._held:
+            return
+        spot = self._held[thread_id] = self._spot(thread_id)
+        for bit in spot.bits:
+            self._bits[bit] += 1
+            self._set_bit(bit, held=True)
+        self._tell_holding()
+
+    def _set_bit(self, bit: int, *, held: bool) -> None:
+        if self._table is not None and self._me is not None:
+            self._table.set_bit(self._me, bit, held=held)
+
+    def _tell_holding(self) -> None:
+        if self._table is not None and self._me is not None:
+            what = 0 if not self._held else 2 if self._held.keys() <= self._frozen else 1
+            self._table.tell_holding(self._me, what)
+
+    # What others do
+
+    def held_elsewhere(self, thread_id: str | None, *, frozen: bool = True) -> bool:
+        """Whether another worker's journal holds, or may hold, anything of a thread, or for None of any; with `frozen`
+        also what is not drained until it is mended."""
+        if not self._has_looked:
+            return True
+        table = self._table
+        if table is None or self._alone(table):
+            return False
+        return self._is_held(table, thread_id, frozen=frozen)
+
+    def _is_held(self, table: ThreadTable, thread_id: str | None, *, frozen: bool) -> bool:
+        holding = table.holding()
+        if holding.count(0) == WORKERS:
+            return False
+        holders = [
+            place for place, what in enumerate(holding) if (what == 1 or (what and frozen)) and place != self._me
+        ]
+        if not holders:
+            return False
+        if thread_id is None:
+            return any(place in holders and worker[1] == self._home for place, worker in table.workers())
+        spot = self._spot(thread_id)
+        return any(table.is_held(place, spot) for place in holders)
+
+    def stamp(self, thread_id: str) -> int:
+        """To be asked for before the primary is, and given to `know` with its answer."""
+        table = self._table
+        return table.stamps[self._spot(thread_id).stamp] if table is not None else 0
+
+    def know(self, thread_id: str, stamp: int) -> None:
+        """This worker knows what was acknowledged of a thread before it got the `stamp`, or even more."""
+        if self.stamp(thread_id) == self._known.get(thread_id, 0):
+            return
+        self._remember(thread_id, stamp)
+
+    def _remember(self, thread_id: str, stamp: int) -> None:
+        self._known.pop(thread_id, None)  # so that it comes last
+        self._known[thread_id] = stamp
+        if len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    def note(self, thread_id: str, *, is_all: bool = False) -> None:
+        """This worker is about to acknowledge something of a thread. `is_all`: there is nothing else of it."""
+        table = self._table
+        if table is None:
+            return
+        at = self._spot(thread_id).stamp
+        before = table.stamps[at]
+        knew_all = is_all or self._alone(table) or self._known.get(thread_id, 0) == before
+        table.stamps[at] = stamp = self._next_stamp()
+        if knew_all:
+            self._remember(thread_id, stamp)
+
+    def note_changed(self, thread_ids: Collection[str] | None) -> None:
+        """This worker has changed threads, or for None any of all, without knowing what they are now."""
+        if self._table is None:
+            return
+        if thread_ids is None:
+            self._table.stamp_all(self._next_stamp())
+        for thread_id in thread_ids or ():
+            self._table.stamps[self._spot(thread_id).stamp] = self._next_stamp()
+
+    def is_current(self, thread_id: str) -> bool:
+        """Whether nobody else can have gone on with a thread since this worker knew it."""
+        table = self._table
+        if table is None:
+            return not self._others_live
+        return self._alone(table) or self._known.get(thread_id, 0) == table.stamps[self._spot(thread_id).stamp]
+
+    def begins(self, thread_id: str, age: float | None) -> bool:
+        """Take a thread for empty that is so many seconds old, or of unknown age; False: another worker may have
+        written to it."""
+        stamp = self.stamp(thread_id)
+        if stamp and not self.is_current(thread_id):
+            oldest = 0.0 if age is None else self._clock() - age - CLOCKS_APART
+            if stamp >= oldest * 1e9:
+                return False
+        self.know(thread_id, stamp)
+        return True
+
+    def check(self, thread_id: str, *, grows: bool) -> None:
+        """See that what this worker knows of a thread may be answered, or what it `grows` be stored.
+
+        Raises:
+            CheckpointUnavailableError: another worker's journal holds it, or may have gone on with it.
+        """
+        if self.held_elsewhere(thread_id):
+            raise CheckpointUnavailableError(
+                f"another process that shares CHECKPOINT_JOURNAL_DIR has in its journal what it acknowledged of thread "
+                f"{thread_id!r}, and this one cannot see it before it is drained"
+            )
+        if grows and not self.is_current(thread_id):
+            raise CheckpointUnavailableError(
+                f"another process that shares CHECKPOINT_JOURNAL_DIR may have gone on with thread {thread_id!r} since "
+                "this one read it"
+            )
+
+    def _alone(self, table: ThreadTable) -> bool:
+        if table.newest_start != self._start:
+            self._is_alone = False
+            self._see_start(table)
+        return self._is_alone
+
+    def _next_stamp(self) -> int:
+        step = max(int(self._clock() * 1e9) // _STEP, self._newest_stamp // _STEP + 1)
+        self._newest_stamp = step * _STEP + (WORKERS if self._me is None else self._me)
+        return self._newest_stamp
+
+
+def _nowhere(thread_id: str) -> Spot:
+    """Of a thread while there is no file."""
+    return Spot(0, (0, 0))
