@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.base.id import uuid6
 
 from enhanced_checkpointing import health
+from enhanced_checkpointing.audit import noting
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
@@ -253,7 +254,13 @@ class EnhancedCheckpointerManager(ThreadMethods):
             stack.callback(life.tell_backlog, journal, telemetry)
 
         self._parts = await assemble(
-            stack, config=config, backend=backend, journal=journal, serializer=serializer, telemetry=telemetry
+            stack,
+            config=config,
+            backend=backend,
+            journal=journal,
+            serializer=serializer,
+            telemetry=telemetry,
+            note=noting(config, backend.home(), telemetry),
         )
         stack.callback(self._forget_parts)
         telemetry.observe(self._gauges)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enhanced_checkpointing.cli.app_audit import audit
 from enhanced_checkpointing.cli.app_journal import journal
 from enhanced_checkpointing.cli.app_moving import moving
 from enhanced_checkpointing.cli.app_retention import retention
@@ -87,6 +88,7 @@ def demo(
 app.add_typer(journal, name="journal")
 app.add_typer(threads, name="threads")
 app.add_typer(retention, name="retention")
+app.add_typer(audit, name="audit")
 app.add_typer(moving)
 
 

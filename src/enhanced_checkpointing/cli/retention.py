@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from enhanced_checkpointing.audit import noting
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import Options, reading
 from enhanced_checkpointing.cli.findings import ExitCode
@@ -59,7 +60,13 @@ async def _sweep(
         stack.push_async_callback(backend.close)
         await backend.open()
         parts = await assemble(
-            stack, config=config, backend=backend, journal=None, serializer=serializer, telemetry=telemetry
+            stack,
+            config=config,
+            backend=backend,
+            journal=None,
+            serializer=serializer,
+            telemetry=telemetry,
+            note=noting(config, backend.home(), telemetry),
         )
         return await parts.sweeper.run(dry_run=dry_run, tell=tell)
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from langgraph.checkpoint.base import CheckpointTuple
 
+from enhanced_checkpointing.audit import Noting, unnoted
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead
 from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
@@ -73,6 +74,7 @@ class Sweeper:
         telemetry: Telemetry,
         policy: RetentionPolicy,
         journal_dir: Path | None,
+        note: Noting = unnoted,
         clock: Clock = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -85,6 +87,7 @@ class Sweeper:
         self._clock = clock
         self.now = now
         """The time of day."""
+        self._note = note
         self._journal_dir = journal_dir
         """Where other processes of this machine have their journals; None: nobody else has any."""
         self._after: str | None = None
@@ -168,6 +171,8 @@ class Sweeper:
             for head in heads:
                 await self._delete(sweep, [head])
             return
+        if gone and not sweep.dry_run:
+            await self._note("retention delete", threads=sorted(gone))
         for head in heads:
             decision = decisions.get(head.thread_id, GONE_ON)
             if head.thread_id in gone:
@@ -227,6 +232,8 @@ class Sweeper:
         except Exception as error:  # noqa: BLE001  # as with deleting
             self._failed(sweep, head, error)
             return
+        if not sweep.dry_run:
+            await self._note("retention prune", threads=[thread_id], checkpoints=went)
         sweep.pruned += 1
         sweep.checkpoints += went
         self._retired(sweep, head, "pruned", decided.reason)

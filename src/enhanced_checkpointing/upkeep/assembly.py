@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from enhanced_checkpointing.audit import Noting, unnoted
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.failover.engine import Engine
@@ -57,11 +58,12 @@ async def assemble(
     telemetry: Telemetry,
     nature: Nature = Nature(),
     watch: Callable[[bool, str], None] = lambda opened, reason: None,
+    note: Noting = unnoted,
 ) -> Parts:
     """Put everything between LangGraph and an open backend and journal; the stack closes it in reverse.
 
     Nothing has asked the primary yet, and nothing runs in the background. `watch(opened, reason)` is told first when
-    the breaker moves.
+    the breaker moves; `note` keeps the audit trail.
     """
 
     def breaker_moved(opened: bool, reason: str) -> None:
@@ -174,6 +176,7 @@ async def assemble(
         telemetry=telemetry,
         policy=policy_of(config),
         journal_dir=config.journal_dir if config.backend_name != "memory" else None,
+        note=note,
         clock=clock,
     )
     retainer = None
@@ -193,7 +196,7 @@ async def assemble(
         engine=engine,
         bridge=bridge,
         saver=saver,
-        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes),
+        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, note),
         prober=prober,
         reconciler=reconciler,
         outages=outages,

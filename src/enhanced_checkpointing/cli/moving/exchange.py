@@ -17,6 +17,7 @@ from typing import IO
 
 from rich.console import Console
 
+from enhanced_checkpointing.cli.audit import note
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.moving.journaled import Journaled, journaled_for, looked_again
@@ -55,6 +56,8 @@ def run_export(source: str, file: str, thread_ids: Sequence[str], naming: Naming
     before = journaled_for(home(config), place)
     with _written(file) as stream:
         tally = asyncio.run(_exported(config, stream, thread_ids, showing))
+    where = "standard output" if file == STREAM else str(Path(file).absolute())
+    note(place.directory, home(config), "export", threads=thread_ids, file=where, exported=tally.threads)
     journaled = looked_again(before, home(config), place)
     words = Words(home(config), file, "exported")
     _show(tally, showing, words, journaled, sys.stderr if file == STREAM else sys.stdout)
@@ -66,6 +69,8 @@ def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: 
     config = naming.config(target)
     with _read(file) as stream:
         tally = asyncio.run(_imported(config, stream, naming.concurrency, orders, showing))
+    if not orders.rehearse:
+        note(naming.journal().directory, home(config), "import", file=file, imported=tally.threads)
     _show(tally, showing, Words(file, home(config), "imported"), None, sys.stdout)
     return ExitCode.FINE if tally.complete else ExitCode.WRONG
 

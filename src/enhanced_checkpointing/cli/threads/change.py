@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from enhanced_checkpointing.backends.directory import ThreadHead
+from enhanced_checkpointing.cli.audit import note
 from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.safe_text import one_line
@@ -137,6 +138,7 @@ async def _delete(configured: Configured, store: Store, thread_ids: Sequence[str
             await saver.adelete_thread(thread_id)
 
         await store.ask_saver("delete a thread", drop, CHANGE_SECONDS)
+        note(configured.journal_dir, store.home, "delete", threads=[thread_id])
 
 
 async def _prune(

@@ -1,0 +1,236 @@
+"""The audit trail: who deleted, erased, imported or exported what, and when, in one append-only log of JSON lines.
+
+Each line names the hash of the line before it, so that a changed or missing line is found. Beside the log is a small
+file with the number and hash of the newest line, by which a log that was cut at its end is found. Whoever can write
+both files can forge both: keep the hash that `checkpointing audit verify` prints elsewhere, and give it back to it.
+
+Both names begin with a dot, so that every release leaves them alone in the journal's directory.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.private_files import create_private, make_private_folder, open_own, own_directory
+from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.telemetry.events import Notice, Telemetry
+
+if sys.platform != "win32":
+    import fcntl
+
+LOG, HEAD = ".audit.jsonl", ".audit.head"
+
+FIRST = "0" * 64
+"""Stands for the hash of the line before the first."""
+
+NAMED = 1000
+"""Threads that an entry names; all are counted."""
+
+TAIL = 1024 * 1024
+"""Bytes that the newest line takes at most: ids have 4 KiB at most, and few have so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a look at the log found: `fault` says what is wrong with its first broken line, `line` which that is."""
+
+    entries: int
+    newest: str = FIRST
+    line: int | None = None
+    fault: str | None = None
+
+
+class Noting(Protocol):
+    async def __call__(self, action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
+        """Note what was done. What keeps it from being noted is told, and undoes nothing."""
+
+
+async def unnoted(action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
+    """Note nothing."""
+
+
+def hidden(name: str) -> str:
+    """An id as an erasure notes it: whoever knows the id finds it again, and nothing else tells it."""
+    return f"sha256:{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()}"
+
+
+class AuditTrail:
+    """The log of one directory, for a database that is told by its `home`. Everything raises `OSError`."""
+
+    def __init__(self, directory: Path, database: str = "", wall_clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._database = database
+        self._wall_clock = wall_clock
+
+    def note(self, action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
+        """Append an entry; it is durable when this returns."""
+        make_private_folder(self._directory)
+        with own_directory(self._directory) as folder, _locked(folder) as handle:
+            number, previous, end = _newest(handle)
+            if end != os.fstat(handle).st_size:
+                os.ftruncate(handle, end)  # of a process that died while it wrote, and was told nothing
+            entry = {
+                "number": number + 1,
+                "at": round(self._wall_clock(), 3),
+                "action": action,
+                "database": self._database,
+                "actor": _actor(),
+                "threads": len(threads),
+                "thread_ids": list(threads[:NAMED]),
+                **facts,
+                "previous": previous,
+            }
+            hashed = _hash_of(entry)
+            os.write(handle, f"{json.dumps({**entry, 'hash': hashed})}\n".encode())
+            os.fsync(handle)
+            _write_head(folder, number + 1, hashed)
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All entries that can be read, oldest first."""
+        for line in self._lines():
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+    def verify(self, known: str | None = None) -> Verdict:
+        """Look at the whole chain; `known` is the hash of an entry that must be in it."""
+        previous, number, hashes = FIRST, 0, set()
+        for number, line in enumerate(self._lines(), 1):
+            fault = _fault(line, number, previous)
+            if fault is not None:
+                return Verdict(number - 1, previous, number, fault)
+            previous = str(json.loads(line)["hash"])
+            hashes.add(previous)
+        head = self._head()
+        if head is None and number:
+            return Verdict(number, previous, number, f"{HEAD} is missing or damaged, so that a cut cannot be told")
+        if head is not None and (head[0] > number or (head[1] not in hashes and head[0])):
+            fault = f"entry {head[0]} was written and is not there: the log was cut at its end, or made anew"
+            return Verdict(number, previous, number + 1, fault)
+        if known is not None and known not in hashes:
+            return Verdict(number, previous, number, "no entry has the hash that was given: the log was made anew")
+        return Verdict(number, previous)
+
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            with own_directory(self._directory) as folder:
+                handle = open_own(LOG, os.O_RDONLY, folder=folder)
+        except FileNotFoundError:
+            return
+        with open(handle, "rb") as log:
+            yield from log
+
+    def _head(self) -> tuple[int, str] | None:
+        try:
+            with own_directory(self._directory) as folder, open(open_own(HEAD, os.O_RDONLY, folder=folder)) as head:
+                told = json.loads(head.read(1024))
+                return int(told["number"]), str(told["hash"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+def noting(config: CheckpointerConfig, database: str, telemetry: Telemetry) -> Noting:
+    """Notes of what is done with a configuration, in its journal's directory: where that is missing and no durable
+    journal makes it, and for a primary in memory, nothing is noted."""
+    directory = config.journal_dir.absolute()
+    if sys.platform == "win32" or config.backend_name == "memory":
+        return unnoted
+    if config.journal != "durable" and not directory.is_dir():
+        return unnoted
+    trail = AuditTrail(directory, database)
+
+    async def note(action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
+        try:
+            await in_thread_of_its_own(lambda: trail.note(action, threads=threads, **facts), name="audit")
+        except OSError as error:
+            what = f"{action} of {len(threads)} threads was done, and is not in the audit trail ({redact(error)})"
+            telemetry.emit(Notice("ERROR", what))
+
+    return note
+
+
+def _actor() -> dict[str, Any]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = str(os.geteuid())
+    return {"process": os.getpid(), "host": socket.gethostname(), "user": user}
+
+
+def _hash_of(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
+def _fault(line: bytes, number: int, previous: str) -> str | None:
+    """What is wrong with a line; None: nothing."""
+    try:
+        entry = json.loads(line)
+        hashed = entry.pop("hash")
+        if not line.endswith(b"\n"):
+            return "it was not written to its end"
+        if hashed != _hash_of(entry):
+            return "it is not what was written"
+        if entry["previous"] != previous or entry["number"] != number:
+            return "it does not follow from the one before it"
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return "it is no entry"
+    return None
+
+
+@contextmanager
+def _locked(folder: int) -> Iterator[int]:
+    """The log, made where it is missing, locked for one writer."""
+    with suppress(FileExistsError):
+        os.close(create_private(LOG, folder=folder))
+    handle = open_own(LOG, os.O_RDWR | os.O_APPEND, folder=folder)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _newest(handle: int) -> tuple[int, str, int]:
+    """The number and hash of the newest whole line, and where it ends."""
+    size = os.fstat(handle).st_size
+    start = max(0, size - 2 * TAIL)
+    data = os.pread(handle, size - start, start)
+    end = data.rfind(b"\n") + 1
+    if not end:
+        return 0, FIRST, start
+    line = data[data.rfind(b"\n", 0, end - 1) + 1 : end]
+    try:
+        entry = json.loads(line)
+        return int(entry["number"]), str(entry["hash"]), start + end
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return 0, FIRST, start + end  # `verify` finds the break; what happens is noted all the same
+
+
+def _write_head(folder: int, number: int, hashed: str) -> None:
+    try:
+        handle = create_private(HEAD, folder=folder)
+    except FileExistsError:
+        handle = open_own(HEAD, os.O_RDWR, folder=folder)
+    try:
+        os.pwrite(handle, f"{json.dumps({'number': number, 'hash': hashed}):<127}\n".encode(), 0)
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,75 @@
+"""The audit trail of real deletions, by methods, retention and commands; and what it says when it is not whole."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from enhanced_checkpointing.audit import LOG, AuditTrail
+from enhanced_checkpointing.threads.retention import RetentionPolicy
+from tests.support.checkpointer import opened, saver_of, sqlite
+from tests.support.retention import let_pass
+from tests.support.terminal import command
+from tests.support.two_processes import one_node
+
+
+async def talked(saver: Any, *thread_ids: str) -> None:
+    graph = one_node("say", lambda _: {"log": ["said"]}).compile(checkpointer=saver)
+    for thread_id in thread_ids:
+        await graph.ainvoke({"log": ["word"]}, {"configurable": {"thread_id": thread_id}})
+
+
+def test_what_methods_and_commands_delete_import_and_export_is_in_one_trail_that_is_whole(tmp_path: Path) -> None:
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+
+    async def delete() -> None:
+        async with opened(sqlite(file, journal_dir=journal)) as manager:
+            await talked(saver_of(manager), "by a method", "by prune", "by retention", "by a command", "stays")
+            await manager.delete_thread("by a method")
+            await manager.prune(["by prune"])
+            await manager.mark_completed("by retention")
+            let_pass(manager, 2)
+            policy = RetentionPolicy(active_days=9, completed_days=1)
+            await manager.run_retention(policy, dry_run=True)
+            await manager.run_retention(policy)
+
+    asyncio.run(delete())
+    variables = {"CHECKPOINT_JOURNAL_DIR": str(journal)}
+    assert command("threads", "delete", "by a command", "--yes", "--sqlite", file, **variables).code == 0
+    assert command("export", file, tmp_path / "out.jsonl", **variables).code == 0
+    assert command("import", tmp_path / "out.jsonl", tmp_path / "new.sqlite", **variables).code in (0, 2)
+
+    shown = command("audit", "show", "--json", **variables).report["entries"]
+    assert [(entry["action"], entry["thread_ids"]) for entry in reversed(shown)][:5] == [
+        ("delete", ["by a method"]),
+        ("prune keep_latest", ["by prune"]),
+        ("retention delete", ["by retention"]),
+        ("delete", ["by a command"]),
+        ("export", []),
+    ]
+    assert {entry["database"] for entry in shown[-3:]} == {shown[-1]["database"]}
+    one = command("audit", "show", "--json", "--thread", "by prune", **variables).report["entries"]
+    assert [entry["action"] for entry in one] == ["prune keep_latest"]
+    page = command("audit", "show", "--json", "--limit", 2, **variables).report
+    rest = command("audit", "show", "--json", "--before", page["before"], **variables).report
+    assert page["entries"] + rest["entries"] == shown
+    assert "by a method" in command("audit", "show", **variables).words
+
+    assert command("audit", "verify", **variables).code == 0
+    log = journal / LOG
+    log.write_bytes(log.read_bytes().replace(b"by a method", b"by a madman"))
+    broken = command("audit", "verify", "--json", **variables)
+    assert (broken.code, broken.report["line"]) == (1, 1)
+    assert "Line 1" in command("audit", "verify", **variables).words
+
+
+async def test_deletion_is_done_and_told_where_the_trail_cannot_be_written(tmp_path: Path, caplog: Any) -> None:
+    async with opened(sqlite(tmp_path / "agents.sqlite", journal_dir=tmp_path / "journal")) as manager:
+        await talked(saver_of(manager), "gone")
+        (tmp_path / "journal" / LOG).symlink_to(tmp_path / "elsewhere")
+        assert await manager.delete_thread("gone")
+        assert await manager.get_thread("gone") is None
+    assert "is not in the audit trail" in caplog.text
+    assert not (tmp_path / "elsewhere").exists()
+    assert AuditTrail(tmp_path / "other").verify().entries == 0
