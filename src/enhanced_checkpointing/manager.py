@@ -34,6 +34,7 @@ from enhanced_checkpointing.telemetry.log import LoggingSink
 from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.methods import ThreadMethods
+from enhanced_checkpointing.tombstones import Tombstones
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.assembly import assemble, background
 from enhanced_checkpointing.upkeep.parts import Parts
@@ -261,6 +262,9 @@ class EnhancedCheckpointerManager(ThreadMethods):
             serializer=serializer,
             telemetry=telemetry,
             note=noting(config, backend.home(), telemetry),
+            tombstones=Tombstones(
+                config.journal_dir.absolute() if journal and journal.durable else None, backend.home()
+            ),
         )
         stack.callback(self._forget_parts)
         telemetry.observe(self._gauges)

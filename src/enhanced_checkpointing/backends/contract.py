@@ -385,6 +385,13 @@ class Backend:
     async def renew(self) -> None:
         """Drop what an outage left stale; called after a probe passed, before live calls come back."""
 
+    async def scrub(self) -> Sequence[str]:
+        """Leave nothing in the files of the database of what was deleted; returns what remains all the same, and why.
+
+        The default cleans nothing.
+        """
+        return ["what the database's own files keep of deleted rows: this backend cannot clean them"]
+
     async def fence(self, thread_id: str) -> bool:
         """Make sure that no attempt left behind can still write to a thread; False if one still may."""
         return True

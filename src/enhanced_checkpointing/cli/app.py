@@ -13,7 +13,7 @@ from enhanced_checkpointing.cli.app_journal import journal
 from enhanced_checkpointing.cli.app_moving import moving
 from enhanced_checkpointing.cli.app_retention import retention
 from enhanced_checkpointing.cli.app_threads import threads
-from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, command
+from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, ID, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
@@ -148,3 +148,27 @@ def setup(
     from enhanced_checkpointing.cli import setup as work
 
     return work.run(options, wait=wait, timeout=timeout, as_json=as_json)
+
+
+@command(app, takes=DATABASE_AND_JOURNAL)
+def erase(
+    options: Options,
+    as_json: bool,
+    thread: Annotated[str | None, typer.Option(help="This thread.", show_default=False), ID] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(help="All threads of this user; with --thread: only if it is theirs.", show_default=False),
+        ID,
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be erased.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> ExitCode:
+    """Erase what is stored of a thread or a user: in the database, the journal, dead letters and quarantine.
+
+    What ended processes left in the journal is taken over and drained, as a start does. A receipt says what remains.
+
+    Exit code 0: nothing is left to be done. 1: something is erased later, or by asking again. 2: not possible.
+    """
+    from enhanced_checkpointing.cli import erase as work
+
+    return work.run(options, thread, user, dry_run=dry_run, yes=yes, as_json=as_json)

@@ -20,10 +20,10 @@ from langgraph.checkpoint.base import (
 )
 
 from enhanced_checkpointing.backends.directory import user_of
-from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.identifiers import USER_ID
-from enhanced_checkpointing.operations import asks_for_thread, thread_of
+from enhanced_checkpointing.operations import asks_for_thread, checkpoint_id_of, thread_of
 from enhanced_checkpointing.ownership import (
     ASKED_TO_SHARE,
     NO_THREAD,
@@ -34,6 +34,7 @@ from enhanced_checkpointing.ownership import (
     ownership_of,
     user_in,
 )
+from enhanced_checkpointing.tombstones import Tombstones
 
 MOST = 100_000
 """Threads whose owner is remembered; those that were learned of the longest ago are forgotten first."""
@@ -45,9 +46,10 @@ class OwnerCheck:
     All methods run on the manager's event loop. Without `enforced` owners are recorded, and nothing is refused.
     """
 
-    def __init__(self, engine: Engine, *, enforced: bool) -> None:
+    def __init__(self, engine: Engine, *, enforced: bool, tombstones: Tombstones | None = None) -> None:
         self._engine = engine
         self._enforced = enforced
+        self._tombstones = tombstones
         self._known: dict[str, Ownership] = {}
 
     # What LangGraph asks for
@@ -104,6 +106,7 @@ class OwnerCheck:
         self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, versions: ChannelVersions
     ) -> RunnableConfig:
         thread_id, user = thread_of(config), user_in(config)
+        self._refuse_erased(thread_id, checkpoint["id"], checkpoint_id_of(config))
         becomes = ownership = self._known.get(thread_id)
         if user is not None:
             ownership = ownership or await self._look(thread_id)
@@ -124,6 +127,7 @@ class OwnerCheck:
     async def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> None:
+        self._refuse_erased(thread_of(config), checkpoint_id_of(config))
         if (user := user_in(config)) is not None:
             thread_id = thread_of(config)
             self._admit(thread_id, self._known.get(thread_id) or await self._look(thread_id), user)
@@ -185,6 +189,14 @@ class OwnerCheck:
             if len(self._known) > MOST:
                 del self._known[next(iter(self._known))]
         return told
+
+    def _refuse_erased(self, thread_id: str, *checkpoint_ids: str | None) -> None:
+        """A turn that began before its thread was erased holds what must not come back."""
+        if self._tombstones is not None and self._tombstones.forbids(thread_id, *checkpoint_ids):
+            raise CheckpointNotFoundError(
+                f"Thread {quoted(thread_id)} was erased while this turn was under way; nothing of it is stored "
+                "any more. Begin a new turn."
+            )
 
     def _admit(self, thread_id: str, ownership: Ownership, user: str) -> None:
         if user == ownership.owner or not self._enforced:

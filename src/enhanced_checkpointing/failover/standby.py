@@ -110,6 +110,10 @@ class Standby:
             return UNKNOWN
         return thread.head(checkpoint_ns)
 
+    def thread_ids(self) -> list[str]:
+        """Of which threads `knows` is true."""
+        return [*self._threads, *self._empty]
+
     def knows(self, thread_id: str) -> bool:
         """Whether anything of a thread is warm, or it is known to be empty."""
         return thread_id in self._threads or thread_id in self._empty

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -111,6 +111,8 @@ class Book:
         self._appended: Counter[str] = Counter()
         """Records of each thread in the active file."""
         self._has_spare = False
+        self._moved: dict[int, int] = {}
+        """Of the records that were written anew: by which sequence each was known before, and which it has now."""
 
     @property
     def is_settled(self) -> bool:
@@ -141,6 +143,7 @@ class Book:
             OSError: nothing of it is acknowledged.
         """
         for_marks = all(draft.kind is not Kind.RECORD for draft in drafts)
+        drafts = [self._renumbered(draft) for draft in drafts]
         if self.is_lost:
             return self._append_lost(drafts, for_marks=for_marks)
         try:
@@ -193,12 +196,51 @@ class Book:
             self._active = None
             raise OSError(errno.EIO, "what was written is not what is read")
 
+    def rewrite(self, gone: Collection[int]) -> None:
+        """Drop records, and write the others that are needed into a new file: what else the files before it held is
+        nowhere then. A damaged file stays, as do the records in it that cannot be read.
+
+        Whoever knows a record by its sequence may go on to.
+
+        Raises:
+            OSError: nothing, or only a part of it, was done; it may be asked for again.
+        """
+        if self.is_lost or not self.files:
+            return
+        gone = {self._moved.get(sequence, sequence) for sequence in gone} & self.places.keys()
+        read = {sequence: self._read_at(sequence) for sequence in sorted(self.places.keys() - gone)}
+        kept = {sequence: draft for sequence, draft in read.items() if draft is not None}
+        file = self._begin_file(spare=False)
+        new = dict(zip(kept, range(self.next_sequence, self.next_sequence + len(kept)), strict=True))
+        buried = [marks.buried(new[one], error) for one, error in self.buried.items() if one in new]
+        if done := [*gone, *kept]:
+            self._append_to(file, [*kept.values(), *buried, marks.applied(done)])
+        self._moved = {known: new.get(now, now) for known, now in self._moved.items() if now not in gone} | new
+        self._moved = {known: now for known, now in self._moved.items() if now in self.places}
+        for number in sorted(self.leftovers):
+            with suppress(FileNotFoundError):
+                self._disk.remove(self.name_of(number))
+            self.leftovers.discard(number)
+        self._disk.sync_names()
+
+    def _renumbered(self, draft: Draft) -> Draft:
+        """A mark of records that were written anew, made of what they were known by before."""
+        if self._moved and draft.kind is Kind.APPLIED:
+            return marks.applied(self._moved.get(one, one) for one in _sequences_in(draft))
+        if self._moved and draft.kind is Kind.BURIED:
+            sequence, error = marks.buried_in(draft)
+            return marks.buried(self._moved.get(sequence, sequence), error)
+        return draft
+
     def read(self, sequence: int) -> Draft | None:
         """A record as it is on the disk; None where that is not what was written.
 
         Raises:
             OSError: the disk does not answer.
         """
+        return self._read_at(self._moved.get(sequence, sequence))
+
+    def _read_at(self, sequence: int) -> Draft | None:
         place = self.places[sequence]
         try:
             data = self._read(self.files[place.file], place.offset, place.length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -226,6 +226,21 @@ class Journal(Protocol):
 
     def diverted(self, thread_id: str) -> str | None:
         """The thread that takes what is journaled of this one, once that was decided."""
+
+    @property
+    def identities(self) -> Collection[str]:
+        """Of the files that this process writes, or has taken over."""
+
+    def forget(self, thread_id: str, is_gone: Callable[[JournalEntry], bool]) -> int:
+        """Forget records of a thread that is not being drained, dead letters too, and its damage; returns how many.
+        Until `rewrite` the disk still has them."""
+
+    async def rewrite(self) -> None:
+        """Write what is needed anew, so that the disk has nothing of what was forgotten or is done.
+
+        Raises:
+            CheckpointUnavailableError: it still has some of that; it may be tried again.
+        """
 
     async def check(self) -> None:
         """Write, read back and remove a record that means nothing.

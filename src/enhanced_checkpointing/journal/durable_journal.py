@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -101,6 +101,8 @@ class DurableJournal:
         self._index = Index(capacity)
         self._homes: dict[int, tuple[Book, int]] = {}
         """Of every entry: its book, and its sequence there."""
+        self._erased: dict[Book, set[int]] = {}
+        """Of every book the records that are forgotten and may be on the disk."""
         self._committer = Committer(self._shelf.run, self._told)
         self._doubtful: list[tuple[Book, str, int]] = []
         """Records that were not stored, and may be found all the same: their books, threads and bytes."""
@@ -355,6 +357,34 @@ class DurableJournal:
         if (own := self._shelf.own) is not None and own is not last:
             await self._committer.submit(own, mark, stored=lambda _: None)  # for what comes behind it
         await self._committer.submit(last, mark, stored=lambda _: self._index.divert(thread_id, target))
+
+    @property
+    def identities(self) -> Collection[str]:
+        return {book.identity for book in self._shelf.books}
+
+    def forget(self, thread_id: str, is_gone: Callable[[JournalEntry], bool]) -> int:
+        gone = self._index.erase(thread_id, is_gone)
+        for entry in gone:
+            book, sequence = self._homes.pop(entry.sequence)
+            self._erased.setdefault(book, set()).add(sequence)
+        self._let_go(thread_id)
+        if not self._index.holds(thread_id):
+            self._undivert(thread_id)
+        self._alarm()
+        return len(gone)
+
+    async def rewrite(self) -> None:
+        try:
+            await self._shelf.run(self._rewrite)
+        except OSError as error:
+            what = f"The files of the journal could not be written anew ({redact(error)})"
+            raise CheckpointUnavailableError(f"{what}: what was forgotten may be in them. Try again.") from None
+
+    def _rewrite(self) -> None:
+        """Runs where the books are used."""
+        for book in self._shelf.books:
+            book.rewrite(self._erased.get(book, ()))
+            self._erased.pop(book, None)
 
     def _forget(self, entries: Sequence[JournalEntry], _: int) -> None:
         thread_id = entries[0].thread_id

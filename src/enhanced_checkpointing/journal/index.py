@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush, merge
@@ -255,6 +255,26 @@ class Index:
         """What is journaled of a thread goes into `target` from now on, or into the thread itself again."""
         if (held := self._held.get(thread_id)) is not None:
             held.target = target
+
+    def erase(self, thread_id: str, is_gone: Callable[[JournalEntry], bool]) -> list[JournalEntry]:
+        """Forget records of a thread that is not being drained, dead letters too, and what was said of its damage."""
+        held = self._held.get(thread_id)
+        if held is None:
+            return []
+        letters = [letter.entry for letter in held.dead_letters if is_gone(letter.entry)]
+        gone = [entry for entry in held.entries if is_gone(entry)]
+        held.dead_letters = [letter for letter in held.dead_letters if letter.entry not in letters]
+        held.entries = deque(entry for entry in held.entries if entry not in gone)
+        held.damaged = False
+        self._pending -= len(gone)
+        for entry in gone:
+            self._gone(held, entry)
+        if not held.frozen:
+            self._frozen.pop(thread_id, None)
+        self._note_oldest(held)
+        self._release(thread_id, held)
+        self._let_in()
+        return [*letters, *gone]
 
     # What is known
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from enhanced_checkpointing.journal.contract import (
     Appending,
@@ -27,6 +27,7 @@ class MemoryJournal:
 
     durable = False
     workers = None
+    identities: Collection[str] = ()
 
     def __init__(self, capacity: int, wall_clock: Callable[[], float] = time.time) -> None:
         self._wall_clock = wall_clock
@@ -88,6 +89,15 @@ class MemoryJournal:
 
     async def divert(self, thread_id: str, target: str) -> None:
         self._index.divert(thread_id, target)
+
+    def forget(self, thread_id: str, is_gone: Callable[[JournalEntry], bool]) -> int:
+        gone = self._index.erase(thread_id, is_gone)
+        for entry in gone:
+            del self._operations[entry.sequence]
+        return len(gone)
+
+    async def rewrite(self) -> None:
+        """Nothing to do: what is forgotten is nowhere."""
 
     async def check(self) -> None:
         """Memory can always be written."""

@@ -22,6 +22,7 @@ from enhanced_checkpointing.failover.saver import FailoverSaver
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.identifiers import USER_ID, text_of
 from enhanced_checkpointing.serialization import without_objects
+from enhanced_checkpointing.threads.erasure import Erasure, ErasureReceipt
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from enhanced_checkpointing.threads.sweep import Sweep
@@ -44,6 +45,7 @@ class ThreadDirectory:
         owners: OwnerCheck,
         presumes_empty: Callable[[str], bool],
         note: Noting,
+        erasure: Erasure,
     ) -> None:
         self._saver = saver
         self._maintenance = maintenance
@@ -53,6 +55,7 @@ class ThreadDirectory:
         self._owners = owners
         self._presumes_empty = presumes_empty
         self._note = note
+        self._erasure = erasure
 
     async def find(
         self, user_id: str | None, limit: int, before: str | Mapping[str, Any] | None, metadata: Mapping[str, Any]
@@ -106,6 +109,9 @@ class ThreadDirectory:
         await self._saver.adelete_thread(thread_id)
         await self.bridge.bring(lambda: self._note("delete", threads=[thread_id]))
         return existed
+
+    async def erase(self, thread_id: str | None, user_id: str | None, dry_run: bool) -> ErasureReceipt:
+        return await self.bridge.bring(lambda: self._erasure.erase(thread_id, user_id, dry_run=dry_run))
 
     async def copy(self, source_thread_id: str, target_thread_id: str | None, user_id: str | None) -> str:
         """Copy a thread, and return the id of the copy.

@@ -7,6 +7,7 @@ from typing import Any
 
 from enhanced_checkpointing.backends.directory import COMPLETED, FAILED
 from enhanced_checkpointing.threads.directory import Entry, ThreadDirectory
+from enhanced_checkpointing.threads.erasure import ErasureReceipt
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from enhanced_checkpointing.threads.sweep import Sweep
 
@@ -96,6 +97,32 @@ class ThreadMethods:
         """`delete_thread` for code without a loop."""
         threads = self._threads
         return threads.bridge.wait(lambda: threads.delete(thread_id, user_id))
+
+    async def erase(
+        self, *, thread_id: str | None = None, user_id: str | None = None, dry_run: bool = False
+    ) -> ErasureReceipt:
+        """Erase one thread, or all threads of a user, from the database, the journal, its dead letters and the copies
+        of its damaged files, so that no bytes of what was said stay there; and say what remains elsewhere.
+
+        A user's threads are those that the user owns, and those without an owner that name the user. With both, the
+        thread is erased only if it belongs to no other user. Quarantined branches of an outage go with their thread.
+
+        In an outage a thread is erased from the journal now, and from the database when that is back: `pending` says
+        so. Other processes of the same journal directory forget the thread too, when they next look; a turn of it that
+        is under way is refused with `CheckpointNotFoundError`. Asked for again, it finishes what was interrupted.
+
+        Raises:
+            CheckpointNotFoundError: the thread belongs to another user.
+            CheckpointUnavailableError: in an outage, for all threads of a user, which only the primary knows.
+        """
+        return await self._threads.erase(thread_id, user_id, dry_run)
+
+    def erase_sync(
+        self, *, thread_id: str | None = None, user_id: str | None = None, dry_run: bool = False
+    ) -> ErasureReceipt:
+        """`erase` for code without a loop."""
+        threads = self._threads
+        return threads.bridge.wait(lambda: threads.erase(thread_id, user_id, dry_run))
 
     async def copy_thread(
         self, source_thread_id: str, target_thread_id: str | None = None, *, user_id: str | None = None

@@ -25,11 +25,14 @@ from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 from enhanced_checkpointing.threads.directory import ThreadDirectory
+from enhanced_checkpointing.threads.erasure import Erasure
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import policy_of
 from enhanced_checkpointing.threads.sweeper import Sweeper
+from enhanced_checkpointing.tombstones import Tombstones
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.canary import Canary
+from enhanced_checkpointing.upkeep.divergence import APART
 from enhanced_checkpointing.upkeep.heir import Heir
 from enhanced_checkpointing.upkeep.outages import Outages
 from enhanced_checkpointing.upkeep.parts import Parts
@@ -59,11 +62,12 @@ async def assemble(
     nature: Nature = Nature(),
     watch: Callable[[bool, str], None] = lambda opened, reason: None,
     note: Noting = unnoted,
+    tombstones: Tombstones | None = None,
 ) -> Parts:
     """Put everything between LangGraph and an open backend and journal; the stack closes it in reverse.
 
     Nothing has asked the primary yet, and nothing runs in the background. `watch(opened, reason)` is told first when
-    the breaker moves; `note` keeps the audit trail.
+    the breaker moves; `note` keeps the audit trail, `tombstones` what was erased.
     """
 
     def breaker_moved(opened: bool, reason: str) -> None:
@@ -105,7 +109,8 @@ async def assemble(
         wall_clock=nature.wall_clock,
     )
     stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
-    owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce")
+    tombstones = tombstones or Tombstones(None, backend.home())
+    owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
     maintenance = Maintenance(
         backend=backend,
         guard=guard,
@@ -126,6 +131,25 @@ async def assemble(
 
     outages = Outages(backend.name, telemetry, lambda: status.counts(parts), clock)
     canary, reconciler = None, None
+
+    async def undrained(thread_id: str) -> None:
+        if reconciler is not None:
+            await reconciler.undrained(thread_id)
+
+    erasure = Erasure(
+        backend=backend,
+        maintenance=maintenance,
+        engine=engine,
+        owners=owners,
+        standby=standby,
+        journal=journal,
+        tombstones=tombstones,
+        undrained=undrained,
+        note=note,
+        apart=APART,
+        seconds=config.deadline,
+        patience=2 * max(config.probe_interval, config.probe_backoff_max),
+    )
     besides = [UnreadableThreads(backend, guard, breaker, telemetry, clock, config.deadline).look]
     if journal is not None:
         canary = Canary(journal, telemetry, clock, config.deadline)
@@ -149,7 +173,9 @@ async def assemble(
         engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
         heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
         stack.push_async_callback(heir.close)
-        besides += [canary.check, heir.look]
+        if tombstones.directory is not None:
+            reconciler.before_drain = erasure.before_drain
+        besides += [canary.check, heir.look, erasure.look]
         if engine.others is not None:
             engine.others.take_over = heir.take_over
             stack.push_async_callback(engine.others.close)
@@ -196,7 +222,9 @@ async def assemble(
         engine=engine,
         bridge=bridge,
         saver=saver,
-        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, note),
+        threads=ThreadDirectory(
+            saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, note, erasure
+        ),
         prober=prober,
         reconciler=reconciler,
         outages=outages,

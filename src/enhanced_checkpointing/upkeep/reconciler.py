@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -72,6 +72,8 @@ class Reconciler:
         )
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
+        self.before_drain: Callable[[str], Awaitable[None]] = _nothing_first
+        """Awaited before each drain of a thread."""
         self._draining: dict[str, asyncio.Task[Drain]] = {}
 
     @property
@@ -173,11 +175,19 @@ class Reconciler:
         """Drain a thread once, however many ask for it at the same time."""
         task = self._draining.get(thread_id)
         if task is None:
-            task = asyncio.create_task(self._replay.drain(thread_id), name=f"drain {thread_id}")
+            task = asyncio.create_task(self._drain(thread_id), name=f"drain {thread_id}")
             self._draining[thread_id] = task
             task.add_done_callback(lambda _: self._ended(thread_id))
         return task
 
+    async def _drain(self, thread_id: str) -> Drain:
+        await self.before_drain(thread_id)
+        return await self._replay.drain(thread_id)
+
     def _ended(self, thread_id: str) -> None:
         del self._draining[thread_id]
         self._changed.set()
+
+
+async def _nothing_first(_: str) -> None:
+    """By default a thread is drained as it is."""

@@ -44,6 +44,9 @@ class MemoryBackend(Backend):
         super().__init__(config, serializer)
         self.saver = self._memory = MaintainedMemorySaver(serde=serializer)
 
+    async def scrub(self) -> Sequence[str]:
+        return []
+
     def home(self) -> str:
         return MEMORY
 

@@ -206,6 +206,22 @@ class PostgresBackend(Backend):
     async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
         return await describe(self._threads, thread_ids)
 
+    async def scrub(self) -> Sequence[str]:
+        """Plain VACUUM: it lets space be used again, and overwrites nothing."""
+        refused: list[str] = []
+        if self._connections.behind_pooler:
+            refused.append("behind a transaction pooler nothing is vacuumed")
+        else:
+            async with self._connections.alone() as connection:
+                connection.add_notice_handler(lambda told: refused.append(str(told.message_primary)))
+                for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
+                    await connection.execute(f"VACUUM {table}")
+        why = f" ({'; '.join(refused)})" if refused else ""
+        return [
+            f"freed space in the files of the tables, until it is used again or VACUUM FULL writes them anew{why}",
+            "the server's write-ahead log, until it is recycled, and whatever archives it",
+        ]
+
     async def has_thread_index(self) -> bool:
         return await self._thread_index.is_there()
 

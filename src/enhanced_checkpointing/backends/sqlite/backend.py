@@ -252,6 +252,12 @@ class SqliteBackend(Backend):
         missing = self._index_missing_because
         return {"thread_index_missing": missing} if missing is not None else {}
 
+    async def scrub(self) -> Sequence[str]:
+        if self._in_memory:
+            return []
+        busy = await in_thread_of_its_own(partial(_cleaned, self._path, self.config.deadline), "clean the SQLite file")
+        return ["the -wal file of the database, which a reader holds: erase again"] if busy else []
+
     async def fence(self, thread_id: str) -> bool:
         if self._retired:
             await asyncio.wait(set(self._retired), timeout=self.config.deadline)
@@ -338,6 +344,15 @@ def _make_private(path: str) -> None:
     would itself make it as the umask says."""
     with suppress(OSError):  # it is there; or SQLite finds out what is wrong with the path, and says it in its words
         os.close(create_private(os.path.realpath(path)))
+
+
+def _cleaned(path: str, seconds: float) -> bool:
+    """Write a database anew, without what was deleted, and empty its -wal file; True: a reader keeps that."""
+    uri = f"{Path(path).absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None)) as connection:
+        connection.execute("VACUUM")
+        (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return bool(busy)
 
 
 def _fold_in(path: str) -> None:

@@ -1,0 +1,417 @@
+"""Erasing what is stored of a thread, or of a user: in every place that this process reaches, and what remains told.
+
+A tombstone comes first. From then on no process that has read it stores what was made of the thread before; so that an
+erasure that is stopped anywhere is finished by asking for it again. Each place erases for itself and says what remains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from enhanced_checkpointing.audit import AuditTrail, Noting, hidden
+from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.directory import ThreadHead, user_of
+from enhanced_checkpointing.errors import CheckpointerError, CheckpointUnavailableError, redact
+from enhanced_checkpointing.failover.engine import Engine
+from enhanced_checkpointing.failover.maintenance import Maintenance
+from enhanced_checkpointing.failover.owner_check import OwnerCheck
+from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.identifiers import USER_ID, text_of
+from enhanced_checkpointing.journal.adoption import LOCK, books_in
+from enhanced_checkpointing.journal.contract import Journal, JournalEntry
+from enhanced_checkpointing.journal.disk import QUARANTINE, RealDisk
+from enhanced_checkpointing.journal.frames import scan
+from enhanced_checkpointing.journal.survey import survey
+from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.ownership import ownership_of
+from enhanced_checkpointing.private_files import open_own, own_directory
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.tombstones import Tombstones
+
+PAGE = 500
+"""Threads that are looked at in one go."""
+
+CLEAN_PATIENCE = 720
+"""How many ordinary deadlines cleaning the database's files may take: a large SQLite file is written anew."""
+
+GLANCE_SECONDS = 0.1
+
+EXPORTS_NAMED = 20
+
+ALWAYS = (
+    "backups, replicas and copies of the database and of its disks, which nothing here reaches",
+    "the warm copies and journals of applications on other machines: restart those that used the thread",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureReceipt:
+    """What was erased, where and when. Plain values; `as_json` has the same for scripts."""
+
+    at: str
+    """ISO 8601."""
+    database: str
+    user_id: str | None
+    thread_ids: tuple[str, ...]
+    """Those that were asked for, and the siblings that a quarantined branch made of them."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """For each place, how much of what was in it."""
+    pending: tuple[str, ...] = ()
+    """What is not erased yet, and when it will be. Ask for the erasure again to see whether it is."""
+    remains: tuple[str, ...] = ()
+    """What this cannot reach, and why."""
+    exports: tuple[str, ...] = ()
+    """Files that were exported and may hold something of it, as the audit trail tells."""
+    dry_run: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is erased that can be reached from here."""
+        return not self.pending
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"status": "complete" if self.complete else "pending", **asdict(self)}
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    thread_ids: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    pending: list[str] = field(default_factory=list)
+    remains: list[str] = field(default_factory=list)
+
+
+class Erasure:
+    """Erases, and keeps erased what any process of the journal's directory has erased. On the manager's loop."""
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        maintenance: Maintenance,
+        engine: Engine,
+        owners: OwnerCheck,
+        standby: Standby,
+        journal: Journal | None,
+        tombstones: Tombstones,
+        undrained: Callable[[str], Awaitable[None]],
+        note: Noting,
+        apart: str,
+        seconds: float,
+        patience: float,
+    ) -> None:
+        self._backend = backend
+        self._maintenance = maintenance
+        self._engine = engine
+        self._owners = owners
+        self._standby = standby
+        self._journal = journal
+        self._tombstones = tombstones
+        self._undrained = undrained
+        self._note = note
+        self._apart = apart
+        self._seconds = seconds
+        self._patience = patience
+        self._unread = True
+        self._behind = False
+        """The disk still has what the journal has forgotten."""
+
+    # Keeping what was erased away
+
+    async def look(self) -> None:
+        """Honour what other processes have erased since the last look."""
+        if await self._refreshed():
+            erased = {*self._standby.thread_ids(), *(self._journal.held_threads() if self._journal else ())}
+            await self._forget([one for one in erased if self._tombstones.erased_at(one) is not None], rewrite=True)
+        elif self._behind:
+            await self._rewrite()
+
+    async def before_drain(self, thread_id: str) -> None:
+        """Honour it for a thread that is about to be drained, by the drain itself."""
+        if await self._refreshed():
+            self._unread = True  # the others are looked at by the next look
+        if self._tombstones.erased_at(thread_id) is not None and self._drop(thread_id):
+            await self._rewrite()
+
+    async def _refreshed(self) -> bool:
+        if self._tombstones.directory is None:
+            return False
+        reading = asyncio.ensure_future(in_thread_of_its_own(self._tombstones.refresh, "read what was erased"))
+        done, _ = await asyncio.wait({reading}, timeout=self._seconds)
+        unread, self._unread = self._unread, not done or reading.exception() is not None
+        return bool(done) and reading.exception() is None and (reading.result() or unread)
+
+    async def _forget(self, thread_ids: Sequence[str], *, rewrite: bool) -> int:
+        """Forget what this process has of erased threads; returns how many records of its journal that were."""
+        count = 0
+        for thread_id in thread_ids:
+            await self._undrained(thread_id)
+            count += self._drop(thread_id)
+        if rewrite or count:
+            await self._rewrite()
+        return count
+
+    def _drop(self, thread_id: str) -> int:
+        at = self._tombstones.erased_at(thread_id) or 0.0
+
+        def is_gone(entry: JournalEntry) -> bool:
+            if entry.name == DeleteThread.name:
+                return False  # it does no harm, and is what erases the thread in the database
+            base = entry.base_head if isinstance(entry.base_head, str) else None
+            return entry.journaled_at <= at or self._tombstones.forbids(thread_id, entry.checkpoint_id, base)
+
+        self._owners.forget([thread_id])
+        self._standby.forget(thread_id)
+        return self._journal.forget(thread_id, is_gone) if self._journal is not None else 0
+
+    async def _rewrite(self) -> None:
+        if self._journal is None:
+            return
+        try:
+            await self._journal.rewrite()
+            self._behind = False
+        except CheckpointUnavailableError:
+            self._behind = True
+
+    # Erasing
+
+    async def erase(self, thread_id: str | None, user_id: str | None, *, dry_run: bool = False) -> ErasureReceipt:
+        """Erase one thread, or all of a user; of a user who is not its owner, none."""
+        if thread_id is None and user_id is None:
+            raise CheckpointerError("Name a thread or a user; nothing was erased.")
+        user = None if user_id is None else text_of(user_id, USER_ID)
+        at, done = time.time(), _UnderWay()
+        if thread_id is not None:
+            thread_id = text_of(thread_id, "thread_id")
+            await self._owners.require(thread_id, user, as_owner=True)
+        await self._find(done, thread_id, user)
+        if not dry_run:
+            at = time.time()
+            others = await self._blocking(self._others)
+            await self._bury(done, at)
+            done.counts["journal records"] += await self._forget(done.thread_ids, rewrite=True)
+            if self._behind:
+                done.pending.append("the journal of this process: its disk takes no writes; it is tried again")
+            await self._wait_for(others, done)
+            await self._delete(done)
+            await self._quarantined(done)
+            await self._note(
+                "erase",
+                threads=[hidden(one) for one in done.thread_ids],
+                user=hidden(user) if user is not None else None,
+                counts=dict(done.counts),
+                pending=len(done.pending),
+            )
+        return ErasureReceipt(
+            at=datetime.fromtimestamp(at, UTC).isoformat(),
+            database=self._backend.home(),
+            user_id=user,
+            thread_ids=tuple(done.thread_ids),
+            counts=dict(done.counts),
+            pending=tuple(done.pending),
+            remains=(*done.remains, *ALWAYS),
+            exports=tuple(await self._blocking(lambda: self._exports(done.thread_ids))),
+            dry_run=dry_run,
+        )
+
+    async def _find(self, done: _UnderWay, thread_id: str | None, user: str | None) -> None:
+        """Which threads are meant. What only a journal holds is known by the warm copy, if at all."""
+        found: dict[str, None] = {} if thread_id is None else {thread_id: None}
+        held = self._journal.held_threads() if self._journal is not None else ()
+        for one in held:
+            if thread_id is None and user is not None and self._is_of(self._warm_metadata(one), user):
+                found[one] = None
+        if self._journal is not None:
+            found |= {target: None for one in [*found] if (target := self._journal.diverted(one)) is not None}
+        others = 0
+        try:
+            async for page in self._pages():
+                wanted = [one for one in page if thread_id is None or one.partition(self._apart)[0] == thread_id]
+                for head in await self._ask(lambda one: one.describe(wanted)) if wanted else ():  # noqa: B023
+                    if thread_id is not None or (user is not None and self._is_of(head.metadata, user, head)):
+                        found[head.thread_id] = None
+                        done.counts["checkpoints in the database"] += head.checkpoints
+                    elif user is not None and user_of(head.metadata) == user:
+                        others += 1
+        except CheckpointUnavailableError:
+            if thread_id is None:
+                raise
+            done.pending.append("branches of an outage beside the thread: only the database knows them; erase again")
+        if others:
+            done.remains.append(f"{others} threads that belong to other owners and name this user")
+        done.thread_ids = [*found]
+
+    def _is_of(self, metadata: Any, user: str, head: ThreadHead | None = None) -> bool:
+        """A user's threads are those that the user owns, and those without an owner that name the user."""
+        own = ownership_of(metadata)
+        return own.owner == user if own is not None else (head.user_id if head else user_of(metadata)) == user
+
+    def _warm_metadata(self, thread_id: str) -> Any:
+        try:
+            found = self._standby.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
+        except CheckpointUnavailableError:
+            return {}
+        return found.metadata if found is not None else {}
+
+    async def _pages(self) -> AsyncIterator[Sequence[str]]:
+        after: str | None = None
+        while page := await self._ask(lambda one: one.thread_ids(after, PAGE)):  # noqa: B023
+            yield page
+            after = page[-1]
+
+    async def _ask(self, question: Callable[[Backend], Awaitable[Any]], patience: int = 12) -> Any:
+        return await self._maintenance.consult("erase", [], question, frozen=False, patience=patience)
+
+    async def _bury(self, done: _UnderWay, at: float) -> None:
+        self._tombstones.set(done.thread_ids, at)
+        try:
+            await self._blocking(lambda: self._tombstones.add(done.thread_ids, at))
+        except OSError as error:
+            done.pending.append(
+                f"what other processes of this machine hold: they could not be told ({redact(error)}); erase again"
+            )
+
+    async def _delete(self, done: _UnderWay) -> None:
+        """In the database; last, as until then another process may have brought something to it."""
+        waiting = []
+        for thread_id in done.thread_ids:
+            self._standby.forget(thread_id)  # what it knew would spare what others have written since
+            try:
+                await self._owners.delete_thread(thread_id)
+            except CheckpointUnavailableError as error:  # another process holds it, or there is no journal
+                done.pending.append(f"a thread in the database ({redact(error)}); erase again")
+                continue
+            done.counts["journal records"] += await self._forget([thread_id], rewrite=False)
+            if self._journal is not None and self._journal.holds(thread_id):
+                await self._engine.drain_first(thread_id, Deadline(time.monotonic, self._seconds))
+                if self._journal.holds(thread_id):
+                    waiting.append(thread_id)
+        if waiting:
+            done.pending.append(f"{len(waiting)} threads in the database: the journal deletes them when it is back")
+        try:
+            done.remains += await self._ask(lambda one: one.scrub(), CLEAN_PATIENCE)
+        except CheckpointUnavailableError:
+            done.pending.append("the files of the database, which keep what was deleted: erase again when it is back")
+
+    # Other places in the journal's directory
+
+    async def _blocking(self, work: Callable[[], Any]) -> Any:
+        return await in_thread_of_its_own(work, "erase") if self._tombstones.directory is not None else work()
+
+    def _others(self) -> dict[str, list[str]]:
+        """The files of each other running process's journal: it writes them anew when it has read the tombstone."""
+        if self._tombstones.directory is None or not self._tombstones.directory.is_dir():
+            return {}
+        disk = RealDisk(self._tombstones.directory)
+        names = disk.names()
+        ours: Collection[str] = self._journal.identities if self._journal is not None else ()
+        return {
+            identity: [name for name in names if name.startswith(identity) and name.endswith(".journal")]
+            for identity in books_in(names)
+            if identity not in ours and f"{identity}{LOCK}" in names
+        }
+
+    async def _wait_for(self, others: dict[str, list[str]], done: _UnderWay) -> None:
+        def unchanged() -> list[str]:
+            assert self._tombstones.directory is not None
+            there = set(RealDisk(self._tombstones.directory).names())
+            return [identity for identity, files in others.items() if there & set(files)]
+
+        until = time.monotonic() + self._patience
+        left = await self._blocking(unchanged) if others else []
+        while left and time.monotonic() < until:
+            await asyncio.sleep(GLANCE_SECONDS)
+            left = await self._blocking(unchanged)
+        if left:
+            done.pending.append(
+                f"{len(left)} journals of other processes ({', '.join(left[:5])}): one that runs this release erases "
+                "when it next looks; one that has ended, or is for another database, when it is drained"
+            )
+        await self._name_holders(done)
+
+    async def _name_holders(self, done: _UnderWay) -> None:
+        """Journals that still hold the threads: of an earlier release, or of this database under another name."""
+        directory = self._tombstones.directory
+        if directory is None:
+            return
+        ours: Collection[str] = self._journal.identities if self._journal is not None else ()
+        try:
+            books = (await self._blocking(lambda: survey(directory))).books
+        except OSError as error:
+            done.pending.append(f"the journals of other processes cannot be read ({redact(error)})")
+            return
+        for book in books:
+            held = {one for one, _ in book.waiting} | {one.thread_id for one in book.dead_letters}
+            if book.identity not in ours and held & set(done.thread_ids):
+                done.pending.append(
+                    f"the journal {book.identity}, for {book.home}, holds threads of these names: where that is this "
+                    "database under another name, erase them there, too"
+                )
+
+    async def _quarantined(self, done: _UnderWay) -> None:
+        directory = self._tombstones.directory
+        if directory is None:
+            return
+        try:
+            count, doubtful = await self._blocking(lambda: erase_quarantined(directory, set(done.thread_ids)))
+        except OSError as error:
+            done.pending.append(f"the copies of damaged files in quarantine cannot be opened ({redact(error)})")
+            return
+        done.counts["quarantined records"] += count
+        if doubtful:
+            done.remains.append(f"damaged places of {', '.join(doubtful)}, which no one can read: remove those files")
+        if self._journal is not None and self._journal.status().damages:
+            done.remains.append(f"damaged files of the journal in {directory}: see `checkpointing journal quarantine`")
+
+    def _exports(self, thread_ids: Sequence[str]) -> list[str]:
+        if self._tombstones.directory is None:
+            return []
+        try:
+            entries = [one for one in AuditTrail(self._tombstones.directory).entries() if one.get("action") == "export"]
+        except OSError:
+            return []
+        files = {
+            str(entry.get("file")): None
+            for entry in entries
+            if entry.get("database") == self._backend.home()
+            and (not entry.get("thread_ids") or set(entry["thread_ids"]) & set(thread_ids))
+        }
+        return [*files][-EXPORTS_NAMED:]
+
+
+def erase_quarantined(directory: Path, thread_ids: Collection[str]) -> tuple[int, list[str]]:
+    """Overwrite the records of threads in the copies of damaged files; returns how many, and the files of which a place
+    cannot be read, so that it may be one of theirs.
+
+    Raises:
+        OSError: the folder or a file cannot be opened.
+    """
+    count, doubtful = 0, []
+    try:
+        with own_directory(directory) as above, own_directory(QUARANTINE, folder=above) as folder:
+            for name in sorted(os.listdir(folder)):
+                handle = open_own(name, os.O_RDWR, folder=folder)
+                try:
+                    found = scan(os.pread(handle, os.fstat(handle).st_size, 0))
+                    gone = [frame for frame in found.frames if frame.draft.thread_id in thread_ids]
+                    for frame in gone:
+                        os.pwrite(handle, bytes(frame.length), frame.offset)
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+                count += len(gone)
+                if any(one.thread_id is None or one.thread_id in thread_ids for one in found.damages) or found.torn:
+                    doubtful.append(f"{QUARANTINE}/{name}")
+    except FileNotFoundError:
+        pass
+    return count, doubtful

@@ -1,0 +1,244 @@
+"""What is erased is gone from every file, comes back from no process, and what remains is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enhanced_checkpointing import CheckpointNotFoundError, CheckpointUnavailableError, EnhancedCheckpointerManager
+from enhanced_checkpointing.audit import AuditTrail
+from enhanced_checkpointing.tombstones import Tombstones
+from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite, switched
+from tests.support.terminal import command
+from tests.support.two_processes import off, one_node
+
+SECRET = "the-secret-of-ada-"
+OTHERS = "what-bob-said-"
+
+
+def graph_of(manager: EnhancedCheckpointerManager) -> Any:
+    return one_node("say", lambda _: {"log": ["heard"]}).compile(checkpointer=saver_of(manager))
+
+
+async def say(manager: EnhancedCheckpointerManager, thread_id: str, word: str, user: str | None = None) -> list[str]:
+    config = manager.create_thread_config(thread_id, user_id=user)
+    said: list[str] = (await graph_of(manager).ainvoke({"log": [word * 20]}, config))["log"]
+    return said
+
+
+async def heard(manager: EnhancedCheckpointerManager, thread_id: str) -> list[str]:
+    found = await graph_of(manager).aget_state({"configurable": {"thread_id": thread_id}})
+    log: list[str] = found.values.get("log", [])
+    return log
+
+
+def files_with(word: str, *directories: Path) -> list[str]:
+    """The files that have a word anywhere in their bytes."""
+    files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
+    return [str(path) for path in files if word.encode() in path.read_bytes()]
+
+
+async def test_no_byte_of_an_erased_thread_is_left_and_all_others_are(tmp_path: Path) -> None:
+    data, journal = tmp_path / "data", tmp_path / "journal"
+    async with switched("sqlite", "", data / "agents.sqlite", journal_dir=journal) as primary:
+        manager = primary.manager
+        for _ in range(3):
+            await say(manager, "ada", SECRET)
+            await say(manager, "bob", OTHERS)
+        await off(primary)
+        for _ in range(3):
+            await say(manager, "ada", SECRET)
+            await say(manager, "bob", OTHERS)
+        assert files_with(SECRET, data)
+        assert files_with(SECRET, journal)
+        receipt = await manager.erase(thread_id="ada")
+        assert not receipt.complete
+        assert receipt.counts["journal records"] >= 3
+        assert files_with(SECRET, journal) == []
+        assert files_with(OTHERS, journal) != []
+        await primary.on()
+        await recovered(manager)
+        again = await manager.erase(thread_id="ada")
+        assert again.complete, again
+        assert files_with(SECRET, tmp_path) == []
+        assert await heard(manager, "ada") == []
+        assert (await heard(manager, "bob")).count(OTHERS * 20) == 6
+        assert await say(manager, "ada", "anew") == ["anew" * 20, "heard"]
+    assert [entry["action"] for entry in AuditTrail(journal).entries()] == ["erase", "erase"]
+    assert files_with('"ada"', journal) == []  # with its quotes: a hash may have those letters
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+async def test_erased_thread_comes_back_neither_from_this_process_nor_from_another_one_that_has_it_warm(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+    fields: dict[str, Any] = {"journal_dir": journal, "on_unknown_thread": "start_fresh"}
+    async with switched(backend, database_url, file, **fields) as other, opened(other.manager.config) as ours:
+        await say(ours, "ada", SECRET)
+        await say(other.manager, "ada", SECRET)
+        await say(other.manager, "bob", OTHERS)
+        turn = await graph_of(other.manager).aget_state({"configurable": {"thread_id": "ada"}})
+        await off(other)
+        await say(other.manager, "ada", SECRET)  # in its journal, with all values of its warm copy
+        await other.manager.erase(thread_id="bob")
+        receipt = await ours.erase(thread_id="ada")
+        assert receipt.pending
+        assert files_with(SECRET, journal) == []
+        # It is refused already at its read: the deletion waits in the journal of the process that erased the thread.
+        with pytest.raises((CheckpointNotFoundError, CheckpointUnavailableError)):
+            await graph_of(other.manager).aupdate_state(turn.config, {"log": [SECRET]})
+        await other.on()
+        await recovered(other.manager)
+        await recovered(ours)
+        for manager in (ours, other.manager):
+            assert await heard(manager, "ada") == []
+            assert await heard(manager, "bob") == []
+            with pytest.raises(CheckpointNotFoundError, match="was erased"):
+                await graph_of(manager).aupdate_state(turn.config, {"log": [SECRET]})
+        assert await say(other.manager, "ada", "anew") == ["anew" * 20, "heard"]
+
+
+async def test_journal_of_the_same_database_under_another_name_is_told(database_url: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"journal_dir": tmp_path}
+    async with (
+        switched("postgres", database_url, tmp_path, **fields) as other,
+        opened(postgres(database_url, **fields)) as ours,
+    ):
+        await say(other.manager, "ada", SECRET)
+        await off(other)
+        await say(other.manager, "ada", SECRET)
+        receipt = await ours.erase(thread_id="ada")
+        assert "under another name" in " ".join(receipt.pending)
+        assert any("VACUUM FULL" in remains for remains in receipt.remains)
+        await other.on()
+
+
+async def test_erasure_by_user_takes_what_the_user_owns_or_alone_is_named_by_and_nothing_of_others(
+    tmp_path: Path,
+) -> None:
+    async with opened(sqlite(tmp_path / "agents.sqlite", journal_dir=tmp_path / "journal")) as manager:
+        for number in range(5):
+            await say(manager, f"ada-{number}", SECRET, "ada")
+        bare = {"configurable": {"thread_id": "bare", "user_id": "ada"}}
+        await graph_of(manager).ainvoke({"log": [SECRET]}, bare)
+        await say(manager, "bobs", OTHERS, "bob")
+        with pytest.raises(CheckpointNotFoundError):
+            await manager.erase(thread_id="bobs", user_id="ada")
+        plan = await manager.erase(user_id="ada", dry_run=True)
+        assert len(plan.thread_ids) == 6
+        assert (await heard(manager, "ada-1"))[0].startswith(SECRET)
+        receipt = await asyncio.to_thread(manager.erase_sync, user_id="ada")
+        assert set(receipt.thread_ids) == set(plan.thread_ids)
+        assert receipt.complete
+        assert await manager.list_threads(user_id="ada") == []
+        assert [entry["thread_id"] for entry in await manager.list_threads(user_id="bob")] == ["bobs"]
+        assert files_with(SECRET, tmp_path) == []
+
+
+async def test_in_an_outage_a_user_is_not_erased_by_halves(tmp_path: Path) -> None:
+    async with switched("sqlite", "", tmp_path / "agents.sqlite", journal_dir=tmp_path / "journal") as primary:
+        await say(primary.manager, "ada", SECRET, "ada")
+        await off(primary)
+        with pytest.raises(CheckpointUnavailableError):
+            await primary.manager.erase(user_id="ada")
+        assert not Tombstones(tmp_path / "journal", "").refresh()
+
+
+KILLED = """
+import asyncio, sys
+from tests.faults.test_erasure import *
+async def main(file, journal):
+    async with switched("sqlite", "", Path(file), journal_dir=Path(journal)) as primary:
+        for number in range(6):
+            await say(primary.manager, f"ada-{number}", SECRET, "ada")
+        await say(primary.manager, "bob", OTHERS, "bob")
+        await off(primary)
+        for number in range(6):
+            await say(primary.manager, f"ada-{number}", SECRET, "ada")
+        await primary.on()
+        print("ready", flush=True)
+        await primary.manager.erase(user_id="ada")
+        await asyncio.sleep(60)
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("after", [0.05, 0.3])
+async def test_erasure_that_is_killed_is_finished_by_asking_again(after: float, tmp_path: Path) -> None:
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+    arguments = [sys.executable, "-c", KILLED, str(file), str(journal)]
+    process: subprocess.Popen[bytes] = await asyncio.to_thread(
+        lambda: subprocess.Popen(arguments, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE)
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+        await asyncio.sleep(after)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        await asyncio.to_thread(process.wait)
+        assert process.stdout is not None
+        process.stdout.close()
+    async with opened(sqlite(file, journal_dir=journal)) as manager:
+        await recovered(manager)
+        receipt = await manager.erase(user_id="ada")
+        assert receipt.complete, receipt
+        assert await manager.list_threads(user_id="ada") == []
+        assert len(await heard(manager, "bob")) == 2
+    assert files_with(SECRET, tmp_path) == []
+
+
+def test_command_erases_and_names_exports_after_a_question(tmp_path: Path) -> None:
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+
+    async def talk() -> None:
+        async with opened(sqlite(file, journal_dir=journal)) as manager:
+            await say(manager, "one", SECRET, "ada")
+            await say(manager, "two", OTHERS, "bob")
+
+    asyncio.run(talk())
+    variables = {"CHECKPOINT_JOURNAL_DIR": str(journal)}
+    assert command("export", file, tmp_path / "out.jsonl", "--thread", "one", **variables).code == 0
+    where = ("--sqlite", file)
+    assert command("erase", "--user", "ada", *where, **variables).code == 2
+    plan = command("erase", "--user", "ada", "--dry-run", "--json", *where, **variables)
+    assert (plan.code, plan.report["thread_ids"]) == (0, ["one"])
+    assert files_with(SECRET, tmp_path)
+    done = command("erase", "--user", "ada", "--yes", "--json", *where, **variables)
+    assert (done.code, done.report["status"], done.report["thread_ids"]) == (0, "complete", ["one"])
+    assert done.report["exports"] == [str(tmp_path / "out.jsonl")]
+    assert any("backups" in remains for remains in done.report["remains"])
+    (tmp_path / "out.jsonl").unlink()
+    assert files_with(SECRET, tmp_path) == []
+    assert "Erased" in command("erase", "--thread", "one", "--yes", *where, **variables).words
+    with sqlite3.connect(file) as database:
+        assert database.execute("SELECT DISTINCT thread_id FROM checkpoints").fetchall() == [("two",)]
+    assert command("erase", "--yes", *where, **variables).code == 2
+    assert command("audit", "verify", **variables).code == 0
+
+
+async def test_branch_in_quarantine_goes_with_its_thread(tmp_path: Path) -> None:
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+    fields: dict[str, Any] = {"journal_dir": journal, "on_divergence": "quarantine"}
+    async with switched("sqlite", "", file, **fields) as ours, opened(sqlite(file)) as other:
+        await say(ours.manager, "ada", SECRET)
+        ours.manager._opened.breaker.trip("by a test")
+        await say(ours.manager, "ada", SECRET)
+        await say(other, "ada", SECRET)
+        await recovered(ours.manager)
+        await eventually(lambda: bool(ours.manager.health_status))
+        assert len(await ours.manager.list_threads()) == 2
+        receipt = await ours.manager.erase(thread_id="ada")
+        assert len(receipt.thread_ids) == 2
+        assert await ours.manager.list_threads() == []
