@@ -125,7 +125,7 @@ def load_plain(value: Serialized, serializer: SharingSerializer) -> Any:
         ValueError: the bytes are not what the tag says.
     """
     if not has_known_format(serializer.inner):
-        return serializer.loads_typed((value.tag, value.data))
+        return serializer.inner.loads_typed((value.tag, value.data))
     plain = unsealed(value, serializer)
     if plain.tag == MSGPACK:
         return ormsgpack.unpackb(plain.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import ormsgpack
@@ -145,7 +146,8 @@ def from_json(value: Any, serializer: SharingSerializer) -> Any:
             number = float(value)
         except OverflowError:
             return value
-        return Serialized(*serializer.dumps_typed(number)) if number == value else value
+        was_float = int(Decimal(repr(number))) == value  # Python's shortest text for it, written out
+        return Serialized(*serializer.dumps_typed(number)) if was_float else value
     return value
 
 

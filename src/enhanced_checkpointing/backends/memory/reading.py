@@ -17,7 +17,7 @@ from enhanced_checkpointing.backends.reading import (
 )
 from enhanced_checkpointing.backends.stored_values import inline, is_snapshot
 from enhanced_checkpointing.operations import Operation, Put
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer, load_plain
+from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer, argument_of, load_plain
 
 Blob = Callable[[str, str, str, Any], Serialized | None]
 """The bytes that a channel of a thread's namespace has at a version, if there are any."""
@@ -70,7 +70,7 @@ class _Reading:
             parent_id,
             skeleton,
             {channel: inline(value) for channel, value in stored.items() if channel not in inherited},
-            load_plain(Serialized(*metadata), self._serializer),
+            _in_json(load_plain(Serialized(*metadata), self._serializer)),
             frozenset(snapshots - inherited),
         )
 
@@ -91,3 +91,12 @@ class _Reading:
         there = {(name, checkpoint_id) for name, found in self.namespaces() for checkpoint_id in found}
         written = {place[1:] for place in self._saver.writes if place[0] == self._thread_id}
         return sorted(written - there) if there else []
+
+
+def _in_json(metadata: Any) -> Any:
+    """Metadata as every other database keeps it: of an enum, its value."""
+    if isinstance(metadata, dict):
+        return {key: _in_json(part) for key, part in metadata.items()}
+    if isinstance(metadata, list):
+        return [_in_json(part) for part in metadata]
+    return argument_of(metadata) if type(metadata) is Opaque else metadata

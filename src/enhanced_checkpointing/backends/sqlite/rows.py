@@ -17,7 +17,7 @@ from ormsgpack import Fragment
 
 from enhanced_checkpointing.backends.json_forms import JsonForm
 from enhanced_checkpointing.backends.reading import StoredMetadata
-from enhanced_checkpointing.backends.stored_values import VALUES, inline, seal_like
+from enhanced_checkpointing.backends.stored_values import VALUES, inline, seal_like, take_apart
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.operations import Operation, Put, PutWrites, StoredWrite, texts_of
 from enhanced_checkpointing.serialization import (
@@ -170,21 +170,48 @@ def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
     Raises:
         CheckpointerError: a value of a copy has a form that cannot be a part of it as it is.
     """
+    is_copied = isinstance(put.metadata, StoredMetadata)
     if has_known_format(serializer.inner):
         plain = _plain_values(put, serializer)
         if any(type(value) is Serialized and value.tag == JSON for value in plain.values()):
             return _checkpoint_in_json(put, plain, serializer)
         if (values := _joined(plain)) is not None:
             try:
-                whole = dump_plain(_with_values(put, values), serializer)
-            except TypeError:  # an integer that is too large, of which the serializer may know what to make
-                if isinstance(put.metadata, StoredMetadata):
-                    raise
+                joined = dump_plain(_with_values(put, values), serializer)
+            except TypeError as error:  # an integer that is too large, of which the serializer may know what to make
+                if is_copied:
+                    raise CheckpointerError(f"Checkpoint {put.checkpoint_id} cannot be kept: {error}.") from error
             else:
-                return whole.tag, whole.data
+                return joined.tag, joined.data
+        elif is_copied:
+            raise _not_a_part(put, next(one for one in plain.items() if type(one[1]) is Serialized and _is_odd(one[1])))
     # Not of the live values, which their node may have changed since.
-    thawed = {name: _thawed(name, value, put, serializer) for name, value in put.values.items()}
-    return serializer.dumps_typed(_with_values(put, thawed))
+    thawed = {channel: serializer.thaw(value) for channel, value in put.values.items()}
+    try:
+        if is_copied:
+            _see_that_it_makes_the_same(put, thawed, serializer)
+        return serializer.dumps_typed(_with_values(put, thawed))
+    except TypeError as error:
+        if is_copied:
+            raise CheckpointerError(f"Checkpoint {put.checkpoint_id} cannot be kept: {error}.") from error
+        raise
+
+
+def _see_that_it_makes_the_same(put: Put, thawed: Mapping[str, Any], serializer: SharingSerializer) -> None:
+    """A serializer with a format of its own makes the values of a copy anew: each must be what it was, alone and taken
+    out of the whole again.
+
+    Raises:
+        CheckpointerError: one of them is not.
+    """
+    copied = {channel: value for channel, value in put.values.items() if type(value) is Serialized}
+    for channel, value in copied.items():
+        if serializer.dumps_typed(thawed[channel]) != (value.tag, value.data):
+            raise _not_a_part(put, (channel, value))
+    there = take_apart(Serialized(*serializer.dumps_typed(_with_values(put, thawed))), serializer).values
+    for channel, value in copied.items():
+        if there[channel] != value:
+            raise _not_a_part(put, (channel, value))
 
 
 def _plain_values(put: Put, serializer: SharingSerializer) -> dict[str, Any]:
@@ -213,13 +240,17 @@ def _joined(plain: Mapping[str, Any]) -> dict[str, Any] | None:
     return values
 
 
+def _is_odd(plain: Serialized) -> bool:
+    return plain.tag not in (MSGPACK, BYTES, BYTEARRAY, NULL)
+
+
 def _checkpoint_in_json(put: Put, plain: Mapping[str, Any], serializer: SharingSerializer) -> tuple[str, bytes]:
     """A checkpoint with values of LangGraph's first releases, in the form of those: it is read by the same rules."""
     values: dict[str, str] = {}
     for channel, value in plain.items():
         short = inline(value) if type(value) is Serialized else value
         if type(short) is Serialized and short.tag != JSON:
-            raise _not_a_part(channel, short.tag, put)
+            raise _not_a_part(put, (channel, short))
         values[channel] = short.data.decode() if type(short) is Serialized else as_json(short)
     parts = {key: _object(values) if key == VALUES else as_json(part) for key, part in _with_values(put, {}).items()}
     sealed = next((one.tag for one in put.values.values() if type(one) is Serialized and "+" in one.tag), "")
@@ -231,22 +262,11 @@ def _object(parts: Mapping[str, str]) -> str:
     return f"{{{', '.join(f'{as_json(key)}: {text}' for key, text in parts.items())}}}"
 
 
-def _thawed(channel: str, value: Any, put: Put, serializer: SharingSerializer) -> Any:
-    """The live value. That of a copy is asked only of a serializer with a format of its own, which must make the same
-    bytes of it again."""
-    is_copied = isinstance(put.metadata, StoredMetadata) and type(value) is Serialized
-    if is_copied and has_known_format(serializer.inner):
-        raise _not_a_part(channel, value.tag, put)
-    live = serializer.thaw(value)
-    if is_copied and serializer.dumps_typed(live) != (value.tag, value.data):
-        raise _not_a_part(channel, value.tag, put)
-    return live
-
-
-def _not_a_part(channel: str, tag: str, put: Put) -> CheckpointerError:
+def _not_a_part(put: Put, odd: tuple[str, Serialized]) -> CheckpointerError:
+    channel, value = odd
     return CheckpointerError(
-        f"Channel {channel!r} of checkpoint {put.checkpoint_id} is stored with the tag {tag!r}. A SQLite file keeps a "
-        "checkpoint in one piece, of which it cannot be a part as it is. Nothing of this checkpoint was written."
+        f"Channel {channel!r} of checkpoint {put.checkpoint_id} is stored with the tag {value.tag!r}. A SQLite file "
+        "keeps a checkpoint in one piece, of which it cannot be a part as it is. Nothing of the checkpoint was written."
     )
 
 
