@@ -513,12 +513,42 @@ def test_health_does_not_show_a_password_in_the_application_s_url_that_was_not_e
         assert_halves_are_not_in(ended, form)
 
 
-def test_password_in_an_argument_is_warned_of_and_one_in_the_environment_is_not() -> None:
+@pytest.mark.parametrize(
+    "named",
+    [one for one in NAMED_BY_OPTION if one[0] in ("migrate", "export", "import", "threads", "demo")]
+    + [("health", "--timeout", "1", "--json", "--url")],
+    ids=" ".join,
+)
+def test_password_in_an_argument_is_warned_of_and_one_in_a_variable_or_a_file_is_not(named: tuple[str, ...]) -> None:
+    url = f"{'http' if named[-1] == '--url' else 'postgresql'}://u:{FIRST}@127.0.0.1:1/db"
+    Path("url").write_text(f"{url}\n")
+    Path("variables").write_text(f"IN_FILE={url}\n")
+
+    def said(given: str, *more: str, **variables: str) -> tuple[str, str]:
+        ended = command(*named, given, *(["out.jsonl"] if named[0] == "export" else []), *more, **variables)
+        assert ended.code == 2
+        assert_halves_are_not_in(ended, given)
+        return ended.err, ended.out
+
+    warning, *rest = said(url)[0].splitlines(keepends=True)
+    assert "can be read by every user of this machine" in warning
+    in_file = said("env:IN_FILE", "--env-file", "variables") if named[0] != "demo" else said("@url")
+    assert said("env:HERE", HERE=url)[0] == said("@url")[0] == in_file[0] == "".join(rest), "the same, and no warning"
+    Path("lines").write_text(f"{url}\n{url}\n")
+    Path("blank").write_text("\n")
+    Path("bytes").write_bytes(b"\xff")
+    for given, what in {
+        "env:NOT_SET": "names the variable NOT_SET, which is not set",
+        "@not-there": "cannot be read: No such file",
+        "@lines": "holds more than one line",
+        "@blank": "is not set, or empty",
+        "@bytes": "cannot be read: not UTF-8",
+    }.items():
+        assert what in " ".join(" ".join(said(given)).split()), given
+
+
+def test_password_in_the_environment_is_not_warned_of() -> None:
     url = f"postgresql://u:{FIRST}@127.0.0.1:1/db"
-    ended = command("health", "--timeout", "1", "--json", "--database-url", url)
-    assert "can be read by every user of this machine" in ended.err
-    assert_halves_are_not_in(ended)
-    json.loads(ended.out)
     for ended in (
         command("health", "--timeout", "1", "--database-url", "postgresql://u@127.0.0.1:1/db"),
         command("health", "--timeout", "1", DATABASE_URL=url, CHECKPOINT_ENVIRONMENT="production"),

@@ -13,7 +13,7 @@ from enhanced_checkpointing.cli.app_journal import journal
 from enhanced_checkpointing.cli.app_moving import moving
 from enhanced_checkpointing.cli.app_retention import retention
 from enhanced_checkpointing.cli.app_threads import threads
-from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, ID, command
+from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, ELSEWHERE, ID, URL, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
@@ -53,7 +53,8 @@ def demo(
         str | None,
         typer.Option(
             help="Use this PostgreSQL: its connections are cut, the server is not touched. The tables are made in a "
-            "schema of their own, which is dropped at the end. Default: a server that is started for the demo.",
+            "schema of their own, which is dropped at the end. Default: a server that is started for the demo. "
+            f"{ELSEWHERE}.",
             show_default=False,
         ),
     ] = None,
@@ -114,9 +115,11 @@ def health(
     url: Annotated[
         str | None,
         typer.Option(
-            help="Ask the application whose checkpointer's app is mounted here. Default: look from outside.",
+            help="Ask the application whose checkpointer's app is mounted here. Default: look from outside. "
+            f"{ELSEWHERE}.",
             show_default=False,
         ),
+        URL,
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, max=60.0, help="Seconds that one step may take.")] = 5.0,
 ) -> ExitCode:

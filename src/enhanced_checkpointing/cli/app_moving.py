@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enhanced_checkpointing.cli.options import ID, PROFILE, Serde, command
+from enhanced_checkpointing.cli.options import ELSEWHERE, ID, PROFILE, URL, Serde, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
@@ -17,10 +17,10 @@ __all__ = ["moving"]
 moving = typer.Typer()
 
 KINDS = "a URL (postgresql://… or sqlite:///path), the path of a SQLite file, or env for the one that the environment "
-KINDS += "configures"
+KINDS += f"configures; {ELSEWHERE}"
 
-Source = Annotated[str, typer.Argument(help=f"Where the threads are: {KINDS}.", show_default=False)]
-Target = Annotated[str, typer.Argument(help=f"Where they go: {KINDS}.", show_default=False)]
+Source = Annotated[str, typer.Argument(help=f"Where the threads are: {KINDS}.", show_default=False), URL]
+Target = Annotated[str, typer.Argument(help=f"Where they go: {KINDS}.", show_default=False), URL]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")]
 Overwrite = Annotated[
     bool,

@@ -21,7 +21,17 @@ from enhanced_checkpointing.config_rules import connection_string_problem
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.settings import CheckpointerSettings
 
-__all__ = ["Options", "Reading", "RefusedError", "Setting", "UsageError", "read_configuration", "reading", "required"]
+__all__ = [
+    "Options",
+    "Reading",
+    "RefusedError",
+    "Setting",
+    "UsageError",
+    "read_configuration",
+    "reading",
+    "required",
+    "variables_of",
+]
 
 ENVIRONMENT, PROFILE, DEFAULT = "environment", "profile", "default"
 """Where the value of a setting may come from, besides a file and an option, which are named."""
@@ -109,7 +119,7 @@ def reading(options: Options) -> Iterator[Reading]:
         UsageError: there is no such file, or options contradict each other.
     """
     _hush()
-    added = _variables_of(options.env_file)
+    added = variables_of(options.env_file)
     before = dict(os.environ)
     os.environ.update(added)
     try:
@@ -147,7 +157,7 @@ def read_configuration(options: Options, from_file: frozenset[str] = frozenset()
     return Reading(config, tuple(faults.splitlines()), tuple(rows), dict(os.environ))
 
 
-def _variables_of(env_file: Path | None) -> dict[str, str]:
+def variables_of(env_file: Path | None) -> dict[str, str]:
     """The variables of a file that the environment does not set: it wins, as with container and process managers."""
     if env_file is None:
         return {}

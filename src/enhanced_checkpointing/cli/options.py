@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from enhanced_checkpointing.errors import redact
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.findings import ExitCode
 
-__all__ = ["DATABASE", "DATABASE_AND_JOURNAL", "ID", "JOURNAL", "PROFILE", "Serde", "command"]
+__all__ = [
+    "DATABASE",
+    "DATABASE_AND_JOURNAL",
+    "ELSEWHERE",
+    "ID",
+    "JOURNAL",
+    "PROFILE",
+    "URL",
+    "Serde",
+    "command",
+    "url",
+]
 
 DATABASE = ("database_url", "sqlite", "environment", "env_file")
 DATABASE_AND_JOURNAL = ("database_url", "sqlite", "journal_dir", "environment", "env_file")
@@ -24,6 +39,11 @@ PROFILE = ("environment", "env_file")
 
 ID = "id"
 """Marks an argument or option that names threads, a namespace or a user: it must be an id that a saver would take."""
+
+URL = "url"
+"""Marks an argument or option that may be a URL with a password in it: what `url` makes of it is what a body gets."""
+
+ELSEWHERE = "env:NAME takes it from a variable, @PATH from a file, so that a password is not in the command line"
 
 Serde = Annotated[
     str | None,
@@ -38,8 +58,7 @@ _SHARED: dict[str, Any] = {
     "database_url": Annotated[
         str | None,
         typer.Option(
-            help="PostgreSQL as the primary, instead of what the environment says. Others on this machine can read a "
-            "command line: a password belongs in DATABASE_URL, or in the file of --env-file.",
+            help=f"PostgreSQL as the primary, instead of what the environment says; {ELSEWHERE}.",
             show_default=False,
         ),
     ],
@@ -58,9 +77,11 @@ _SHARED: dict[str, Any] = {
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 PASSWORD_IS_SEEN = (
-    "warning: the password in --database-url can be read by every user of this machine while the command runs. Set "
-    "DATABASE_URL, or name a file with --env-file, instead."
+    "warning: the password in {} can be read by every user of this machine while the command runs. Put the URL into a "
+    "variable or a file, and give env:NAME or @PATH instead."
 )
+MOST_BYTES = 64 * 1024
+"""Of a file with a URL."""
 
 Body = TypeVar("Body", bound=Callable[..., "ExitCode"])
 
@@ -85,22 +106,29 @@ def _with_options(body: Callable[..., ExitCode], takes: Sequence[str]) -> Callab
 
         as_json = given.pop("json")
         options = Options(**{one: given.pop(one) for one in takes})
-        if options.database_url is not None and _holds_password(options.database_url):
-            print(PASSWORD_IS_SEEN, file=sys.stderr)
 
         def work() -> ExitCode:
+            database_url = url("--database-url", options.database_url, options.env_file)
             for name, value in given.items():
+                if name in urls:
+                    given[name] = url(urls[name], value, options.env_file)
                 for one in value if isinstance(value, (list, tuple)) else [value]:
                     if name in ids and one is not None:
                         text_of(one, f"The given {name}")
-            return body(options, as_json, **given)
+            return body(replace(options, database_url=database_url), as_json, **given)
 
         raise typer.Exit(guarded(work, as_json=as_json))
 
     # Of a body's own options only: what comes before them is not imported until the command runs.
     hints = get_type_hints(body, localns={"Options": Any, "ExitCode": Any}, include_extras=True)
     own = [one.replace(annotation=hints[one.name]) for one in [*inspect.signature(body).parameters.values()][2:]]
-    ids = {name for name, hint in hints.items() if ID in getattr(hint, "__metadata__", ())}
+    marks: dict[str, tuple[Any, ...]] = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    ids = {name for name, marked in marks.items() if ID in marked}
+    urls = {
+        name: f"--{name}" if isinstance(marked[0], OptionInfo) else name.upper()
+        for name, marked in marks.items()
+        if URL in marked
+    }
     shared = [_option(one, _SHARED[one], None) for one in takes]
     parameters = [*own, *shared, _option("json", _JSON, False)]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -109,8 +137,35 @@ def _with_options(body: Callable[..., ExitCode], takes: Sequence[str]) -> Callab
     return run
 
 
-def _holds_password(connection_string: str) -> bool:
-    return redact(connection_string) != connection_string
+def url(name: str, given: str | None, env_file: Path | None = None) -> str | None:
+    """What was given as a URL, or what the variable or the file holds that was named instead of it.
+
+    Says so on stderr where a password stands in the command line. No message repeats what was given.
+
+    Raises:
+        UsageError: there is no such variable, or the file holds no URL.
+    """
+    from enhanced_checkpointing.cli.configuration import UsageError, variables_of
+
+    if given is None:
+        return None
+    if variable := re.fullmatch(r"env:([A-Za-z_]\w*)", given):
+        found = os.environ.get(variable[1]) or variables_of(env_file).get(variable[1], "")
+        where = f"{name} names the variable {variable[1]}, which"
+    elif given.startswith("@"):
+        where = f"{name} names a file with '@', which"
+        try:
+            with Path(given[1:]).open(encoding="utf-8") as file:
+                found = file.read(MOST_BYTES)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{where} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}.") from None
+    else:
+        if redact(given) != given:
+            print(PASSWORD_IS_SEEN.format(name), file=sys.stderr)
+        return given
+    if not found.strip() or "\n" in found.strip():
+        raise UsageError(f"{where} {'holds more than one line' if found.strip() else 'is not set, or empty'}.")
+    return found.strip()
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:

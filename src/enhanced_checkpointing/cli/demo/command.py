@@ -20,6 +20,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import SecretStr
 
 from enhanced_checkpointing import EnhancedCheckpointerManager, initialize_enhanced_checkpointing
+from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.demo.conversations import Twin, converse, plant_difference, run_twin
 from enhanced_checkpointing.cli.demo.databases import open_database
 from enhanced_checkpointing.cli.demo.faults import DemoDatabase
@@ -29,6 +30,7 @@ from enhanced_checkpointing.cli.demo.report import Report, Row
 from enhanced_checkpointing.cli.demo.screen import Screen, open_screen
 from enhanced_checkpointing.cli.demo.team import Script, write_script
 from enhanced_checkpointing.cli.local_postgres import PostgresStartError
+from enhanced_checkpointing.cli.options import url
 from enhanced_checkpointing.config_rules import connection_string_problem, libpq_spelling
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, CheckpointerError, redact
 
@@ -67,7 +69,7 @@ def play(plan: Plan, *, database_url: str | None, sqlite: bool, as_json: bool, p
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("Stopped. Nothing was left behind.", file=sys.stderr)
         return 130
-    except (psycopg.Error, PostgresStartError, CheckpointerError, OSError) as error:
+    except (psycopg.Error, PostgresStartError, CheckpointerError, UsageError, OSError) as error:
         print(f"The demo could not run: {redact(error).strip()}", file=sys.stderr)
         return 2
     screen.print_report(report)
@@ -80,6 +82,7 @@ def _checked(database_url: str | None) -> str | None:
     Raises:
         CheckpointerConfigurationError: it cannot be read, or not as it is meant.
     """
+    database_url = url("--database-url", database_url)
     if database_url is None:
         return None
     spelled = libpq_spelling(SecretStr(database_url))
