@@ -104,7 +104,7 @@ def type_of(schema: dict[str, Any]) -> str:
         return " or ".join(f"`{choice}`" for choice in choices)
     kind, form = str(_found(schema, "type")), _found(schema, "format")
     if form == "password":
-        return "URL, a secret"
+        return "URL, a secret" if "URL" in schema["description"] else "text, a secret"
     words = "path" if form == "path" else TYPES[kind]
     return f"{words}, or `off`" if "off: " in schema["description"] else words
 

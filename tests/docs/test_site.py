@@ -63,6 +63,11 @@ def test_pages_load_nothing_over_the_network(site: tuple[Path, list[str]]) -> No
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_page_has_no_conflict_marker_of_a_merge(document: Path) -> None:
+    assert re.findall(r"^(?:<{7}|>{7}) .*", document.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_to_other_places_have_the_shape_of_one(document: Path) -> None:
     for url in EXTERNAL.findall(document.read_text(encoding="utf-8")):
         parts = urlsplit(url)
