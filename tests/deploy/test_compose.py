@@ -1,11 +1,16 @@
-"""docker-compose.yml: as compose reads it, and whether its services find each other."""
+"""docker-compose.yml: as compose reads it, and whether its services find, trust and allow each other."""
 
 from __future__ import annotations
 
 import re
+import ssl
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 from tests.deploy.parts import (
     DEPLOY,
@@ -19,9 +24,12 @@ from tests.deploy.parts import (
 
 FILE = DEPLOY / "docker-compose.yml"
 COLLECTOR = document(DEPLOY / "otel-collector.yaml")
+ONCE = ("certificates", "setup", "grants")
+"""Services that do something and end."""
 LISTENS: dict[str | None, set[int | None]] = {
     "app": {8000},
     "postgres": {5432},
+    **{once: set() for once in ONCE},
     "jaeger": {4317, 16686},
     "prometheus": {9090},
     "grafana": {3000},
@@ -83,6 +91,7 @@ def test_every_mounted_file_is_there_and_is_read_only() -> None:
     for name, service in services().items():
         for volume in service.get("volumes", []):
             source, target, *mode = volume.split(":")
+            assert mode == ["ro"] or name not in ("app", "setup", "grants") or source == "journal", volume
             if source.startswith("."):
                 assert (DEPLOY / source).exists(), f"{name}: {source}"
                 assert mode == ["ro"], f"{name}: {volume}"
@@ -94,7 +103,7 @@ def test_every_mounted_file_is_there_and_is_read_only() -> None:
 def test_journal_is_on_a_volume_that_outlives_the_container() -> None:
     app = services()["app"]
     directory = Path(app["environment"]["CHECKPOINT_JOURNAL_DIR"])
-    (volume,) = app["volumes"]
+    volume, _ = app["volumes"]
     source, target = volume.split(":")
     assert source in compose()["volumes"]
     assert Path(target) in directory.parents, "a directory below the mount point: a disk has things of its own there"
@@ -102,11 +111,9 @@ def test_journal_is_on_a_volume_that_outlives_the_container() -> None:
 
 def test_settings_are_the_defaults_but_for_what_containers_need() -> None:
     changed = {name for name in services()["app"]["environment"] if name.startswith("CHECKPOINT_")}
-    assert changed == {"CHECKPOINT_ENVIRONMENT", "CHECKPOINT_JOURNAL_DIR"}
+    assert changed == {"CHECKPOINT_ENVIRONMENT", "CHECKPOINT_JOURNAL_DIR", "CHECKPOINT_AUTO_SETUP"}
     assert changed <= default_settings().keys()
-    assert services()["app"]["env_file"] == ".env"
-    for name, default in re.findall(r"^#(CHECKPOINT_\w+)=(.*)$", (DEPLOY / ".env.example").read_text(), re.MULTILINE):
-        assert default_settings()[name] == default
+    assert services()["app"]["env_file"] == [{"path": "settings.env", "required": False}], "not .env with all passwords"
 
 
 def test_a_stop_gets_the_time_that_a_drain_may_take() -> None:
@@ -114,15 +121,92 @@ def test_a_stop_gets_the_time_that_a_drain_may_take() -> None:
     assert f"#STOP_GRACE_PERIOD={grace_period({}):g}s" in (DEPLOY / ".env.example").read_text()
 
 
-def test_there_is_no_password_in_any_file_and_starting_without_one_says_so() -> None:
-    assert "\nPOSTGRES_PASSWORD=\n" in (DEPLOY / ".env.example").read_text(), "an example has none to be forgotten"
+ROLES = {"PGPASSWORD of app": "RUN", "PGPASSWORD of setup": "SETUP", "PGPASSWORD of grants": "SETUP"}
+OF_SERVER = {f"{role}_PASSWORD of postgres": role for role in ("POSTGRES", "SETUP", "RUN")}
+
+
+def test_there_is_no_password_in_any_file_and_each_service_gets_its_own_role_s_only() -> None:
+    for role in OF_SERVER.values():
+        assert f"\n{role}_PASSWORD=\n" in (DEPLOY / ".env.example").read_text(), "an example has none to be forgotten"
     passwords = {
-        name: value
-        for service in services().values()
-        for name, value in service.get("environment", {}).items()
-        if "PASSWORD" in name or "SECRET" in name or "TOKEN" in name
+        f"{variable} of {name}": value
+        for name, service in services().items()
+        for variable, value in service.get("environment", {}).items()
+        if "PASSWORD" in variable or "SECRET" in variable or "TOKEN" in variable
     }
-    assert passwords.keys() == {"POSTGRES_PASSWORD", "PGPASSWORD"}
-    for value in passwords.values():
-        assert re.fullmatch(r"\$\{POSTGRES_PASSWORD:\?.*\.env.*\}", value)
+    assert passwords.keys() == ROLES.keys() | OF_SERVER.keys()
+    for name, role in (ROLES | OF_SERVER).items():
+        assert re.fullmatch(rf"\$\{{{role}_PASSWORD:\?.*\.env.*\}}", passwords[name]), name
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines(), "a .env with a password must not be committed"
+
+
+def test_tables_are_made_and_granted_before_the_service_runs_as_a_role_that_can_do_neither() -> None:
+    def follows(name: str) -> list[str]:
+        after = [*services()[name].get("depends_on", ())]
+        for one in after:
+            wanted = "service_completed_successfully" if one in ONCE else "service_healthy"
+            assert services()[name]["depends_on"][one] == {"condition": wanted}
+        return [*after, *(further for one in after for further in follows(one))]
+
+    assert follows("app") == ["grants", "setup", "postgres", "certificates"]
+    app, setup, grants = (services()[name] for name in ("app", "setup", "grants"))
+    assert (app["environment"]["CHECKPOINT_AUTO_SETUP"], setup["command"]) == ("false", ["checkpointing", "setup"])
+    assert (setup["image"], setup["build"]) == (app["image"], app["build"])
+    urls = {"checkpoint_run": app["environment"]["DATABASE_URL"], "checkpoint_setup": grants["entrypoint"][-1]}
+    assert setup["environment"]["DATABASE_URL"] == urls["checkpoint_setup"]
+    for role, url in urls.items():
+        assert_reaches(url)
+        assert urlsplit(url).username == role
+        assert parse_qs(urlsplit(url).query) == {"sslmode": ["verify-full"], "sslrootcert": ["/authority/ca.pem"]}
+    for service in (app, setup, grants):
+        assert "authority:/authority:ro" in service["volumes"]
+
+
+def test_grants_are_those_of_the_documents() -> None:
+    recipe = (
+        (ROOT / "docs" / "operations.md").read_text().partition('title="the role that runs"')[2].partition("```")[0]
+    )
+    told = [line for line in recipe.splitlines() if line.startswith("GRANT")]
+    done = (DEPLOY / "postgres" / "grants.sql").read_text().splitlines()
+    assert [line for line in done if line.startswith("GRANT")] == told != []
+    assert "CREATE ROLE checkpoint_run LOGIN" in recipe
+    assert "CREATE ROLE checkpoint_run LOGIN" in (DEPLOY / "postgres" / "roles.sql").read_text()
+
+
+def test_certificates_are_made_once_and_prove_the_server_and_no_other(tmp_path: Path) -> None:
+    server, authority, work = (tmp_path / name for name in ("server", "authority", "work"))
+    for folder in (server, authority, work):
+        folder.mkdir()
+    script = DEPLOY / "postgres" / "certificates.sh"
+    command = ["sh", str(script), str(server), str(authority), str(tmp_path.owner())]
+
+    def make() -> dict[str, bytes]:
+        subprocess.run(command, check=True, capture_output=True, env={"TMPDIR": str(work), "PATH": "/usr/bin:/bin"})
+        return {path.name: path.read_bytes() for path in (*server.iterdir(), *authority.iterdir())}
+
+    made = make()
+    assert made.keys() == {"server.key", "server.pem", "ca.pem"}, "the key of the authority is nowhere"
+    assert make() == made
+    assert [*work.iterdir()] == []
+    assert (server / "server.key").stat().st_mode & 0o777 == 0o600
+    assert (authority / "ca.pem").stat().st_mode & 0o777 == 0o644
+
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(server / "server.pem", server / "server.key")
+    trust = ssl.create_default_context(cafile=authority / "ca.pem")
+    _shake_hands(ours, trust, "postgres")
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        _shake_hands(ours, trust, "elsewhere")
+
+
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> None:
+    """TLS in memory. Raises as the client does."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    told = client.wrap_bio(to_client, to_server, server_hostname=name)
+    tells = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        with suppress(ssl.SSLWantReadError):
+            told.do_handshake()
+        with suppress(ssl.SSLWantReadError):
+            tells.do_handshake()
+    assert told.version() is not None

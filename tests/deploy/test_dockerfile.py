@@ -19,7 +19,7 @@ def test_it_runs_as_nobody_in_particular_and_as_the_same_one_everywhere() -> Non
 def test_journal_is_on_the_volume_that_compose_and_kubernetes_mount() -> None:
     volume = last("VOLUME")
     assert f"CHECKPOINT_JOURNAL_DIR={volume}/" in last("ENV")
-    (mounted,) = compose()["services"]["app"]["volumes"]
+    mounted, _ = compose()["services"]["app"]["volumes"]
     assert mounted.endswith(f":{volume}")
     pod = document(DEPLOY / "kubernetes" / "stateful-set.yaml")["spec"]["template"]["spec"]
     assert volume in [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]

@@ -33,6 +33,9 @@ def test_manifest_is_what_the_version_accepts(path: Any, version: str) -> None:
         kubernetes_validate.validate(item, version, strict=True)
 
 
+AUTHORITY = {"name": "authority", "mountPath": "/authority", "readOnly": True}
+
+
 def test_everything_is_applied_but_the_example_of_a_secret() -> None:
     applied = document(FOLDER / "kustomization.yaml")["resources"]
     assert {*applied, "secret.example.yaml"} == {path.name for path in MANIFESTS}
@@ -40,8 +43,22 @@ def test_everything_is_applied_but_the_example_of_a_secret() -> None:
 
 
 def test_example_of_a_secret_holds_none() -> None:
-    (secret,) = objects("Secret").values()
-    assert secret["stringData"] == {"DATABASE_URL": "postgresql://USER:PASSWORD@HOST:5432/DATABASE"}
+    for name, role in {"chat-database": "checkpoint_run", "chat-database-setup": "checkpoint_setup"}.items():
+        assert objects("Secret")[name]["stringData"] == {
+            "DATABASE_URL": f"postgresql://{role}:PASSWORD@HOST:5432/DATABASE"
+            f"?sslmode=verify-full&sslrootcert={AUTHORITY['mountPath']}/ca.pem"
+        }
+    assert objects("ConfigMap")["chat-database-authority"]["data"] == {"ca.pem": "CERTIFICATE"}
+    assert len(objects("Secret")) == 2
+
+
+def test_service_and_job_trust_one_authority_and_have_a_role_each() -> None:
+    job = objects("Job")["chat-setup"]["spec"]["template"]["spec"]
+    for pod, secret in ((POD, "chat-database"), (job, "chat-database-setup")):
+        (container,) = pod["containers"]
+        assert container["envFrom"][1:] == [{"secretRef": {"name": secret}}]
+        assert AUTHORITY in container["volumeMounts"]
+        assert {"name": AUTHORITY["name"], "configMap": {"name": "chat-database-authority"}} in pod["volumes"]
 
 
 def test_every_label_that_selects_is_on_the_pods_that_are_meant_and_not_on_those_of_the_setup() -> None:

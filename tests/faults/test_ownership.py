@@ -508,7 +508,7 @@ def test_roles_of_the_run_book_run_without_the_right_to_set_up_and_read_only_the
         )
 
     async def use() -> None:
-        async with opened(postgres(as_role("chat_run"), auto_setup=False)) as manager:
+        async with opened(postgres(as_role("checkpoint_run"), auto_setup=False)) as manager:
             assert manager.health_status["overall_status"] == "healthy"
             world = World(manager)
             for user, shared in (("ada", None), ("bob", ["ada"]), ("eve", None), ("gone", None)):
@@ -528,7 +528,10 @@ def test_roles_of_the_run_book_run_without_the_right_to_set_up_and_read_only_the
             owner.execute(reading.encode())
             owner.execute("CREATE ROLE ada LOGIN PASSWORD 'secret' IN ROLE chat_readers")
             asyncio.run(use())
-            with psycopg.connect(as_role("chat_run")) as runner, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            with (
+                psycopg.connect(as_role("checkpoint_run")) as runner,
+                pytest.raises(psycopg.errors.InsufficientPrivilege),
+            ):
                 runner.execute("CREATE TABLE mine (id int)")
             with psycopg.connect(as_role("ada"), autocommit=True) as reader:
                 for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
@@ -537,7 +540,7 @@ def test_roles_of_the_run_book_run_without_the_right_to_set_up_and_read_only_the
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     reader.execute("DELETE FROM checkpoints")
         finally:
-            for role in ("ada", "chat_readers", "chat_run"):
+            for role in ("ada", "chat_readers", "checkpoint_run"):
                 with suppress(psycopg.errors.UndefinedObject):
                     owner.execute(f"DROP OWNED BY {role}")
                     owner.execute(f"DROP ROLE {role}")
