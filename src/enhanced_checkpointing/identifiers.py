@@ -25,6 +25,9 @@ USER_ID = "user_id"
 GREGORIAN_TO_UNIX = 0x01B21DD213814000
 """Intervals of 100 ns between 1582-10-15 and 1970-01-01 (RFC 9562, section 5.1)."""
 
+_IDS = "thread_id", "checkpoint_ns", "checkpoint_id", USER_ID
+"""Those that a config names."""
+
 OLD_SECONDS = 3600
 """What was made within an hour is not deleted as old by anybody in their senses."""
 
@@ -37,6 +40,8 @@ def text_of(value: object, name: str) -> str:
     Raises:
         InvalidIdError: it is something else, or a text that some database would refuse or change.
     """
+    if type(value) is str and value.isascii() and len(value) <= LONGEST_ID and "\0" not in value:
+        return value  # nearly always, and every id of every call comes here
     text = value if type(value) is str else _as_text(value, name)
     size = len(text)
     if not text.isascii():
@@ -96,8 +101,9 @@ def with_text_ids(config: RunnableConfig) -> RunnableConfig:
         InvalidIdError: `text_of` refuses one of them.
         CheckpointerError: the config names no thread.
     """
-    named_thread(config)
-    given = config["configurable"]
+    given = config.get("configurable", {})
+    if given.get("thread_id") is None:
+        named_thread(config)  # which says what is wrong
     changed = _as_texts(given)
     return config if changed is given else cast("RunnableConfig", {**config, "configurable": changed})
 
@@ -118,9 +124,11 @@ def before_with_text_id(before: RunnableConfig | None) -> RunnableConfig | None:
 def _as_texts(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """`given` itself, if its ids are texts already: nearly always."""
     changes: dict[str, Any] = {}
-    for name in ("thread_id", "checkpoint_ns", "checkpoint_id", USER_ID):
+    for name in _IDS:
         value = given.get(name)
-        if value is not None and (text := text_of(value, name)) is not value and not _is_stored(name, value):
+        if value is None or (type(value) is str and value.isascii() and len(value) <= LONGEST_ID and "\0" not in value):
+            continue  # as `text_of` would find, which is not called for what is nearly always so
+        if (text := text_of(value, name)) is not value and not _is_stored(name, value):
             changes[name] = text
     if given.get("checkpoint_ns", "") is None:
         changes["checkpoint_ns"] = ""
@@ -139,7 +147,7 @@ def with_text_user(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         InvalidIdError: `text_of` refuses a text that names the user.
     """
     user = metadata.get(USER_ID)
-    if isinstance(user, (str, Enum, uuid.UUID)) and (text := text_of(user, USER_ID)) is not user:
+    if user is not None and isinstance(user, (str, Enum, uuid.UUID)) and (text := text_of(user, USER_ID)) is not user:
         return {**metadata, USER_ID: text}
     return metadata
 

@@ -319,7 +319,8 @@ def thread_of(config: RunnableConfig) -> str:
     Raises:
         CheckpointerError: the config names no thread.
     """
-    return str(named_thread(config))
+    thread_id = config.get("configurable", {}).get("thread_id")
+    return thread_id if type(thread_id) is str else str(named_thread(config))
 
 
 def namespace_of(config: RunnableConfig) -> str:

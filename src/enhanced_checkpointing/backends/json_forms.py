@@ -22,7 +22,7 @@ class JsonForm:
     def of_metadata(self, metadata: Mapping[str, Any]) -> CheckpointMetadata:
         """What comes back of metadata; that with too many levels for Python stays as it is."""
         try:
-            return cast("CheckpointMetadata", {**self.of(metadata)})
+            return cast("CheckpointMetadata", self.of(metadata) if type(metadata) is dict else {**self.of(metadata)})
         except RecursionError:
             return cast("CheckpointMetadata", metadata)
 
@@ -38,11 +38,21 @@ class JsonForm:
         if isinstance(value, int):
             return int.__pos__(value)
         if isinstance(value, dict):
-            return {self._key(key): self.of(part) for key, part in value.items()}
-        if isinstance(value, list | tuple):
+            return self._of_dict(value)
+        if isinstance(value, (list, tuple)):
             return [self.of(part) for part in value]
         argument = argument_of(value) if type(value) is Opaque else value
         return value if argument is value else self.of(argument)
+
+    def _of_dict(self, value: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Every write has its metadata here: what stays as it is, nearly all of it, is passed on without a call."""
+        made: dict[Any, Any] = {}
+        for key, part in value.items():
+            kind = type(part)
+            stays = part is None or kind is int or kind is bool or (kind is str and part.isascii())
+            own_key = key if type(key) is str and key.isascii() else self._key(key)
+            made[own_key] = part if stays else self.of(part)
+        return made
 
     def _key(self, key: Any) -> Any:
         if isinstance(key, str):

@@ -45,8 +45,8 @@ from enhanced_checkpointing.operations import (
     PutWrites,
     accept_put,
     accept_writes,
+    asks_for_thread,
     checkpoint_id_of,
-    namespace_of,
     thread_of,
 )
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
@@ -141,20 +141,20 @@ class Engine:
 
     async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         stamp = 0
-        workers = self.others.known if self.others is not None else None
+        workers, thread_id = self.others.known if self.others is not None else None, thread_of(config)
 
         def ask() -> Awaitable[tuple[CheckpointTuple | None, bool]]:
             nonlocal stamp
             if workers is not None:
-                stamp = workers.stamp(thread_of(config))
+                stamp = workers.stamp(thread_id)
             return self._backend.get(config)
 
         def keep(answer: tuple[CheckpointTuple | None, bool]) -> None:
             found, holds_others = answer
             self._standby.warm(config, found, blank=not holds_others)
             # A subgraph's own checkpoint tells nothing of the graph that calls it.
-            if workers is not None and not namespace_of(config) and checkpoint_id_of(config) is None:
-                workers.know(thread_of(config), stamp)
+            if workers is not None and asks_for_thread(config):
+                workers.know(thread_id, stamp)
 
         found, _ = await self._read(
             "get",

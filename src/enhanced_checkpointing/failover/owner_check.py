@@ -61,9 +61,9 @@ class OwnerCheck:
         if found is not None and before is not None and before.is_said_in(found.metadata) and user == before.owner:
             return found  # nearly always, where there is an owner
         own = ownership_of(found.metadata) if found is not None else None
+        if user is None and own is None and before is None:
+            return found
         if asks_for_thread(config):
-            if user is None and own is None and before is None:
-                return found
             ownership = self._learn(thread_id, found, own, before)
         elif user is not None:
             ownership = before or await self._look(thread_id)

@@ -237,8 +237,7 @@ class WarmStore:
         return self._saver._ordered_writes(self._thread_id, checkpoint_ns, checkpoint_id)
 
     def _described(self, value: Any) -> tuple[str, bytes]:
-        described = dump_described(value, self._serializer)
-        return described.tag, described.data
+        return dump_described(value, self._serializer)
 
     def _freeze(self, value: Any) -> Serialized:
         return Serialized(*self._serializer.dumps_typed(value))

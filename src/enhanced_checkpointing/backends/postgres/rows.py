@@ -65,6 +65,8 @@ JSONB = JsonForm(_joined_halves, _as_numeric)
 
 def frozen_inline(value: Any, serializer: SharingSerializer) -> Any:
     """A value that belongs in the checkpoint's JSON as it comes back from there; its bytes, if JSONB cannot hold it."""
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value  # nearly always
     form = JSONB.of(value)
     if isinstance(form, float):
         fits = math.isfinite(form)
@@ -75,7 +77,9 @@ def frozen_inline(value: Any, serializer: SharingSerializer) -> Any:
 
 def form_of_metadata(metadata: CheckpointMetadata) -> CheckpointMetadata:
     """Metadata as the official saver gives it back; it leaves the writes that callers name out."""
-    return JSONB.of_metadata({key: value for key, value in metadata.items() if key != "writes"})
+    if "writes" in metadata:
+        return JSONB.of_metadata({key: value for key, value in metadata.items() if key != "writes"})
+    return JSONB.of_metadata(metadata)
 
 
 def the_write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:

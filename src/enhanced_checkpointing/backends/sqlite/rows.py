@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from ormsgpack import Fragment
 
@@ -28,8 +27,9 @@ from enhanced_checkpointing.serialization import (
     NULL,
     Serialized,
     SharingSerializer,
-    dump_plain,
     has_known_format,
+    is_encrypting,
+    plain_parts,
     unsealed,
 )
 
@@ -65,10 +65,11 @@ JSON_TEXT = JsonForm(lambda text: text.encode("utf-8", "ignore").decode(), lambd
 
 def frozen(value: Any, serializer: SharingSerializer) -> Any:
     """A value as it comes back. Within a checkpoint MessagePack does not tell a `bytearray` from `bytes`."""
-    inner = serializer.inner
-    innermost = inner.serde if isinstance(inner, EncryptedSerializer) else inner
-    as_bytes = isinstance(value, bytearray) and isinstance(innermost, JsonPlusSerializer)
-    return serializer.freeze(bytes(value) if as_bytes else value)
+    if isinstance(value, bytearray):
+        inner = serializer.inner
+        innermost = inner.serde if is_encrypting(inner) else inner
+        value = bytes(value) if isinstance(innermost, JsonPlusSerializer) else value
+    return serializer.freeze(value)
 
 
 def needs_objects(operation: Operation, serializer: SharingSerializer) -> bool:
@@ -173,16 +174,15 @@ def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
     is_copied = isinstance(put.metadata, StoredMetadata)
     if has_known_format(serializer.inner):
         plain = _plain_values(put, serializer)
-        if any(type(value) is Serialized and value.tag == JSON for value in plain.values()):
+        values = _joined(plain)
+        if values is None and any(type(value) is Serialized and value.tag == JSON for value in plain.values()):
             return _checkpoint_in_json(put, plain, serializer)
-        if (values := _joined(plain)) is not None:
+        if values is not None:
             try:
-                joined = dump_plain(_with_values(put, values), serializer)
+                return plain_parts(_with_values(put, values), serializer)
             except TypeError as error:  # an integer that is too large, of which the serializer may know what to make
                 if is_copied:
                     raise CheckpointerError(f"Checkpoint {put.checkpoint_id} cannot be kept: {error}.") from error
-            else:
-                return joined.tag, joined.data
         elif is_copied:
             raise _not_a_part(put, next(one for one in plain.items() if type(one[1]) is Serialized and _is_odd(one[1])))
     # Not of the live values, which their node may have changed since.
