@@ -23,11 +23,12 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     get_checkpoint_metadata,
 )
+from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.identifiers import named_thread
-from enhanced_checkpointing.serialization import INLINE_TYPES, Serialized, SharingSerializer
+from enhanced_checkpointing.serialization import INLINE_TYPES, Opaque, Serialized, SharingSerializer
 
 NO_CHANNELS: frozenset[str] = frozenset()
 
@@ -257,7 +258,7 @@ def operations_of(found: CheckpointTuple, serializer: SharingSerializer) -> list
         values={name: serializer.freeze(value) for name, value in values.items()},
         metadata=found.metadata,
         new_versions={},
-        snapshot_channels=frozenset(name for name, value in values.items() if isinstance(value, _DeltaSnapshot)),
+        snapshot_channels=snapshots_in(values),
     )
     by_task: dict[str, list[tuple[str, Any]]] = {}
     for task_id, channel, value in found.pending_writes or ():
@@ -278,6 +279,15 @@ def operations_of(found: CheckpointTuple, serializer: SharingSerializer) -> list
             for position, (task_id, writes) in enumerate(by_task.items())
         ),
     ]
+
+
+def snapshots_in(values: Mapping[str, Any]) -> frozenset[str]:
+    """The channels with a snapshot of a delta channel, whether it was made into an object or not."""
+    return frozenset(
+        name
+        for name, value in values.items()
+        if isinstance(value, _DeltaSnapshot) or (type(value) is Opaque and value.code == EXT_DELTA_SNAPSHOT)
+    )
 
 
 def _is_special(write: tuple[str, Any]) -> bool:

@@ -126,7 +126,7 @@ def load_plain(value: Serialized, serializer: SharingSerializer) -> Any:
         CheckpointerError: a tag that this serializer does not know, or that makes objects (`pickle`).
         ValueError: the bytes are not what the tag says.
     """
-    if not has_known_format(serializer.inner):
+    if not has_known_format(serializer.inner) and value.tag != AS_JSON:
         return serializer.inner.loads_typed((value.tag, value.data))
     plain = unsealed(value, serializer)
     if plain.tag == MSGPACK:
@@ -150,8 +150,17 @@ def _kept(value: Serialized, serializer: SharingSerializer) -> Any:
     if tag not in (MSGPACK, JSON) and has_known_format(serializer.inner):
         return value
     plain = load_plain(value, serializer)
-    is_checkpoint = isinstance(plain, dict) and "channel_versions" in plain
-    return plain if tag == MSGPACK or is_checkpoint else value
+    if tag == MSGPACK:
+        return plain
+    if not isinstance(plain, dict) or "channel_versions" not in plain:
+        return value
+    of_channels = {name: _in_json(part) for name, part in (plain.get("channel_values") or {}).items()}
+    return {**plain, "channel_values": of_channels}
+
+
+def _in_json(part: Any) -> Any:
+    """A value within a checkpoint in JSON, such that it is read as JSON later, too."""
+    return Serialized(JSON, json.dumps(part).encode()) if isinstance(part, dict | list) else part
 
 
 def dump_plain(value: Any, serializer: SharingSerializer) -> Serialized:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -47,6 +48,7 @@ from enhanced_checkpointing.operations import (
     accept_writes,
     asks_for_thread,
     checkpoint_id_of,
+    snapshots_in,
     thread_of,
 )
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
@@ -54,7 +56,7 @@ from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.resilience.turns import collected
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import SharingSerializer, without_objects
 from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 T = TypeVar("T")
@@ -226,18 +228,21 @@ class Engine:
         return put.stored_config()
 
     async def put_again(self, found: CheckpointTuple) -> None:
-        """Store a checkpoint once more as it was read, with the metadata that it has been given since."""
+        """Store a checkpoint once more as it was read, best `without_objects`, with the metadata that it has been given
+        since."""
         config = found.parent_config or {"configurable": {"thread_id": thread_of(found.config), "checkpoint_ns": ""}}
-        put = accept_put(
-            config,
-            found.checkpoint,
-            found.metadata,
-            {},
-            freeze=self._backend.freeze,
-            known_blob=self._standby.blob,
-            form_of=self._backend.form_of_metadata,
-        )
-        await self.writes.settle(put)
+        with without_objects():
+            put = accept_put(
+                config,
+                found.checkpoint,
+                found.metadata,
+                {},
+                freeze=self._backend.freeze,
+                known_blob=self._standby.blob,
+                form_of=self._backend.form_of_metadata,
+            )
+        snapshots = snapshots_in(found.checkpoint["channel_values"])
+        await self.writes.settle(replace(put, snapshot_channels=snapshots, live_values=None))
 
     async def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str

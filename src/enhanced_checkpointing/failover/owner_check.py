@@ -34,6 +34,7 @@ from enhanced_checkpointing.ownership import (
     ownership_of,
     user_in,
 )
+from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.tombstones import Tombstones
 
 MOST = 100_000
@@ -166,7 +167,8 @@ class OwnerCheck:
 
     async def _look(self, thread_id: str) -> Ownership:
         before = self._known.get(thread_id)
-        found = await self._engine.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
+        with without_objects():
+            found = await self._engine.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
         return self._learn(thread_id, found, ownership_of(found.metadata) if found is not None else None, before)
 
     async def _look_for_fork(self, thread_id: str, own: Ownership) -> None:

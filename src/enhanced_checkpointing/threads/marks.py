@@ -19,6 +19,7 @@ from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.explanations import cold
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.serialization import without_objects
 
 
 class Marks:
@@ -70,7 +71,8 @@ class Marks:
         return found
 
     async def _warm_again(self, thread_id: str) -> None:
-        with suppress(CheckpointUnavailableError):  # an outage has just begun: the mark is made all the same
+        # In an outage that has just begun, the mark is made all the same.
+        with suppress(CheckpointUnavailableError), without_objects():
             await self._engine.get_tuple(_newest_of(thread_id))
 
     async def _put_again(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
@@ -80,7 +82,8 @@ class Marks:
         """
         await self._engine.quiet(thread_id)
         try:
-            found = self._standby.get_tuple(_newest_of(thread_id))
+            with without_objects():
+                found = self._standby.get_tuple(_newest_of(thread_id))
         except CheckpointUnavailableError as error:
             raise cold(thread_id, error, None) from None
         if found is None:

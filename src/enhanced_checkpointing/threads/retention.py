@@ -24,6 +24,7 @@ from enhanced_checkpointing.backends.directory import (
     time_of,
 )
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.serialization import Opaque, argument_of
 
 YOUNG = timedelta(minutes=1)
 """A thread of which the newest checkpoint is younger may be in the middle of a run."""
@@ -179,6 +180,8 @@ def unfinished(found: CheckpointTuple) -> str | None:
     A question is always waited for. A node that has not run counts unless it failed, or the thread is marked as failed:
     nothing else tells a breakpoint from a run that died. Where nobody can tell, the thread waits unless it is marked.
     """
+    if not isinstance(found.checkpoint, dict):
+        return "its checkpoint cannot be read without making objects of it"
     channels = {channel for _, channel, _ in found.pending_writes or ()}
     if INTERRUPT in channels:
         return "it waits at an interrupt"
@@ -232,6 +235,8 @@ def _is_complete(channel: str, value: Any) -> bool:
     if not channel.startswith(JOIN):
         return True
     arrived = value[0] if isinstance(value, (tuple, list)) and value else value
+    if isinstance(arrived, Opaque):
+        arrived = argument_of(arrived)
     if not isinstance(arrived, (set, frozenset, list)):
         return True
     awaited = channel.removeprefix(JOIN).rpartition(":")[0]

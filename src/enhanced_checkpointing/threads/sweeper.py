@@ -27,6 +27,7 @@ from enhanced_checkpointing.journal.survey import held_in
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry, ThreadRetired
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import (
@@ -284,9 +285,10 @@ class Sweeper:
         return state_of
 
     async def _newest(self, sweep: UnderWay, thread_id: str) -> CheckpointTuple | None:
-        found, _ = await self._ask(
-            sweep, lambda one: one.get({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
-        )
+        with without_objects():
+            found, _ = await self._ask(
+                sweep, lambda one: one.get({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
+            )
         return found
 
     async def _ask(self, sweep: UnderWay, question: Callable[[Backend], Awaitable[T]]) -> T:

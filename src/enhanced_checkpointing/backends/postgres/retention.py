@@ -25,6 +25,7 @@ from enhanced_checkpointing.backends.postgres.sql import DELETE_SQL
 from enhanced_checkpointing.backends.postgres.wire import Statement, execute, fetch
 from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.operations import Operation, Put
+from enhanced_checkpointing.serialization import without_objects
 
 ANNOTATE_SQL = """
 UPDATE checkpoints SET metadata = metadata || $2::text::jsonb
@@ -156,7 +157,8 @@ async def _newest(
     asked = text_array([thread_id.encode() for thread_id in thread_ids])
     for row in await fetch(connection, (NEWEST_SQL, [asked])):
         value = value_of(row)
-        one = await saver._load_checkpoint_tuple(value)
+        with without_objects():
+            one = await saver._load_checkpoint_tuple(value)
         parent_id = value["parent_checkpoint_id"]
         if value["checkpoint"]["v"] < NEWEST_FORMAT and parent_id is not None:
             key = [value["thread_id"].encode(), parent_id.encode()]
