@@ -37,10 +37,13 @@ FIRST = "0" * 64
 """Stands for the hash of the line before the first."""
 
 NAMED = 1000
-"""Threads that an entry names; all are counted."""
+"""Threads that an entry names at most; all are counted."""
 
-TAIL = 1024 * 1024
-"""Bytes that the newest line takes at most: ids have 4 KiB at most, and few have so many."""
+MOST = 512 * 1024
+"""Bytes that the names in one list of an entry take at most: ids may have 4 KiB each, and thrice as much in JSON."""
+
+TAIL = 2 * 1024 * 1024
+"""Bytes from the end in which the newest line is looked for: more than any takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,16 @@ class Noting(Protocol):
 
 async def unnoted(action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
     """Note nothing."""
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """As many of the names, from the first, as an entry has room for."""
+    kept, room = list(names[:NAMED]), MOST
+    for place, name in enumerate(kept):
+        room -= len(json.dumps(name))
+        if room < 0:
+            return kept[:place]
+    return kept
 
 
 def hidden(name: str) -> str:
@@ -89,7 +102,7 @@ class AuditTrail:
                 "database": self._database,
                 "actor": _actor(),
                 "threads": len(threads),
-                "thread_ids": list(threads[:NAMED]),
+                "thread_ids": named(threads),
                 **facts,
                 "previous": previous,
             }
@@ -211,7 +224,7 @@ def _locked(folder: int) -> Iterator[int]:
 def _newest(handle: int) -> tuple[int, str, int]:
     """The number and hash of the newest whole line, and where it ends."""
     size = os.fstat(handle).st_size
-    start = max(0, size - 2 * TAIL)
+    start = max(0, size - TAIL)
     data = os.pread(handle, size - start, start)
     end = data.rfind(b"\n") + 1
     if not end:

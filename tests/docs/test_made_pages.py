@@ -28,6 +28,11 @@ def test_page_is_what_its_maker_makes_now(name: str) -> None:
     assert file.read_text(encoding="utf-8") == make(), f"run `python -m docs.building.{name} --write`"
 
 
+def test_no_page_has_what_a_merge_left_in_it() -> None:
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+    assert [page.name for page in pages if re.search(r"^(<{7}|>{7}) ", page.read_text("utf-8"), re.MULTILINE)] == []
+
+
 def test_page_of_the_configuration_has_every_setting_with_its_default_and_its_range() -> None:
     page = configuration.page()
     sections = dict(re.findall(r"^### `(\w+)`\n\n(.*?)(?=\n#|\Z)", page, flags=re.MULTILINE | re.DOTALL))

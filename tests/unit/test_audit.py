@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.audit import HEAD, LOG, NAMED, AuditTrail
+from enhanced_checkpointing.audit import HEAD, LOG, NAMED, AuditTrail, named
+from enhanced_checkpointing.identifiers import LONGEST_ID
 from enhanced_checkpointing.journal.adoption import strays_in
 
 Change = Callable[[list[bytes]], list[bytes]]
@@ -50,6 +51,14 @@ def test_entry_names_a_bounded_number_of_threads_and_counts_all(tmp_path: Path) 
     trail.note("retention delete", threads=[str(number) for number in range(NAMED + 5)])
     (entry,) = trail.entries()
     assert (entry["threads"], len(entry["thread_ids"])) == (NAMED + 5, NAMED)
+
+
+def test_entry_of_many_long_ids_breaks_no_chain(tmp_path: Path) -> None:
+    trail = AuditTrail(tmp_path)
+    trail.note("prune", threads=["é" * (LONGEST_ID // 2)] * NAMED, runs=named(["é" * (LONGEST_ID // 2)] * NAMED))
+    trail.note("delete", threads=["after"])
+    assert (trail.verify().entries, trail.verify().fault) == (2, None)
+    assert [entry["threads"] for entry in trail.entries()] == [NAMED, 1]
 
 
 CHANGES: dict[str, tuple[Change, int]] = {

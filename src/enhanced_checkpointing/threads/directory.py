@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
-from enhanced_checkpointing.audit import NAMED, Noting
+from enhanced_checkpointing.audit import Noting, named
 from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead, status_of
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
@@ -139,7 +139,7 @@ class ThreadDirectory:
         if isinstance(run_ids, str):
             raise TypeError("run_ids must be a sequence of run ids, not a text")
         await self._saver.adelete_for_runs(run_ids)
-        await self.bridge.bring(lambda: self._note("delete for runs", runs=[*map(str, run_ids)][:NAMED]))
+        await self.bridge.bring(lambda: self._note("delete for runs", runs=named([*map(str, run_ids)])))
 
     async def mark(self, thread_id: str, status: str, user_id: str | None) -> None:
         thread_id = text_of(thread_id, "thread_id")
