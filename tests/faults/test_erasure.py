@@ -228,6 +228,17 @@ def test_command_erases_and_names_exports_after_a_question(tmp_path: Path) -> No
     assert command("audit", "verify", **variables).code == 0
 
 
+async def test_thread_that_is_only_named_like_a_branch_is_not_erased_for_another_user(tmp_path: Path) -> None:
+    async with opened(sqlite(tmp_path / "agents.sqlite").with_overrides(journal_dir=tmp_path / "journal")) as manager:
+        await say(manager, "one~outage~1", SECRET, "ada")
+        await say(manager, "one", OTHERS, "bob")
+        receipt = await manager.erase(thread_id="one", user_id="bob")
+        assert receipt.thread_ids == ("one",)
+        assert any("other owners" in told for told in receipt.remains)
+        assert await heard(manager, "one~outage~1") != []
+        assert len((await manager.erase(thread_id="one")).thread_ids) == 2
+
+
 async def test_branch_in_quarantine_goes_with_its_thread(tmp_path: Path) -> None:
     file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
     fields: dict[str, Any] = {"journal_dir": journal, "on_divergence": "quarantine"}

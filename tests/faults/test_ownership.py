@@ -322,7 +322,20 @@ async def test_shared_thread_is_used_by_several_and_stays_its_owners(tmp_path: P
         assert len(await world.say("t", "bob")) == 8
         with pytest.raises(CheckpointNotFoundError):  # an old checkpoint says that eve may
             await world.graph.aget_state(world.config("t", "eve", checkpoint_id=before[0][0]["id"]))
+        mine = elsewhere.config("t", "bob")
+        anywhere: RunnableConfig = {"configurable": {k: v for k, v in mine["configurable"].items() if k != "thread_id"}}
+        assert [found async for found in elsewhere.saver.alist(anywhere)]
+        old = before[0][0]["id"]
         await world.say("t", "ada", shared_with=[])
+        # However it asks, also where this process has not read the newest checkpoint since.
+        assert [found async for found in elsewhere.saver.alist(anywhere)] == []
+        for way in (listed, lambda *asked: asked[0].saver.aget_tuple(world.config("t", "bob", checkpoint_id=old))):
+            async with opened(sqlite(tmp_path / "file")) as third:
+                await World(third).say("t", "ada", shared_with=["bob"])
+                assert await listed(elsewhere, "t", "bob")
+                await World(third).say("t", "ada", shared_with=[])
+            with pytest.raises(CheckpointNotFoundError):
+                await way(elsewhere, "t", "bob")
         with pytest.raises(CheckpointNotFoundError):
             await elsewhere.say("t", "bob")
 

@@ -67,7 +67,7 @@ class OwnerCheck:
         if asks_for_thread(config):
             ownership = self._learn(thread_id, found, own, before)
         elif user is not None:
-            ownership = before or await self._look(thread_id)
+            ownership = await self._look_for(user, thread_id)
         else:
             if own is not None and before is None:
                 await self._look_for_fork(thread_id, own)
@@ -88,7 +88,7 @@ class OwnerCheck:
         thread_id, user = thread_of(config), user_in(config)
         if user is None:
             return await self._engine.list(config, filter, before, limit)
-        ownership = self._known.get(thread_id) or await self._look(thread_id)
+        ownership = await self._look_for(user, thread_id)
         self._admit(thread_id, ownership, user)
         listed = await self._engine.list(config, filter, before, limit)
         return [found for found in listed if self._belongs(ownership_of(found.metadata), ownership, user)]
@@ -97,10 +97,22 @@ class OwnerCheck:
         """Whether a user may see what has this metadata."""
         return user is None or not self._enforced or is_seen_by(metadata, user)
 
+    async def shown(self, listed: Sequence[CheckpointTuple], user: str | None) -> Sequence[CheckpointTuple]:
+        """What a user may see of checkpoints of many threads: the newest root checkpoint of each thread decides."""
+        if user is None or not self._enforced:
+            return listed
+        owners = {thread_id: await self._look(thread_id) for thread_id in {thread_of(found.config) for found in listed}}
+        return [
+            found
+            for found in listed
+            if may_use((ownership := owners[thread_of(found.config)]).owner, ownership.shared_with, user)
+            and self._belongs(ownership_of(found.metadata), ownership, user)
+        ]
+
     async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         if (user := user_in(config)) is not None:
             thread_id = thread_of(config)
-            self._admit(thread_id, self._known.get(thread_id) or await self._look(thread_id), user)
+            self._admit(thread_id, await self._look_for(user, thread_id), user)
         return await self._engine.delta_history(config, channels)
 
     async def put(
@@ -170,6 +182,18 @@ class OwnerCheck:
         with without_objects():
             found = await self._engine.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
         return self._learn(thread_id, found, ownership_of(found.metadata) if found is not None else None, before)
+
+    async def _look_for(self, user: str, thread_id: str) -> Ownership:
+        """Whose it is, for a user who reads past the newest checkpoint: who is no owner may not be let in any more."""
+        known = self._known.get(thread_id)
+        if known is not None and (known.owner == user or not self._enforced):
+            return known
+        try:
+            return await self._look(thread_id)
+        except CheckpointUnavailableError:
+            if known is None:
+                raise
+            return known
 
     async def _look_for_fork(self, thread_id: str, own: Ownership) -> None:
         """A fork begins with a read of an old checkpoint, in the name of no user; it has the owner of today."""

@@ -65,7 +65,7 @@ class FailoverSaver(SyncMethods):
             user = user_in(config) if config is not None else None
             most = limit if user is None else None
             answer = await self._bridge.bring(self._maintenance.list, filter, before, most)
-            answer = [found for found in answer if self._threads.is_shown(found.metadata, user)][:limit]
+            answer = (await self._bridge.bring(self._threads.shown, answer, user))[:limit]
         for found in answer:
             yield found
 

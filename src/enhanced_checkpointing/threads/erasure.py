@@ -238,18 +238,26 @@ class Erasure:
             async for page in self._pages():
                 wanted = [one for one in page if thread_id is None or one.partition(self._apart)[0] == thread_id]
                 for head in await self._ask(lambda one: one.describe(wanted)) if wanted else ():  # noqa: B023
-                    if thread_id is not None or (user is not None and self._is_of(head.metadata, user, head)):
+                    if self._is_meant(head, thread_id, user):
                         found[head.thread_id] = None
                         done.counts["checkpoints in the database"] += head.checkpoints
-                    elif user is not None and user_of(head.metadata) == user:
+                    elif thread_id is not None or user_of(head.metadata) == user:
                         others += 1
         except CheckpointUnavailableError:
             if thread_id is None:
                 raise
             done.pending.append("branches of an outage beside the thread: only the database knows them; erase again")
         if others:
-            done.remains.append(f"{others} threads that belong to other owners and name this user")
+            named = "name this user" if thread_id is None else "are named as branches of this thread"
+            done.remains.append(f"{others} threads that belong to other owners and {named}")
         done.thread_ids = [*found]
+
+    def _is_meant(self, head: ThreadHead, thread_id: str | None, user: str | None) -> bool:
+        """Anybody may have named a thread as the branches of another are named: for a user, only what no other owns."""
+        if thread_id is None:
+            return user is not None and self._is_of(head.metadata, user, head)
+        own = ownership_of(head.metadata)
+        return head.thread_id == thread_id or user is None or own is None or own.owner == user
 
     def _is_of(self, metadata: Any, user: str, head: ThreadHead | None = None) -> bool:
         """A user's threads are those that the user owns, and those without an owner that name the user."""
@@ -384,7 +392,11 @@ class Erasure:
             str(entry.get("file")): None
             for entry in entries
             if entry.get("database") == self._backend.home()
-            and (not entry.get("thread_ids") or set(entry["thread_ids"]) & set(thread_ids))
+            and (
+                entry.get("threads") != len(told := entry.get("thread_ids") or ())
+                or not told
+                or {*told} & {*thread_ids}
+            )
         }
         return [*files][-EXPORTS_NAMED:]
 

@@ -105,7 +105,8 @@ class ThreadMethods:
         of its damaged files, so that no bytes of what was said stay there; and say what remains elsewhere.
 
         A user's threads are those that the user owns, and those without an owner that name the user. With both, the
-        thread is erased only if it belongs to no other user. Quarantined branches of an outage go with their thread.
+        thread is erased only if it belongs to no other user. Quarantined branches of an outage go with their thread,
+        but for a user none that another user owns.
 
         In an outage a thread is erased from the journal now, and from the database when that is back: `pending` says
         so. Other processes of the same journal directory forget the thread too, when they next look; a turn of it that
