@@ -119,6 +119,25 @@ async def test_commands_list_the_others_and_name_those_that_cannot_be_read(
     assert ({one["thread_id"] for one in told["threads"]}, "unreadable" in told) == ({*HEALTHY}, False)
 
 
+@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+async def test_deletion_by_run_leaves_out_a_thread_with_a_row_that_cannot_be_read_and_goes_on(
+    name: str, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(name, database_url, tmp_path)
+    odd = {"a-array": "[]", "b-digits": HOSTILE["many digits"], "c-deep": HOSTILE["deep"]}
+    async with opened(config) as manager:
+        for thread_id in (*odd, "sound"):
+            thread = Thread(saver_of(manager), thread_id)
+            await thread.put(note="first")
+            make_hostile(config, {one: text for one, text in odd.items() if one == thread_id})
+            await thread.put(run_id="the-run")
+        await manager.delete_for_runs(["the-run"])
+        assert await ids_of(manager, run_id="the-run") <= {*odd}, "the sound thread was gone through"
+        if name == "sqlite":
+            for thread_id in odd:
+                assert f"{thread_id}' was left out of a deletion by run: its metadata" in caplog.text
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(int("9" * 4_000)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["step", "user_id", "a"]), inner),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,10 @@ from enhanced_checkpointing.backends.pruning import (
 )
 from enhanced_checkpointing.backends.sqlite.directory import JSON, VALUE_SQL, thread_ids_from
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
+from enhanced_checkpointing.errors import CheckpointCorruptionError, quoted
 from enhanced_checkpointing.serialization import without_objects
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Planner = Callable[[dict[str, list[Link]], HeldBy], Plan]
@@ -37,6 +41,7 @@ LONGEST_REST = 0.1
 THREADS_AT_ONCE = 10
 """Threads in which is looked for a run, in one go."""
 
+SKIPPED = "Thread %s was left out of a deletion by run: %s. All others were gone through."
 LINKS_SQL = "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata FROM checkpoints WHERE thread_id = ?"
 PARENT_SQL = """
 UPDATE checkpoints SET parent_checkpoint_id = ? WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?
@@ -105,7 +110,10 @@ class MaintainedSqliteSaver(OneHopSaver):
             look = partial(_of_runs, after=after, runs=runs)
             after, found = await self.look(look)
             for thread_id, doomed in found.items():
-                await self._change(thread_id, partial(_plan_removal, doomed=doomed))
+                try:
+                    await self._change(thread_id, partial(_plan_removal, doomed=doomed))
+                except CheckpointCorruptionError as error:  # of that thread only; all others are gone through
+                    _log.warning(SKIPPED, quoted(thread_id), error)
             if after is None:
                 break
 
