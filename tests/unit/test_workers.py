@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
@@ -352,6 +352,7 @@ STEPS = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(steps=STEPS, meet=st.booleans())
+@example(steps=[("read", 0, "a"), ("start", 1, "a"), ("slow read", 1, "a")], meet=False)
 def test_no_worker_answers_what_is_older_than_any_has_acknowledged_in_any_order_of_events(
     steps: list[tuple[str, int, str]], meet: bool
 ) -> None:
@@ -389,9 +390,12 @@ def test_no_worker_answers_what_is_older_than_any_has_acknowledged_in_any_order_
                 if what == "slow read":
                     for other in filter(None, places):
                         if other is not worker and not other.held_elsewhere(thread_id):
+                            knew = seen[other].newest.get(thread_id) == truth[thread_id]
                             other.note(thread_id)
                             truth[thread_id] += 1
                             in_primary[thread_id] = truth[thread_id]
+                            if knew:
+                                seen[other].newest[thread_id] = truth[thread_id]
                 worker.know(thread_id, stamp)
                 mine.newest[thread_id] = answer
             elif what == "write" and not worker.held_elsewhere(thread_id) and thread_id not in mine.holds:
