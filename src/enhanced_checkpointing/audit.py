@@ -17,19 +17,22 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.private_files import create_private, make_private_folder, open_own, own_directory
+from enhanced_checkpointing.private_files import (
+    append_durably,
+    appending,
+    make_private_folder,
+    open_or_create,
+    open_own,
+    own_directory,
+)
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
 from enhanced_checkpointing.telemetry.events import Notice, Telemetry
-
-if sys.platform != "win32":
-    import fcntl
 
 LOG, HEAD = ".audit.jsonl", ".audit.head"
 
@@ -91,7 +94,7 @@ class AuditTrail:
     def note(self, action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
         """Append an entry; it is durable when this returns."""
         make_private_folder(self._directory)
-        with own_directory(self._directory) as folder, _locked(folder) as handle:
+        with own_directory(self._directory) as folder, appending(LOG, folder=folder) as handle:
             number, previous, end = _newest(handle)
             if end != os.fstat(handle).st_size:
                 os.ftruncate(handle, end)  # of a process that died while it wrote, and was told nothing
@@ -107,8 +110,7 @@ class AuditTrail:
                 "previous": previous,
             }
             hashed = _hash_of(entry)
-            os.write(handle, f"{json.dumps({**entry, 'hash': hashed})}\n".encode())
-            os.fsync(handle)
+            append_durably(handle, f"{json.dumps({**entry, 'hash': hashed})}\n".encode())
             _write_head(folder, number + 1, hashed)
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -117,7 +119,7 @@ class AuditTrail:
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
-                continue
+                continue  # `verify` names the line
             if isinstance(entry, dict):
                 yield entry
 
@@ -154,10 +156,8 @@ class AuditTrail:
             with own_directory(self._directory) as folder, open(open_own(HEAD, os.O_RDONLY, folder=folder)) as head:
                 told = json.loads(head.read(1024))
                 return int(told["number"]), str(told["hash"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError):
-            return None
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None  # `verify` says that it is missing or damaged
 
 
 def noting(config: CheckpointerConfig, database: str, telemetry: Telemetry) -> Noting:
@@ -208,19 +208,6 @@ def _fault(line: bytes, number: int, previous: str) -> str | None:
     return None
 
 
-@contextmanager
-def _locked(folder: int) -> Iterator[int]:
-    """The log, made where it is missing, locked for one writer."""
-    with suppress(FileExistsError):
-        os.close(create_private(LOG, folder=folder))
-    handle = open_own(LOG, os.O_RDWR | os.O_APPEND, folder=folder)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
-    finally:
-        os.close(handle)
-
-
 def _newest(handle: int) -> tuple[int, str, int]:
     """The number and hash of the newest whole line, and where it ends."""
     size = os.fstat(handle).st_size
@@ -238,10 +225,7 @@ def _newest(handle: int) -> tuple[int, str, int]:
 
 
 def _write_head(folder: int, number: int, hashed: str) -> None:
-    try:
-        handle = create_private(HEAD, folder=folder)
-    except FileExistsError:
-        handle = open_own(HEAD, os.O_RDWR, folder=folder)
+    handle = open_or_create(HEAD, folder=folder)
     try:
         os.pwrite(handle, f"{json.dumps({'number': number, 'hash': hashed}):<127}\n".encode(), 0)
         os.fsync(handle)

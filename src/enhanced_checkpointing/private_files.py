@@ -13,22 +13,26 @@ import shutil
 import stat
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform != "win32":
+    import fcntl
     import pwd
 
 __all__ = [
     "FILE_MODE",
     "FOLDER_MODE",
     "UntrustedFileError",
+    "append_durably",
+    "appending",
     "copy_own",
     "create_private",
     "directory_fault",
     "file_fault",
     "make_private_folder",
     "open_lock",
+    "open_or_create",
     "open_own",
     "own_directory",
     "user_of",
@@ -142,6 +146,32 @@ def create_private(path: Path | str, *, folder: int | None = None) -> int:
     if sys.platform != "win32":
         os.fchmod(handle, FILE_MODE)
     return handle
+
+
+def open_or_create(name: str, flags: int = 0, *, folder: int) -> int:
+    """A file of ours in an open directory, made where it is missing, open for reading and writing. Raises as `open_own`
+    does."""
+    with suppress(FileExistsError):
+        os.close(create_private(name, folder=folder))
+    return open_own(name, os.O_RDWR | flags, folder=folder)
+
+
+@contextmanager
+def appending(name: str, *, folder: int) -> Iterator[int]:
+    """A file as `open_or_create` opens it, to append to, locked for one writer."""
+    handle = open_or_create(name, os.O_APPEND, folder=folder)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def append_durably(handle: int, data: bytes) -> None:
+    """Write all of `data` to the end of a file; it is on the disk when this returns."""
+    while data:
+        data = data[os.write(handle, data) :]
+    os.fsync(handle)
 
 
 def copy_own(name: str, folder: int, new_name: str, new_folder: int) -> None:

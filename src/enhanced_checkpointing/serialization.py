@@ -18,6 +18,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, EXT_PYDANTIC_V2, JsonPlusSerializer
 
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointerError
+from enhanced_checkpointing.identifiers import INTEGERS
 
 MSGPACK, BYTES, BYTEARRAY, NULL, JSON = "msgpack", "bytes", "bytearray", "null", "json"
 """Tags of LangGraph's serializer; JSON is that of its first releases."""
@@ -130,7 +131,7 @@ def load_plain(value: Serialized, serializer: SharingSerializer) -> Any:
         return serializer.inner.loads_typed((value.tag, value.data))
     plain = unsealed(value, serializer)
     if plain.tag == MSGPACK:
-        return ormsgpack.unpackb(plain.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
+        return _unpacked(plain.data)
     if plain.tag in (JSON, AS_JSON):
         try:
             return json.loads(plain.data)
@@ -207,7 +208,7 @@ def argument_of(value: Opaque) -> Any:
     """The plain value that an object was made with, such as that of an enum; the object itself, if there is none."""
     if value.code != EXT_CONSTRUCTOR_SINGLE_ARG:
         return value
-    parts = ormsgpack.unpackb(value.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
+    parts = _unpacked(value.data)
     return parts[2] if isinstance(parts, list) and len(parts) == 3 else value
 
 
@@ -244,7 +245,7 @@ def types_in(value: Serialized, serializer: SharingSerializer) -> set[tuple[str,
     while left:
         part = left.pop()
         if isinstance(part, Opaque):
-            inner = ormsgpack.unpackb(part.data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
+            inner = _unpacked(part.data)
             if part.code <= EXT_PYDANTIC_V2 and isinstance(inner, list) and all(type(one) is str for one in inner[:2]):
                 found.add((inner[0], inner[1]))
             left.append(inner)
@@ -258,7 +259,7 @@ def types_in(value: Serialized, serializer: SharingSerializer) -> set[tuple[str,
 def has_large_integer(value: Any) -> bool:
     """Whether there is an integer in a value that MessagePack cannot hold. Compared with its bounds, as a `range` is
     searched from its beginning for what is not quite an `int`."""
-    return _has(value, lambda part: isinstance(part, int) and not -(2**63) <= part < 2**64)
+    return _has(value, lambda part: isinstance(part, int) and not INTEGERS.start <= part < INTEGERS.stop)
 
 
 def has_opaque(value: Any) -> bool:
@@ -327,6 +328,10 @@ def _derives(kind: type, base: type) -> bool:
 def _keeps_methods(kind: type, base: type) -> bool:
     names = ("dumps_typed", "loads_typed")
     return issubclass(kind, base) and all(getattr(kind, name) is getattr(base, name) for name in names)
+
+
+def _unpacked(data: bytes) -> Any:
+    return ormsgpack.unpackb(data, ext_hook=Opaque, option=ormsgpack.OPT_NON_STR_KEYS)
 
 
 def _extension(value: Any) -> ormsgpack.Ext:

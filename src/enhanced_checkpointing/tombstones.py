@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from enhanced_checkpointing.identifiers import created_at
-from enhanced_checkpointing.private_files import create_private, make_private_folder, open_own, own_directory
-
-if sys.platform != "win32":
-    import fcntl
+from enhanced_checkpointing.private_files import append_durably, appending, make_private_folder, open_own, own_directory
 
 NAME = ".erased"
 
@@ -45,18 +41,9 @@ class Tombstones:
         # With a line's end in front, as a process may have died within the line before.
         lines = "".join(f"\n{self._key(thread_id)} {at!r}\n" for thread_id in thread_ids).encode()
         make_private_folder(self.directory)
-        with own_directory(self.directory) as folder:
-            with suppress(FileExistsError):
-                os.close(create_private(NAME, folder=folder))
-            handle = open_own(NAME, os.O_RDWR | os.O_APPEND, folder=folder)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                while lines:
-                    lines = lines[os.write(handle, lines) :]
-                os.fsync(handle)
-                os.fsync(folder)
-            finally:
-                os.close(handle)
+        with own_directory(self.directory) as folder, appending(NAME, folder=folder) as handle:
+            append_durably(handle, lines)
+            os.fsync(folder)
 
     def refresh(self) -> bool:
         """Read what other processes have added; whether there was anything."""
@@ -75,7 +62,7 @@ class Tombstones:
         before = len(self._erased), sum(self._erased.values())
         for line in whole.splitlines():
             key, _, told = line.decode(errors="replace").partition(" ")
-            with suppress(ValueError):
+            with suppress(ValueError):  # a line that is cut short was never acknowledged
                 if len(key) == len(self._key("")):
                     self._erased[key] = max(float(told), self._erased.get(key, 0.0))
         return before != (len(self._erased), sum(self._erased.values()))

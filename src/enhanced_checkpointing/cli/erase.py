@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
-from rich.console import Console
 from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import Options, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.screen import paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.screen import ask, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Target, config_for
 from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.manager import EnhancedCheckpointerManager
@@ -30,7 +28,7 @@ def run(
     )
     question = f"Erase all that is stored of {what}? This cannot be undone."
     if not (dry_run or yes):
-        _ask(question, as_json=as_json)
+        ask(question, as_json=as_json, otherwise="Nothing was erased.")
     configured = config_for(Target(options))
     config = configured.config.with_overrides(journal="durable", journal_dir=configured.journal_dir, retention="off")
 
@@ -44,14 +42,6 @@ def run(
     else:
         _print(receipt)
     return ExitCode.FINE if receipt.complete else ExitCode.WRONG
-
-
-def _ask(question: str, *, as_json: bool) -> None:
-    if as_json or not sys.stdin.isatty():
-        raise UsageError(f"{question} Give --yes, since there is nobody to ask. Nothing was erased.")
-    Console(stderr=True, highlight=False).print(Text(f"{question} [y/N] ", style="bold"), end="", soft_wrap=True)
-    if input().strip().lower() not in ("y", "yes"):
-        raise UsageError("Nothing was erased.")
 
 
 def _print(receipt: ErasureReceipt) -> None:

@@ -22,6 +22,7 @@ from enhanced_checkpointing.journal.refusals import reason
 
 __all__ = [
     "age",
+    "ask",
     "guarded",
     "line",
     "listed",
@@ -153,6 +154,27 @@ def age(seconds: float) -> str:
 def plural(count: int, one: str, many: str | None = None) -> str:
     """A count with its noun."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def ask(
+    question: str,
+    *,
+    as_json: bool,
+    otherwise: str = "Nothing was changed.",
+    show: Callable[[Console], None] = lambda _: None,
+) -> None:
+    """Ask the person at the terminal, after what `show` prints.
+
+    Raises:
+        UsageError: there is no terminal, or the answer is not yes; `otherwise` says what that means.
+    """
+    if as_json or not sys.stdin.isatty():
+        raise UsageError(f"{question} Give --yes, since there is nobody to ask. {otherwise}")
+    console = Console(stderr=True, highlight=False)
+    show(console)
+    console.print(Text(f"{question} [y/N] ", style="bold"), end="", soft_wrap=True)
+    if input().strip().lower() not in ("y", "yes"):
+        raise UsageError(otherwise)
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

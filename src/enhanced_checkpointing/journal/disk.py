@@ -19,6 +19,7 @@ from enhanced_checkpointing.private_files import (
     copy_own,
     create_private,
     make_private_folder,
+    open_or_create,
     open_own,
     own_directory,
 )
@@ -131,9 +132,7 @@ class RealDisk:
 
     def lock(self, name: str) -> int | None:
         with self._opened() as folder:
-            with suppress(FileExistsError):
-                os.close(create_private(name, folder=folder))
-            handle = self._held(open_own(name, os.O_RDWR, folder=folder))
+            handle = self._held(open_or_create(name, folder=folder))
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.is_named(name, handle):  # and not a file of that name that somebody has just removed
@@ -177,9 +176,7 @@ class RealDisk:
 
     def share(self, name: str, size: int) -> tuple[int, memoryview]:
         with self._opened() as folder:
-            with suppress(FileExistsError):
-                os.close(create_private(name, folder=folder))
-            handle = self._held(open_own(name, os.O_RDWR, folder=folder))
+            handle = self._held(open_or_create(name, folder=folder))
         try:
             if os.fstat(handle).st_size < size:
                 self.reserve(handle, size)  # else a full disk would end the process that writes to it

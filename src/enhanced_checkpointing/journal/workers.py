@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from hashlib import blake2b
 from threading import Lock
 
-from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
 from enhanced_checkpointing.journal.disk import Disk
 from enhanced_checkpointing.journal.refusals import reason
 from enhanced_checkpointing.journal.thread_table import KEY_SIZE, NAME, SIZE, WORKERS, Spot, ThreadTable
@@ -351,12 +351,12 @@ class Workers:
         if self.held_elsewhere(thread_id):
             raise CheckpointUnavailableError(
                 f"another process that shares CHECKPOINT_JOURNAL_DIR has in its journal what it acknowledged of thread "
-                f"{thread_id!r}, and this one cannot see it before it is drained"
+                f"{quoted(thread_id)}, and this one cannot see it before it is drained"
             )
         if grows and not self.is_current(thread_id):
             raise CheckpointUnavailableError(
-                f"another process that shares CHECKPOINT_JOURNAL_DIR may have gone on with thread {thread_id!r} since "
-                "this one read it"
+                f"another process that shares CHECKPOINT_JOURNAL_DIR may have gone on with thread {quoted(thread_id)} "
+                "since this one read it"
             )
 
     def _alone(self, table: ThreadTable) -> bool:

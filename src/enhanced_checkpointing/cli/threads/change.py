@@ -5,7 +5,6 @@ Of a thread of which the journal holds anything nothing is changed: what is drai
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from enhanced_checkpointing.cli.audit import note
 from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.safe_text import one_line
-from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.screen import ask, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Configured, Store, Target, config_for, run_with
 from enhanced_checkpointing.cli.threads.journal import holdings
 from enhanced_checkpointing.cli.threads.list import print_whole
@@ -163,20 +162,8 @@ async def _prune(
 
 
 def _ask(question: str, heads: Sequence[ThreadHead], *, yes: bool, as_json: bool) -> None:
-    """Ask whoever is at the terminal.
-
-    Raises:
-        UsageError: nobody is, and nothing was said beforehand; or the answer is not yes.
-    """
-    if yes:
-        return
-    if as_json or not sys.stdin.isatty():
-        raise UsageError(f"{question} Give --yes, since there is nobody to ask. Nothing was changed.")
-    console = Console(stderr=True, highlight=False)
-    print_whole(console, _table(heads))
-    console.print(Text(f"{question} [y/N] ", style="bold"), end="", soft_wrap=True)
-    if input().strip().lower() not in ("y", "yes"):
-        raise UsageError("Nothing was changed.")
+    if not yes:
+        ask(question, as_json=as_json, show=lambda console: print_whole(console, _table(heads)))
 
 
 def _table(heads: Sequence[ThreadHead]) -> Table:
