@@ -79,7 +79,7 @@ def named(names: Sequence[str]) -> list[str]:
 
 
 def hidden(name: str) -> str:
-    """An id as an erasure notes it: whoever knows the id finds it again, and nothing else tells it."""
+    """An id as an erasure notes it: a reader who knows the id finds it again; no other learns it."""
     return f"sha256:{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()}"
 
 

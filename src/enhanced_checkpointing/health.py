@@ -27,7 +27,7 @@ class PrimaryHealth:
     pool: dict[str, int]
     notes: dict[str, Any]
     unreadable: int = 0
-    """Threads that listings leave out, because nobody can read their metadata."""
+    """Threads that listings leave out, because their metadata is unreadable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Files that hold what people said to agents: only our own are opened, and what is made here is for nobody else.
+"""Files that hold what people said to agents: only our own are opened, and new ones are private.
 
 Another user who may write a directory can plant links, pipes and files of their own in it. So the directory is opened
 first and judged by its descriptor, each file is opened relative to that, without following a link and without waiting,
@@ -137,7 +137,7 @@ def open_own(name: str, flags: int, *, folder: int) -> int:
 
 
 def create_private(path: Path | str, *, folder: int | None = None) -> int:
-    """A new file for nobody else, whatever the umask, open for reading and writing.
+    """A new private file, whatever the umask, open for reading and writing.
 
     Raises:
         FileExistsError: there is something of that name.
@@ -196,7 +196,7 @@ def open_lock(path: Path) -> int:
 
 
 def make_private_folder(path: Path) -> list[Path]:
-    """Make a folder and those above it that are missing, for nobody else; returns those that were missing."""
+    """Make a folder and its missing parents, private to this user; returns those that were missing."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     for each in reversed(missing):
         try:

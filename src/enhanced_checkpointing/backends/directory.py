@@ -77,7 +77,7 @@ def load_metadata(stored: str | bytes | None) -> dict[str, Any]:
     """What a row's metadata says; nothing where there is none.
 
     Raises:
-        CheckpointCorruptionError: it is no JSON object, or one that nobody could pass on: nested deeper than `DEEPEST`,
+        CheckpointCorruptionError: it is no JSON object, or one that cannot be passed on: nested deeper than `DEEPEST`,
             or with a number of more digits than Python reads (`sys.get_int_max_str_digits()`, 4,300).
     """
     if stored is None:

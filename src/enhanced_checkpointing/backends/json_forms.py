@@ -27,7 +27,7 @@ class JsonForm:
             return cast("CheckpointMetadata", metadata)
 
     def of(self, value: Any) -> Any:
-        """What comes back. What is no JSON stays as it is: whoever writes it meets the error."""
+        """What comes back. What is no JSON stays as it is: writing it raises the error."""
         kind = type(value)
         if value is None or kind is bool or kind is int:
             return value

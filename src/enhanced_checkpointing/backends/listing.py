@@ -50,7 +50,7 @@ class Top:
 
 
 def top_of(checkpoint_id: str, stored: str | bytes | None, of_root: bool, timestamp: object) -> Top:
-    """With its metadata as it is stored; what nobody can read of one thread must not keep others from being listed."""
+    """With its metadata as it is stored; what is unreadable of one thread must not keep others from being listed."""
     try:
         return Top(checkpoint_id, load_metadata(stored), of_root, timestamp)
     except CheckpointCorruptionError as error:

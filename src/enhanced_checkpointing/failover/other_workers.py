@@ -70,7 +70,7 @@ class OtherWorkers:
         self.known.note_changed(thread_ids)
 
     async def close(self) -> None:
-        """End the waiting: whoever waits is refused."""
+        """End the waiting: calls that wait are refused."""
         waiting = list(self._waiting.values())
         for task in waiting:
             task.cancel()
@@ -79,4 +79,4 @@ class OtherWorkers:
 
 
 async def _nobody_takes_over(deadline: Deadline) -> None:
-    """There is nobody who could."""
+    """By default no orphaned journals are taken over."""

@@ -111,7 +111,7 @@ class Standby:
         return thread.head(checkpoint_ns)
 
     def thread_ids(self) -> list[str]:
-        """Of which threads `knows` is true."""
+        """The threads for which `knows` is true."""
         return [*self._threads, *self._empty]
 
     def knows(self, thread_id: str) -> bool:

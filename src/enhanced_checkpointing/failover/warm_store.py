@@ -92,7 +92,7 @@ class WarmStore:
         self.size += size + len(stored[0][1]) + len(stored[1][1])
 
     def put_writes(self, operation: PutWrites) -> None:
-        """Take the writes of one task, of which those stay that would stay in the primary."""
+        """Take the writes of one task, and keep those that the primary would keep."""
         of_checkpoint = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
         special = all(channel in WRITES_IDX_MAP for channel, _ in operation.writes)
         for position, (channel, value) in enumerate(operation.writes):

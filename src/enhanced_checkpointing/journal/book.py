@@ -200,7 +200,7 @@ class Book:
         """Drop records, and write the others that are needed into a new file: what else the files before it held is
         nowhere then. A damaged file stays, as do the records in it that cannot be read.
 
-        Whoever knows a record by its sequence may go on to.
+        A record stays known by the sequence that it had before.
 
         Raises:
             OSError: nothing, or only a part of it, was done; it may be asked for again.

@@ -90,7 +90,7 @@ def describe(body: bytes) -> Description:
 
 
 def decode(thread_id: str, body: bytes, serializer: SharingSerializer) -> Operation:
-    """The operation of a body, of which nothing is made into an object of the application.
+    """The operation of a body, without making objects of the application.
 
     Raises whatever the serializer raises for bytes that it cannot read, such as those of another key.
     """

@@ -151,7 +151,7 @@ class Journal(Protocol):
 
     @property
     def workers(self) -> Workers | None:
-        """What is known of the other workers that share its directory; None: nobody can."""
+        """What is known of the other workers that share its directory; None: it cannot be shared."""
 
     async def open(self) -> None:
         """Take the journal into use, with what earlier processes left in it."""

@@ -54,7 +54,7 @@ class Signer:
     """Signs what is written with a secret, and tells whether what is read was. A signature counts in one place of one
     file of one book. Without a secret nothing is signed, and nothing that is read is asked for a signature.
 
-    What it cannot tell: that a whole book, or its end, is as old as a copy that somebody has put back.
+    What it cannot tell: that all log files, or their end, were replaced by an older copy.
     """
 
     def __init__(self, secret: str | None) -> None:

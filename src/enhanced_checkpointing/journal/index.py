@@ -89,7 +89,7 @@ class Index:
     async def turn(self, deadline: Deadline) -> AsyncIterator[bool]:
         """Wait for one's turn to prepare what all appends need, in the order of their calls; False: it did not come.
 
-        Nobody waits for room in here: one that does must not hold up the others.
+        No call waits for room in here: that would hold up the others.
         """
         self._at_door += 1
         try:

@@ -25,7 +25,7 @@ REMEMBERED = 50_000
 """Threads of which it is remembered how they were known; those that changed the longest ago are forgotten first."""
 
 SPOTS_REMEMBERED = 20_000
-"""Threads of which it is remembered where they are told of."""
+"""Threads whose place in the table is remembered."""
 
 CLOCKS_APART = 60.0
 """Seconds by which the clock that made a thread's id may be ahead of ours."""
@@ -149,7 +149,7 @@ class Workers:
     def _opened(self) -> ThreadTable:
         if self._table is not None and self._file is not None and self._disk.is_named(NAME, self._file):
             return self._table
-        if self._file is not None:  # somebody has removed it
+        if self._file is not None:  # it was removed
             self._disk.close(self._file)
             self._file = self._table = None
         self._file, data = self._disk.share(NAME, SIZE)
@@ -325,7 +325,7 @@ class Workers:
             self._table.stamps[self._spot(thread_id).stamp] = self._next_stamp()
 
     def is_current(self, thread_id: str) -> bool:
-        """Whether nobody else can have gone on with a thread since this worker knew it."""
+        """Whether no other worker can have gone on with a thread since this worker knew it."""
         table = self._table
         if table is None:
             return not self._others_live

@@ -207,7 +207,7 @@ class Reader:
             return self._put(content) if kind == "checkpoint" else self._writes(content)
         except DamagedLine:
             raise
-        except Exception as error:  # noqa: BLE001  # whatever somebody wrote into it
+        except Exception as error:  # noqa: BLE001  # a line may hold anything
             raise DamagedLine(f"it holds something strange: {told(error)}") from None
 
     def _put(self, content: Mapping[str, Any]) -> Put:

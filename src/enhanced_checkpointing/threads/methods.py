@@ -89,7 +89,7 @@ class ThreadMethods:
 
         Raises:
             CheckpointNotFoundError: there is none that belongs to this user.
-            CheckpointUnavailableError: in an outage, for a user, when nobody knows whose thread it is.
+            CheckpointUnavailableError: in an outage, for a user, when the owner is unknown.
         """
         return await self._threads.delete(thread_id, user_id)
 

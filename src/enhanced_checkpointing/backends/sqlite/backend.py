@@ -340,7 +340,7 @@ class SqliteBackend(Backend):
 
 
 def _make_private(path: str) -> None:
-    """Make a database file that is missing, for nobody else: SQLite gives its -wal and -shm files the mode of it, and
+    """Make a missing database file, private to its owner: SQLite gives its -wal and -shm files the mode of it, and
     would itself make it as the umask says."""
     with suppress(OSError):  # it is there; or SQLite finds out what is wrong with the path, and says it in its words
         os.close(create_private(os.path.realpath(path)))

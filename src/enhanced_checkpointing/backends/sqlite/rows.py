@@ -60,7 +60,7 @@ DELETE_WRITES_SQL = "DELETE FROM writes WHERE thread_id = ?"
 
 
 JSON_TEXT = JsonForm(lambda text: text.encode("utf-8", "ignore").decode(), lambda number: number)
-"""Metadata is text in UTF-8, of which halves of characters are left out."""
+"""Metadata is text in UTF-8, without halves of characters."""
 
 
 def frozen(value: Any, serializer: SharingSerializer) -> Any:
@@ -180,7 +180,7 @@ def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
         if values is not None:
             try:
                 return plain_parts(_with_values(put, values), serializer)
-            except TypeError as error:  # an integer that is too large, of which the serializer may know what to make
+            except TypeError as error:  # an integer that is too large, which the serializer may still know how to store
                 if is_copied:
                     raise CheckpointerError(f"Checkpoint {put.checkpoint_id} cannot be kept: {error}.") from error
         elif is_copied:

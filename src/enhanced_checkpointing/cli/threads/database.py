@@ -142,7 +142,7 @@ class Store:
         return is_seen_by(metadata, self._user) and not (as_owner and ownership and ownership.owner != self._user)
 
     async def seen(self, thread_ids: Iterable[str], *, as_owner: bool = False) -> list[str]:
-        """Those of these threads of which anything may be told: for the application itself all, stored or not."""
+        """Those of these threads that this user may know about: for the application itself all, stored or not."""
         return [*thread_ids] if self._user is None else [*await self.heads(thread_ids, as_owner=as_owner)]
 
     async def page(
