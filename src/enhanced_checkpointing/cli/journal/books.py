@@ -27,7 +27,7 @@ def directory_of(options: Options) -> Path:
 
 
 def surveyed(options: Options) -> Survey:
-    """What is in the directory, read without locking it; signatures count where the environment has the key."""
+    """What is in the directory, read without changing it; signatures count where the environment has the key."""
     directory = directory_of(options)
     with reading(options) as read:
         return survey(directory, signer=signer_of(read.config) if read.config is not None else None)
