@@ -30,6 +30,11 @@ class Tombstones:
         self._erased: dict[str, float] = {}
         self._read = 0
 
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was erased, as far as this process knows."""
+        return bool(self._erased)
+
     def set(self, thread_ids: Iterable[str], at: float) -> None:
         """Know in this process that threads were erased at this time, wall-clock seconds."""
         self._erased |= {self._key(thread_id): at for thread_id in thread_ids}

@@ -253,3 +253,26 @@ async def test_branch_in_quarantine_goes_with_its_thread(tmp_path: Path) -> None
         receipt = await ours.manager.erase(thread_id="ada")
         assert len(receipt.thread_ids) == 2
         assert await ours.manager.list_threads() == []
+
+
+async def test_nothing_is_drained_while_what_was_erased_cannot_be_read(
+    tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = tmp_path / "journal"
+    async with switched("sqlite", database_url, tmp_path / "file", journal_dir=journal) as primary:
+        manager = primary.manager
+        await say(manager, "gone", "secret")
+        await say(manager, "kept", "one")
+        assert (await manager.erase(thread_id="gone")).complete
+        await off(primary)
+        said = await say(manager, "kept", "two")
+        (journal / ".erased").rename(journal / ".away")
+        (journal / ".erased").mkdir()
+        await primary.on()
+        await eventually(lambda: "What was erased cannot be read" in caplog.text)
+        assert not await manager.wait_drained(0.5)
+        assert manager.health_status["journal"]["pending"] > 0
+        (journal / ".erased").rmdir()
+        (journal / ".away").rename(journal / ".erased")
+        await recovered(manager)
+        assert await heard(manager, "kept") == said

@@ -346,7 +346,7 @@ async def test_details_of_a_server_s_error_let_nothing_out_that_was_stored(
             await asyncio.to_thread(server.kill)
             with pytest.raises(psycopg.Error) as checked:
                 await threads["checked"].put(note=SECRET_OF_A_USER, score=float("nan"))
-            sweep.add_error(checked.value)
+            sweep.add("error", checked.value, repr(checked.value))  # frames hold what is written
             await threads["lettered"].put(note=SECRET_OF_A_USER, forbidden=True)
             await asyncio.to_thread(server.start)
             await eventually(lambda: bool(manager.health_status["journal"]["frozen_threads"]))

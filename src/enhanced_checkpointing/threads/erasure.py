@@ -107,6 +107,7 @@ class Erasure:
         undrained: Callable[[str], Awaitable[None]],
         note: Noting,
         apart: str,
+        tell: Callable[[str], None],
         seconds: float,
         patience: float,
     ) -> None:
@@ -120,9 +121,12 @@ class Erasure:
         self._undrained = undrained
         self._note = note
         self._apart = apart
+        self._tell = tell
         self._seconds = seconds
         self._patience = patience
         self._unread = True
+        self._is_blind = False
+        """What was erased could not be read at the last look."""
         self._behind = False
         """The disk still has what the journal has forgotten."""
 
@@ -130,26 +134,41 @@ class Erasure:
 
     async def look(self) -> None:
         """Honour what other processes have erased since the last look."""
-        if await self._refreshed():
+        if await self._refreshed() and self._tombstones.has_any:
             erased = {*self._standby.thread_ids(), *(self._journal.held_threads() if self._journal else ())}
             await self._forget([one for one in erased if self._tombstones.erased_at(one) is not None], rewrite=True)
         elif self._behind:
             await self._rewrite()
 
-    async def before_drain(self, thread_id: str) -> None:
-        """Honour it for a thread that is about to be drained, by the drain itself."""
-        if await self._refreshed():
+    async def before_drain(self, thread_id: str) -> bool:
+        """Honour it for a thread that is about to be drained, by the drain itself; False: what was erased cannot be
+        read, so that nothing may be drained."""
+        refreshed = await self._refreshed()
+        if refreshed is None:
+            return False
+        if refreshed:
             self._unread = True  # the others are looked at by the next look
         if self._tombstones.erased_at(thread_id) is not None and self._drop(thread_id):
             await self._rewrite()
+        return True
 
-    async def _refreshed(self) -> bool:
+    async def _refreshed(self) -> bool | None:
+        """Whether there is news of what was erased; None if that cannot be read."""
         if self._tombstones.directory is None:
             return False
         reading = asyncio.ensure_future(in_thread_of_its_own(self._tombstones.refresh, "read what was erased"))
         done, _ = await asyncio.wait({reading}, timeout=self._seconds)
-        unread, self._unread = self._unread, not done or reading.exception() is not None
-        return bool(done) and reading.exception() is None and (reading.result() or unread)
+        error = reading.exception() if done else TimeoutError("the disk does not answer")
+        if error is not None:
+            if not self._is_blind:
+                self._tell(
+                    f"What was erased cannot be read ({redact(error)}), so nothing of the journal is drained: it might "
+                    "bring back what was erased. Mend the file .erased in CHECKPOINT_JOURNAL_DIR"
+                )
+            self._is_blind = self._unread = True
+            return None
+        unread, self._unread, self._is_blind = self._unread, False, False
+        return reading.result() or unread
 
     async def _forget(self, thread_ids: Sequence[str], *, rewrite: bool) -> int:
         """Forget what this process has of erased threads; returns how many records of its journal that were."""

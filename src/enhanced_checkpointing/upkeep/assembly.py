@@ -147,6 +147,7 @@ async def assemble(
         undrained=undrained,
         note=note,
         apart=APART,
+        tell=lambda what: telemetry.emit(Notice("ERROR", what)),
         seconds=config.deadline,
         patience=2 * max(config.probe_interval, config.probe_backoff_max),
     )

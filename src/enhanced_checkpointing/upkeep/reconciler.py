@@ -72,8 +72,8 @@ class Reconciler:
         )
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
-        self.before_drain: Callable[[str], Awaitable[None]] = _nothing_first
-        """Awaited before each drain of a thread."""
+        self.before_drain: Callable[[str], Awaitable[bool]] = _nothing_first
+        """Awaited before each drain of a thread; False: nothing may be drained now."""
         self._draining: dict[str, asyncio.Task[Drain]] = {}
 
     @property
@@ -181,13 +181,13 @@ class Reconciler:
         return task
 
     async def _drain(self, thread_id: str) -> Drain:
-        await self.before_drain(thread_id)
-        return await self._replay.drain(thread_id)
+        return await self._replay.drain(thread_id) if await self.before_drain(thread_id) else Drain.PAUSED
 
     def _ended(self, thread_id: str) -> None:
         del self._draining[thread_id]
         self._changed.set()
 
 
-async def _nothing_first(_: str) -> None:
+async def _nothing_first(_: str) -> bool:
     """By default a thread is drained as it is."""
+    return True
