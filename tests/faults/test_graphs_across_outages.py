@@ -159,15 +159,18 @@ async def test_channel_that_never_changes_again_is_kept_through_outage_and_recov
 async def test_two_processes_that_drain_one_thread_at_once_report_every_divergence(
     private_postgres: LocalPostgres, tmp_path: Path, on_divergence: str
 ) -> None:
-    config = postgres(
-        private_postgres.url(),
-        probe_backoff_min=0.05,
-        probe_backoff_max=0.06,
-        on_divergence=on_divergence,
-        journal_dir=tmp_path,
+    config, elsewhere = (
+        postgres(
+            private_postgres.url(),
+            probe_backoff_min=0.05,
+            probe_backoff_max=0.06,
+            on_divergence=on_divergence,
+            journal_dir=tmp_path / name,  # in one directory they would not branch
+        )
+        for name in ("one", "other")
     )
     names = [f"thread-{number}" for number in range(20)]
-    async with opened(config) as one, opened(config) as other:
+    async with opened(config) as one, opened(elsewhere) as other:
         ours = [Thread(saver_of(one), name) for name in names]
         theirs = [Thread(saver_of(other), name) for name in names]
         await asyncio.gather(*(thread.put() for thread in ours))
