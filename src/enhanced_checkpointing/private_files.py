@@ -204,6 +204,8 @@ def make_private_folder(path: Path) -> list[Path]:
         except FileExistsError:  # another process was faster
             if not each.is_dir():
                 raise
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     return missing
 
 

@@ -290,7 +290,7 @@ def test_sealed_database_is_moved_with_the_serializer_of_the_application(tmp_pat
     ended = checkpointing("migrate", "source.sqlite", "target.sqlite", "--json")
     assert ended.exit_code == 1
     assert "'msgpack+stream'" in as_json(ended)["problems"][0]["reasons"][0]
-    assert "the serializer in use does not know" in as_json(ended)["problems"][0]["reasons"][0]
+    assert "is not of the serializer in use" in as_json(ended)["problems"][0]["reasons"][0]
     name = f"{__name__}:serializer"
     ended = checkpointing("migrate", "source.sqlite", "target.sqlite", "--serde", name)
     assert ended.exit_code == 0, ended

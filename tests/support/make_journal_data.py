@@ -59,10 +59,7 @@ PENDING: dict[str, list[Operation]] = {
 
 async def make(folder: Path, signer: Signer | None = None) -> None:
     """Several files of one process that was killed, with every kind of frame in them."""
-    identities = iter(["ab" * 8])
-    journal = durable_journal(
-        folder, wall_clock=FakeClock(WRITTEN_AT), make_random=lambda: next(identities), signer=signer
-    )
+    journal = durable_journal(folder, wall_clock=FakeClock(WRITTEN_AT), make_random=lambda: "ab" * 8, signer=signer)
     with patch.object(book, "FILE_LIMIT", 1500), patch.object(book, "TIDY_ABOVE", 1500):
         await journal.open()
         await add(journal, PutWrites("retired", "", "1", (("x", Serialized("bytes", b"x" * 1500)),), "task"))
