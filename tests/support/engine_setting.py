@@ -14,6 +14,7 @@ from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import BaseHead, JournalEntry
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.workers import Workers
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
@@ -162,6 +163,7 @@ class Setting:
         with_journal: bool = True,
         capacity: int = 1_000_000,
         clock: Callable[[], float] = now,
+        workers: Workers | None = None,
         **fields: Any,
     ) -> None:
         config = create_memory_checkpointer(**{"deadline": 0.3, "retries": 0, "on_unknown_thread": "raise", **fields})
@@ -170,6 +172,7 @@ class Setting:
         self.recorder = ScopeRecorder()
         self.breaker = Breaker(now, BreakerSettings(), lambda opened, reason: None)
         self.journal = SlowJournal(capacity)
+        self.journal.workers = workers
         journal = self.journal if with_journal else None
         self.standby = Standby(
             self.serializer,

@@ -18,6 +18,7 @@ from enhanced_checkpointing.journal.contract import (
     entry_of,
 )
 from enhanced_checkpointing.journal.index import Index
+from enhanced_checkpointing.journal.workers import Workers
 from enhanced_checkpointing.operations import Operation, frozen_size
 from enhanced_checkpointing.resilience.deadline import Deadline
 
@@ -26,7 +27,7 @@ class MemoryJournal:
     """Keeps records in memory, up to `capacity` bytes. Never durable: what is pending when the process ends is lost."""
 
     durable = False
-    workers = None
+    workers: Workers | None = None
     identities: Collection[str] = ()
 
     def __init__(self, capacity: int, wall_clock: Callable[[], float] = time.time) -> None:
