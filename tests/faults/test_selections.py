@@ -70,7 +70,8 @@ async def check(backend: Backend, thread_id: str, metadata: list[dict[str, Any]]
     standby.note_empty(thread_id, "")
     for number, one in enumerate(metadata):
         operation = put(thread_id, number)
-        operation.metadata = cast("CheckpointMetadata", one)
+        accepted = {key: text.replace("\0", "") if isinstance(text, str) else text for key, text in one.items()}
+        operation.metadata = cast("CheckpointMetadata", accepted)  # LangGraph leaves NUL out before any saver sees it
         try:
             await backend.apply(operation)
         except Exception:  # noqa: BLE001, S112  # what the database refuses, nobody lists
