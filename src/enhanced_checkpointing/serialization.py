@@ -148,6 +148,8 @@ def load_plain(value: Serialized, serializer: SharingSerializer) -> Any:
 def _kept(value: Serialized, serializer: SharingSerializer) -> Any:
     """What a saver reads: a checkpoint, or its metadata, as plain values, and anything else at least as its bytes."""
     tag = value.tag.split("+")[0]
+    if tag == NULL and has_known_format(serializer.inner):
+        return None
     if tag not in (MSGPACK, JSON) and has_known_format(serializer.inner):
         return value
     plain = load_plain(value, serializer)
