@@ -21,6 +21,7 @@ from benchmarks import (
     history,
     listing,
     machine,
+    owners,
     reads,
     report,
     sizes,
@@ -43,6 +44,7 @@ SUBJECTS: dict[str, Callable[[Laboratory], Awaitable[Result]]] = {
     "history": history.measure,
     "crowd": crowd.measure,
     "growth": growth.measure,
+    "owners": owners.measure,
     "listing": listing.measure,
 }
 DOCUMENT = Path("docs/benchmarks.md")
