@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.private_files import (
     append_durably,
     appending,
@@ -32,7 +33,6 @@ from enhanced_checkpointing.private_files import (
     own_directory,
 )
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 
 LOG, HEAD = ".audit.jsonl", ".audit.head"
 

@@ -17,7 +17,6 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.base.id import uuid6
 
-from enhanced_checkpointing import health
 from enhanced_checkpointing.audit import noting
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
@@ -26,12 +25,13 @@ from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.failover.loop_thread import Home
 from enhanced_checkpointing.identifiers import text_of, with_text_ids
 from enhanced_checkpointing.journal.opening import open_journal
+from enhanced_checkpointing.observability import health
+from enhanced_checkpointing.observability.events import Broadcast, Gauges, Notice, Telemetry
+from enhanced_checkpointing.observability.log import LoggingSink
+from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from enhanced_checkpointing.ownership import asking
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
-from enhanced_checkpointing.telemetry.events import Broadcast, Gauges, Notice, Telemetry
-from enhanced_checkpointing.telemetry.log import LoggingSink
-from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.methods import ThreadMethods
 from enhanced_checkpointing.tombstones import Tombstones
@@ -190,7 +190,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         return taken
 
     def listen(self, sink: Telemetry) -> None:
-        """Send every call and event from now on to one more sink: an object as `telemetry/events.py` describes it."""
+        """Send every call and event from now on to one more sink, as `observability/events.py` describes it."""
         self._telemetry.add(sink)
 
     # Health

@@ -17,7 +17,7 @@ from langgraph.checkpoint.base import CheckpointMetadata as Metadata
 from enhanced_checkpointing import EnhancedCheckpointerManager
 from enhanced_checkpointing.failover.saver import FailoverSaver
 from enhanced_checkpointing.failover.sync_bridge import Call, LoopBridge
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     DeadLettered,
     Diverged,
     Event,

@@ -18,7 +18,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.types import StateSnapshot
 
 from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager, create_postgres_checkpointer
-from enhanced_checkpointing.telemetry.events import Broadcast
+from enhanced_checkpointing.observability.events import Broadcast
 from tests.chaos.measuring import LedgerSink, measured, watch_loop
 from tests.chaos.plan import Ledger, Progress, Run, WorkerOptions, progress_of, run_of
 from tests.support.graphs import on_node

@@ -31,9 +31,9 @@ from enhanced_checkpointing import (
     create_postgres_checkpointer,
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.observability.otel import OpenTelemetrySink
+from enhanced_checkpointing.observability.recent import Message, Recent
 from enhanced_checkpointing.serving import checkpointing_app
-from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
-from enhanced_checkpointing.telemetry.recent import Message, Recent
 from tests.support.checkpointer import eventually, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case

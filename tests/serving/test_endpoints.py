@@ -25,9 +25,9 @@ from enhanced_checkpointing import (
     create_memory_checkpointer,
 )
 from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.observability.events import Event, ProbeFinished
+from enhanced_checkpointing.observability.recent import Recent
 from enhanced_checkpointing.serving import checkpointing_app
-from enhanced_checkpointing.telemetry.events import Event, ProbeFinished
-from enhanced_checkpointing.telemetry.recent import Recent
 from tests.support.checkpointer import eventually, postgres, recovered
 from tests.support.leaks import LeakWatch
 from tests.support.standing import STATES, THREADS, standing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from enhanced_checkpointing.telemetry.events import Diverged, Event, Gauges, OperationScope, ThreadDrained
+from enhanced_checkpointing.observability.events import Diverged, Event, Gauges, OperationScope, ThreadDrained
 from tests.simulation.world import World
 
 

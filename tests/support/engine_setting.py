@@ -15,6 +15,7 @@ from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import BaseHead, JournalEntry
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.journal.workers import Workers
+from enhanced_checkpointing.observability.events import Notice, OperationScope
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
@@ -22,7 +23,6 @@ from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Notice, OperationScope
 from tests.support.author import Author
 from tests.support.recorder import Recorder
 from tests.support.virtual_time import now

@@ -1,6 +1,6 @@
 """Current values, each of which differs from the others."""
 
-from enhanced_checkpointing.telemetry.events import Gauges, SystemState
+from enhanced_checkpointing.observability.events import Gauges, SystemState
 
 GAUGES = Gauges(
     state=SystemState.OUTAGE,

@@ -11,10 +11,10 @@ from typing import Any
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry
 from enhanced_checkpointing.journal.disk import Disk, RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
+from enhanced_checkpointing.observability.events import Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Telemetry
 from tests.support.recorder import Recorder
 
 CAPACITY = 10_000_000

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
-from enhanced_checkpointing.telemetry.events import Event, Gauges, OperationScope
+from enhanced_checkpointing.observability.events import Event, Gauges, OperationScope
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg.rows import dict_row
 
 from enhanced_checkpointing import CheckpointerError
-from enhanced_checkpointing.telemetry.events import Diverged, Event
+from enhanced_checkpointing.observability.events import Diverged, Event
 from tests.support.checkpointer import opened, postgres, saver_of
 from tests.support.recorder import Recorder
 from tests.support.two_processes import one_node

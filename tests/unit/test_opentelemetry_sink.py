@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     AttemptAbandoned,
     ConfigurationFault,
     DeadLettered,
@@ -38,7 +38,7 @@ from enhanced_checkpointing.telemetry.events import (
     ThreadDrained,
     ThreadRetired,
 )
-from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
+from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from tests.support.gauges import GAUGES
 
 DEAD_LETTER = DeadLettered("postgres", "thread-1", "put", "password=hunter2 refused")

@@ -13,8 +13,7 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from enhanced_checkpointing.serving.prometheus import exposition
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     Broadcast,
     DeadLettered,
     Diverged,
@@ -26,9 +25,10 @@ from enhanced_checkpointing.telemetry.events import (
     ThreadDrained,
     ThreadRetired,
 )
-from enhanced_checkpointing.telemetry.instruments import COUNTERS, HISTOGRAMS, OBSERVED
-from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
-from enhanced_checkpointing.telemetry.recent import Recent
+from enhanced_checkpointing.observability.instruments import COUNTERS, HISTOGRAMS, OBSERVED
+from enhanced_checkpointing.observability.otel import OpenTelemetrySink
+from enhanced_checkpointing.observability.recent import Recent
+from enhanced_checkpointing.web.prometheus import exposition
 from tests.support.gauges import GAUGES
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -119,7 +119,7 @@ from prometheus_client import REGISTRY, generate_latest
 {set_up}
 from enhanced_checkpointing import EnhancedCheckpointerManager, create_memory_checkpointer
 from enhanced_checkpointing.serving import checkpointing_app
-from enhanced_checkpointing.serving.prometheus import exposition
+from enhanced_checkpointing.web.prometheus import exposition
 
 async def run():
     manager = EnhancedCheckpointerManager(create_memory_checkpointer())

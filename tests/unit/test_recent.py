@@ -12,8 +12,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from enhanced_checkpointing import EnhancedCheckpointerManager, create_memory_checkpointer
-from enhanced_checkpointing.telemetry import recent as recent_module
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability import recent as recent_module
+from enhanced_checkpointing.observability.events import (
     NOTHING,
     Broadcast,
     ConfigurationFault,
@@ -29,9 +29,9 @@ from enhanced_checkpointing.telemetry.events import (
     SystemState,
     Telemetry,
 )
-from enhanced_checkpointing.telemetry.log import LoggingSink
-from enhanced_checkpointing.telemetry.opentelemetry import OpenTelemetrySink
-from enhanced_checkpointing.telemetry.recent import CALLS_KEPT, MESSAGES_KEPT, OUTAGES_KEPT, SAMPLES_KEPT, Recent
+from enhanced_checkpointing.observability.log import LoggingSink
+from enhanced_checkpointing.observability.otel import OpenTelemetrySink
+from enhanced_checkpointing.observability.recent import CALLS_KEPT, MESSAGES_KEPT, OUTAGES_KEPT, SAMPLES_KEPT, Recent
 
 PROBE = ProbeFinished("postgres", 0.0, 0.002, None)
 

@@ -20,13 +20,19 @@ from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFull
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.observability.events import (
+    ConfigurationFault,
+    DeadLettered,
+    Diverged,
+    Notice,
+    ThreadDrained,
+)
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_shared
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
-from enhanced_checkpointing.telemetry.events import ConfigurationFault, DeadLettered, Diverged, Notice, ThreadDrained
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep import reconciler
 from enhanced_checkpointing.upkeep.reconciler import Reconciler

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = PROJECT["project"]["version"]
 NAME = f"enhanced_checkpointing-{VERSION}"
-DATA = {"py.typed", "serving/page.css", "serving/page.js"}
+DATA = {"py.typed", "web/page.css", "web/page.js"}
 DOCUMENTS = {"README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "pyproject.toml"}
 STRAYS = (
     *(
@@ -29,8 +29,8 @@ STRAYS = (
         "src/enhanced_checkpointing/secret.key",
         "src/enhanced_checkpointing/.env",
     ),
-    *("src/enhanced_checkpointing/serving/notes.txt", "src/enhanced_checkpointing/cli/dump.sqlite", "tests/id_rsa"),
-    *("src/enhanced_checkpointing/serving/page.css.bak", "src/enhanced_checkpointing/journal/0.journal"),
+    *("src/enhanced_checkpointing/web/notes.txt", "src/enhanced_checkpointing/cli/dump.sqlite", "tests/id_rsa"),
+    *("src/enhanced_checkpointing/web/page.css.bak", "src/enhanced_checkpointing/journal/0.journal"),
 )
 LOCKS = {path.stem: path for path in (ROOT / ".ci" / "locks").glob("*.txt")}
 

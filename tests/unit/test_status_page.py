@@ -9,13 +9,8 @@ from typing import Any
 
 import pytest
 
-from enhanced_checkpointing import health
-from enhanced_checkpointing.serving.drawings import depth, outage_end, strip
-from enhanced_checkpointing.serving.page import CONTENT_SECURITY_POLICY, page, update
-from enhanced_checkpointing.serving.sections import sections
-from enhanced_checkpointing.serving.view import Mode, View, look, mode_of
-from enhanced_checkpointing.serving.words import moment, size, span
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability import health
+from enhanced_checkpointing.observability.events import (
     Diverged,
     Gauges,
     Notice,
@@ -25,7 +20,12 @@ from enhanced_checkpointing.telemetry.events import (
     PrimaryRecovered,
     SystemState,
 )
-from enhanced_checkpointing.telemetry.recent import PastOutage, Recent, Sample
+from enhanced_checkpointing.observability.recent import PastOutage, Recent, Sample
+from enhanced_checkpointing.web.drawings import depth, outage_end, strip
+from enhanced_checkpointing.web.page import CONTENT_SECURITY_POLICY, page, update
+from enhanced_checkpointing.web.sections import sections
+from enhanced_checkpointing.web.view import Mode, View, look, mode_of
+from enhanced_checkpointing.web.words import moment, size, span
 
 NOW = 1_800_000_000.0
 PRIMARY = health.PrimaryHealth(

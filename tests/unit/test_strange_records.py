@@ -23,9 +23,9 @@ from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.frames import FORMAT, NO_HASH, Draft, FileHeader, Kind, Predecessor, file_head, scan
 from enhanced_checkpointing.journal.slot import MOST_FILES, read_slot, slot_bytes
 from enhanced_checkpointing.journal.survey import survey
+from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Notice
 from tests.support.journal_files import BOOK, CANARY, FileMaker, record
 from tests.support.journals import add, opened_journal, operations_in
 from tests.support.recorder import Recorder

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing import health
 from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.journal_facts import JournalFacts, ask_journal
@@ -31,6 +30,7 @@ from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural, 
 from enhanced_checkpointing.cli.sqlite_facts import ask_sqlite
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
+from enhanced_checkpointing.observability import health
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
 

@@ -11,11 +11,11 @@ from typing import TypeVar
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.observability.events import Broadcast, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Broadcast, Telemetry
 
 __all__ = ["Primary", "bounded", "opened_primary"]
 

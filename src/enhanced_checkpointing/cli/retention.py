@@ -21,8 +21,8 @@ from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print
 from enhanced_checkpointing.cli.threads.database import Target, config_for
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.observability.events import Broadcast
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Broadcast
 from enhanced_checkpointing.threads.sweep import Sweep
 from enhanced_checkpointing.upkeep.assembly import assemble
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.observability.events import ConfigurationFault, Notice, Telemetry
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
-from enhanced_checkpointing.telemetry.events import ConfigurationFault, Notice, Telemetry
 
 
 def alarm(telemetry: Telemetry, backend: str, failed: CallFailed) -> None:

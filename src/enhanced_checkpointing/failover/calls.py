@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.attempts import Begun
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.telemetry.events import OperationScope
 
 
 @dataclass(slots=True, eq=False)

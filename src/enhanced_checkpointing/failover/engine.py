@@ -40,6 +40,7 @@ from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.writes import Writes
 from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.observability.events import OperationScope, Telemetry
 from enhanced_checkpointing.operations import (
     DeleteThread,
     Put,
@@ -57,7 +58,6 @@ from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureK
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.serialization import SharingSerializer, without_objects
-from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 T = TypeVar("T")
 

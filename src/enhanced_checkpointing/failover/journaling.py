@@ -14,10 +14,10 @@ from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.other_workers import OtherWorkers
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead, Journal
+from enhanced_checkpointing.observability.events import FailedOver, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation, PutWrites
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.telemetry.events import FailedOver, Telemetry
 
 LEAST_FOR_THE_JOURNAL = 0.05
 LATEST_FOR_THE_JOURNAL = 0.08

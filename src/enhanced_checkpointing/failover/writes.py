@@ -20,13 +20,13 @@ from enhanced_checkpointing.failover.other_workers import OtherWorkers
 from enhanced_checkpointing.failover.routes import Route, Verdict, after_failed_write, route_of
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.observability.events import OperationScope, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation, payload_size
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.group_commit import GroupCommit, Lane
 from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.telemetry.events import OperationScope, Telemetry
 
 BATCH = 128
 BATCH_BYTES = 4 * 1024 * 1024

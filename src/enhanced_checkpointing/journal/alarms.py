@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enhanced_checkpointing.journal.refusals import reason
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 
 LEVELS = (0.5, 0.8)
 """How full the journal is when it is told: the share of its capacity."""

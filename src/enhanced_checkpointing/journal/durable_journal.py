@@ -43,10 +43,10 @@ from enhanced_checkpointing.journal.inheritance import MEMORY, Inheritance, Inhe
 from enhanced_checkpointing.journal.refusals import FORBIDDEN, refusal, unreadable, unusable
 from enhanced_checkpointing.journal.shelf import Shelf
 from enhanced_checkpointing.journal.workers import Workers
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 
 NO_ANSWER = "The disk of the journal did not answer in time. Nothing was stored."
 

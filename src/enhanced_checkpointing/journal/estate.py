@@ -20,7 +20,7 @@ from enhanced_checkpointing.journal.inheritance import (
     stray_notice,
 )
 from enhanced_checkpointing.journal.refusals import reason
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 
 
 class Estate:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.observability.events import AttemptAbandoned, RetryScheduled, Telemetry
 from enhanced_checkpointing.resilience.attempts import Attempt, Begun, Lone, current_attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.deadline import Alarm, Deadline
@@ -26,7 +27,6 @@ from enhanced_checkpointing.resilience.failure_kinds import (
     FailureKind,
 )
 from enhanced_checkpointing.resilience.retry_budget import RetryBudget
-from enhanced_checkpointing.telemetry.events import AttemptAbandoned, RetryScheduled, Telemetry
 
 T = TypeVar("T")
 

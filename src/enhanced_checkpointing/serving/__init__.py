@@ -41,6 +41,6 @@ def checkpointing_app(
         raise CheckpointerConfigurationError(
             "checkpointing_app() needs Starlette: pip install 'enhanced-checkpointing[serving]'"
         ) from missing
-    from enhanced_checkpointing.serving.app import make_app
+    from enhanced_checkpointing.web.app import make_app
 
     return make_app(manager, name, authenticate)

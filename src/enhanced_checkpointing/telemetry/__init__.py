@@ -1,1 +1,1 @@
-"""What happened, as frozen records; where they are sent is decided by the sinks."""
+"""The public door to telemetry: `configure_telemetry` in `telemetry.configure`. What is behind it is observability/."""

@@ -24,11 +24,11 @@ from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.failover.explanations import NOT_STORED, explained, unavailable
 from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.journal.survey import held_in
+from enhanced_checkpointing.observability.events import Notice, Telemetry, ThreadRetired
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
 from enhanced_checkpointing.serialization import without_objects
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry, ThreadRetired
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import (
     GONE_ON,

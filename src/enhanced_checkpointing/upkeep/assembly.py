@@ -20,10 +20,10 @@ from enhanced_checkpointing.failover.saver import saver_class_for
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, Clock
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.erasure import Erasure
 from enhanced_checkpointing.threads.marks import Marks

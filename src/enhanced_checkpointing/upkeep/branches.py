@@ -10,11 +10,11 @@ from langgraph.checkpoint.base import CheckpointTuple
 from enhanced_checkpointing.backends.contract import Backend, Heads
 from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.contract import Journal, JournalEntry
+from enhanced_checkpointing.observability.events import Diverged, Notice, Telemetry
 from enhanced_checkpointing.operations import Put, operations_of
 from enhanced_checkpointing.ownership import ownership_of
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer, without_objects
-from enhanced_checkpointing.telemetry.events import Diverged, Notice, Telemetry
 from enhanced_checkpointing.upkeep.divergence import (
     diverged,
     heads_after,

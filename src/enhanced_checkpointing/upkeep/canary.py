@@ -6,9 +6,9 @@ import asyncio
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, JournalFullError
 from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 
 
 class Canary:

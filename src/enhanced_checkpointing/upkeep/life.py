@@ -16,10 +16,10 @@ from enhanced_checkpointing.errors import (
 )
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 from enhanced_checkpointing.upkeep.parts import Parts
 
 SETTLE_SECONDS = 2.0

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from enhanced_checkpointing.observability.events import OutageEnded, OutageStarted, PrimaryRecovered, Telemetry
 from enhanced_checkpointing.resilience.breaker import Clock
-from enhanced_checkpointing.telemetry.events import OutageEnded, OutageStarted, PrimaryRecovered, Telemetry
 
 
 @dataclass(frozen=True, slots=True)

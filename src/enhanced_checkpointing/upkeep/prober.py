@@ -11,11 +11,11 @@ from enum import Enum
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.observability.events import ConfigurationFault, ProbeFinished, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.telemetry.events import ConfigurationFault, ProbeFinished, Telemetry
 
 SETUP_PATIENCE = 12
 """How many deadlines the first setup may take: an index on a large table is not made in one."""

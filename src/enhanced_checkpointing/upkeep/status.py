@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from enhanced_checkpointing import health
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.contract import JournalStatus
-from enhanced_checkpointing.telemetry.events import Gauges, SystemState
+from enhanced_checkpointing.observability import health
+from enhanced_checkpointing.observability.events import Gauges, SystemState
 from enhanced_checkpointing.upkeep.outages import Counts
 from enhanced_checkpointing.upkeep.parts import Parts
 

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Generic, TypeVar
 
 from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 
 T = TypeVar("T")
 

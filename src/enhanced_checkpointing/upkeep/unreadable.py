@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import quoted
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.telemetry.events import Notice, Telemetry
 
 LOOKED_AT_ONCE = 25
 NAMED = 5

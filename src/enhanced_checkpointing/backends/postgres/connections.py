@@ -22,8 +22,8 @@ from enhanced_checkpointing.backends.postgres.fence import LostSessions
 from enhanced_checkpointing.backends.postgres.pool import NO_POOL, ConnectionPool
 from enhanced_checkpointing.backends.postgres.session import SessionSettings
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.observability.log import PoolNoiseFilter
 from enhanced_checkpointing.resilience.attempts import Attempt, current_attempt
-from enhanced_checkpointing.telemetry.log import PoolNoiseFilter
 
 
 class PostgresConnections:

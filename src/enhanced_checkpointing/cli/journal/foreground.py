@@ -15,10 +15,7 @@ from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, re
 from enhanced_checkpointing.journal.contract import DeadLetter, Journal
 from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.journal.opening import open_journal
-from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
-from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     NOTHING,
     ConfigurationFault,
     Diverged,
@@ -27,6 +24,9 @@ from enhanced_checkpointing.telemetry.events import (
     Notice,
     OperationScope,
 )
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep.assembly import assemble
 from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.reconciler import Reconciler

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from time import perf_counter
 
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     ConfigurationFault,
     Diverged,
     Event,
@@ -27,7 +27,7 @@ from enhanced_checkpointing.telemetry.events import (
     PrimaryRecovered,
     SystemState,
 )
-from enhanced_checkpointing.telemetry.instruments import (
+from enhanced_checkpointing.observability.instruments import (
     OPERATION_DURATION,
     OPERATIONS,
     PROBE_DURATION,
@@ -35,7 +35,7 @@ from enhanced_checkpointing.telemetry.instruments import (
     Labels,
     measured,
 )
-from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, Shield, one_line
+from enhanced_checkpointing.observability.shield import LOGGER_NAME, Shield, one_line
 
 CALLS_KEPT = 500
 """Of each operation and outcome: what percentiles are made of."""

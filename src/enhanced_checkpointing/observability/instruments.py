@@ -9,7 +9,7 @@ from functools import partial
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     DeadLettered,
     Diverged,
     Event,
@@ -20,7 +20,7 @@ from enhanced_checkpointing.telemetry.events import (
     ThreadDrained,
     ThreadRetired,
 )
-from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, Shield
+from enhanced_checkpointing.observability.shield import LOGGER_NAME, Shield
 
 GaugeSource = Callable[[], Gauges]
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from weakref import WeakSet
 
 from enhanced_checkpointing.errors import MOST_SHOWN, CheckpointerConfigurationError, shortened
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     NOTHING,
     ConfigurationFault,
     DeadLettered,
@@ -27,7 +27,7 @@ from enhanced_checkpointing.telemetry.events import (
     ProbeFinished,
     ThreadDrained,
 )
-from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, RateLimit, Shield, more_held_back, one_line
+from enhanced_checkpointing.observability.shield import LOGGER_NAME, RateLimit, Shield, more_held_back, one_line
 
 _HIDDEN_AT_MOST = 30.0  # seconds; the longest wait between two probes is 15
 _NOTICE_METHODS = {"DEBUG": None, "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}

@@ -9,14 +9,14 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from enhanced_checkpointing.serving.sections import sections
-from enhanced_checkpointing.serving.view import Mode, View
+from enhanced_checkpointing.web.sections import sections
+from enhanced_checkpointing.web.view import Mode, View
 
 _COLOURS = {Mode.HEALTHY: "#1a7f4b", Mode.OUTAGE: "#c4320a", Mode.REFUSING: "#b42318", Mode.OFF: "#667085"}
 _OTHER_COLOUR = "#b7791f"
 
-_STYLE = files("enhanced_checkpointing.serving").joinpath("page.css").read_text(encoding="utf-8")
-_SCRIPT = files("enhanced_checkpointing.serving").joinpath("page.js").read_text(encoding="utf-8")
+_STYLE = files("enhanced_checkpointing.web").joinpath("page.css").read_text(encoding="utf-8")
+_SCRIPT = files("enhanced_checkpointing.web").joinpath("page.js").read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:

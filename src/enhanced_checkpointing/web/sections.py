@@ -6,10 +6,10 @@ import html
 from typing import Any
 
 from enhanced_checkpointing.errors import shortened
-from enhanced_checkpointing.serving.drawings import depth, outage_end, strip
-from enhanced_checkpointing.serving.view import CALL_SECONDS, Mode, View
-from enhanced_checkpointing.serving.words import clock, exact, moment, several, size, span
-from enhanced_checkpointing.telemetry.recent import CALLS_KEPT, Latency, PastOutage
+from enhanced_checkpointing.observability.recent import CALLS_KEPT, Latency, PastOutage
+from enhanced_checkpointing.web.drawings import depth, outage_end, strip
+from enhanced_checkpointing.web.view import CALL_SECONDS, Mode, View
+from enhanced_checkpointing.web.words import clock, exact, moment, several, size, span
 
 _ROWS = 20
 """How many outages, dead letters, branches and messages are listed."""

@@ -18,7 +18,7 @@ from opentelemetry.metrics import Meter, MeterProvider, NoOpMeter
 from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode, Tracer, TracerProvider
 
 from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.telemetry.events import (
+from enhanced_checkpointing.observability.events import (
     NOTHING,
     AttemptAbandoned,
     ConfigurationFault,
@@ -34,8 +34,8 @@ from enhanced_checkpointing.telemetry.events import (
     RetryScheduled,
     ThreadDrained,
 )
-from enhanced_checkpointing.telemetry.instruments import GaugeSource, Instruments
-from enhanced_checkpointing.telemetry.shield import LOGGER_NAME, Shield
+from enhanced_checkpointing.observability.instruments import GaugeSource, Instruments
+from enhanced_checkpointing.observability.shield import LOGGER_NAME, Shield
 
 Attributes = dict[str, str | int | float]
 

@@ -8,10 +8,10 @@ from html import escape
 from itertools import groupby
 from operator import attrgetter
 
-from enhanced_checkpointing.serving.view import View
-from enhanced_checkpointing.serving.words import span
-from enhanced_checkpointing.telemetry.events import SystemState
-from enhanced_checkpointing.telemetry.recent import PastOutage, Sample
+from enhanced_checkpointing.observability.events import SystemState
+from enhanced_checkpointing.observability.recent import PastOutage, Sample
+from enhanced_checkpointing.web.view import View
+from enhanced_checkpointing.web.words import span
 
 DEPTHS = ((60.0, "60 seconds"), (300.0, "5 minutes"), (1_800.0, "30 minutes"))
 STRIPS = (

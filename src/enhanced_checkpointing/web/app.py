@@ -22,10 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.manager import EnhancedCheckpointerManager
-from enhanced_checkpointing.serving.page import CONTENT_SECURITY_POLICY, page, update
-from enhanced_checkpointing.serving.prometheus import CONTENT_TYPE, exposition
-from enhanced_checkpointing.serving.view import View, look
-from enhanced_checkpointing.telemetry.recent import Recent
+from enhanced_checkpointing.observability.recent import Recent
+from enhanced_checkpointing.web.page import CONTENT_SECURITY_POLICY, page, update
+from enhanced_checkpointing.web.prometheus import CONTENT_TYPE, exposition
+from enhanced_checkpointing.web.view import View, look
 
 FRESH_SECONDS = 1.0
 """A check that ended less than this ago is fresh: however many ask, the primary is probed once."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from enhanced_checkpointing.telemetry.instruments import COUNTERS, HISTOGRAMS, OBSERVED, SECONDS_BOUNDARIES
-from enhanced_checkpointing.telemetry.recent import Recent, Total
+from enhanced_checkpointing.observability.instruments import COUNTERS, HISTOGRAMS, OBSERVED, SECONDS_BOUNDARIES
+from enhanced_checkpointing.observability.recent import Recent, Total
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

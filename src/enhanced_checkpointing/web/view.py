@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from enhanced_checkpointing.serving.words import several
-from enhanced_checkpointing.telemetry.recent import Latency, Message, PastOutage, Recent, Sample
+from enhanced_checkpointing.observability.recent import Latency, Message, PastOutage, Recent, Sample
+from enhanced_checkpointing.web.words import several
 
 CALL_SECONDS = 300.0
 """How far back the calls are looked at, in seconds."""

@@ -1,0 +1,1 @@
+"""What happened, as frozen records; where they are sent is decided by the sinks."""
