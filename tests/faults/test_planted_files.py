@@ -21,7 +21,7 @@ from tests.support.checkpoints import Thread
 from tests.support.disks import folder_without_root
 from tests.support.journals import add, opened_journal
 from tests.support.postgres import require_or_skip
-from tests.support.terminal import command
+from tests.support.terminal import assert_named, command, doctor
 
 BOOK = f"{1:032x}"
 SECRET = b"the diary of another user\n" * 50
@@ -274,6 +274,36 @@ def test_all_that_is_written_is_for_nobody_else_whatever_the_umask(umask: int) -
     assert any(name.startswith("out/copies/quarantine/") for name in seen)
     assert "all.jsonl" in seen
     assert {name: oct(mode) for name, mode in seen.items() if mode & 0o077} == {}
+
+
+def test_doctor_names_the_files_that_other_users_can_read_and_the_folders_that_they_can_write(base: Path) -> None:
+    folder, journal = base / "data", base / "state/journal"
+    asyncio.run(put_once(folder / "a.sqlite", journal))
+    export = base / "all.jsonl"
+    where = ("--sqlite", folder / "a.sqlite", "--journal-dir", journal)
+    assert command("export", folder / "a.sqlite", export, CHECKPOINT_JOURNAL_DIR=str(journal)).code == 0
+    asyncio.run(left_behind(journal))
+    sound = doctor(*where)
+    assert sound.finding("files.readers")["status"] == sound.finding("files.folders")["status"] == "fine"
+    (book,) = journal.glob("*.journal")
+    for opened_up, mode in ((folder / "a.sqlite", 0o644), (book, 0o640), (export, 0o604)):
+        opened_up.chmod(mode)
+        found = doctor(*where)
+        assert_named(found, "files.readers", status="warning", what=str(opened_up), fix="chmod go= ")
+        opened_up.chmod(0o600)
+    for opened_up, mode, trusted in ((folder, 0o1777, 0o700), (journal.parent, 0o777, 0o1777), (base, 0o775, 0o755)):
+        opened_up.chmod(mode)
+        assert_named(doctor(*where), "files.folders", status="warning", what=f"{opened_up}", fix="chmod go-w ")
+        opened_up.chmod(trusted)
+    for shared in (base, folder):  # as Kubernetes' fsGroup makes them
+        shared.chmod(0o2775)
+    (folder / "a.sqlite").chmod(0o660)
+    assert {doctor(*where).finding(f"files.{name}")["status"] for name in ("readers", "folders")} == {"fine"}
+
+
+async def put_once(path: Path, journal: Path) -> None:
+    async with opened(sqlite(path, journal_dir=journal)) as manager:
+        await Thread(saver_of(manager), "a").put()
 
 
 def test_disk_opens_a_socket_or_a_pipe_without_waiting(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 
+from enhanced_checkpointing.audit import AuditTrail
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import HeadQuery
 from enhanced_checkpointing.cli.findings import Finding, fine, skipped, warning
@@ -22,10 +25,11 @@ from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.serialization import Serialized, types_in
 
-__all__ = ["Sample", "check_transport", "judge_sample", "sample_of", "sampled_threads"]
+__all__ = ["Sample", "check_files", "check_transport", "judge_sample", "sample_of", "sampled_threads"]
 
 SAMPLED = 20
 """Threads, the newest ones."""
+FILES_NAMED = 10
 TRUE = ("1", "true", "yes", "on")
 
 
@@ -53,6 +57,83 @@ def check_transport(config: CheckpointerConfig) -> Iterator[Finding]:
     else:
         unproven = "" if mode == "verify-full" else ", but that is not proof of whose server it is: verify-full is"
         yield fine("database.tls", f"The connection to {listed(far)} must be encrypted{unproven}.", sslmode=mode)
+
+
+def check_files(config: CheckpointerConfig) -> Iterator[Finding]:
+    """Whether other users of this machine can read what is stored, or put files of their own beside it."""
+    journal = config.journal_dir.absolute()
+    stored = [*_files_in(journal), *_files_in(journal / "quarantine"), *_exports(journal)]
+    folders, of_sqlite = [journal.parent], None
+    if config.backend_name == "sqlite" and str(config.database_path) != ":memory:":
+        path = Path(config.database_path).expanduser().absolute()
+        stored += (Path(f"{path}{end}") for end in ("", "-wal", "-shm", "-journal"))
+        folders.append(of_sqlite := path.parent)
+    found = {path: told for path in stored if (told := _stat(path)) is not None and stat.S_ISREG(told.st_mode)}
+    if open_files := [str(path) for path, told in found.items() if _others_may(told, stat.S_IROTH, path.parent)]:
+        yield warning(
+            "files.readers",
+            f"Other users of this machine can read {plural(len(open_files), 'file')}: {listed(open_files)}.",
+            "They hold what people said to agents. New files are private; these were made by an older release or "
+            "opened up since.",
+            f"chmod go= {' '.join(open_files[:FILES_NAMED])}",
+            files=open_files[:FILES_NAMED],
+        )
+    else:
+        yield fine("files.readers", f"No other user can read any of {plural(len(found), 'file')}.", files=[])
+    if loose := [
+        str(path) for path in dict.fromkeys((*folders, *_above(folders))) if _is_loose(path, path == of_sqlite)
+    ]:
+        yield warning(
+            "files.folders",
+            f"Other users of this machine can write {listed(loose)}, where the database or the journal is.",
+            "They can put files of theirs in the place of ours, or beside them where SQLite looks for its log.",
+            f"chmod go-w {' '.join(loose[:FILES_NAMED])}, or keep the files in a folder of the application's own.",
+            folders=loose[:FILES_NAMED],
+        )
+    else:
+        yield fine("files.folders", "No other user can write the folders of the database and the journal.", folders=[])
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # it is not there, or other findings say why it cannot be read
+        return []
+
+
+def _exports(journal: Path) -> list[Path]:
+    """The files that were exported, as the audit trail tells."""
+    try:
+        told = [one.get("file") for one in AuditTrail(journal).entries() if one.get("action") == "export"]
+    except OSError:
+        return []
+    return [Path(file) for file in told if isinstance(file, str) and file.startswith("/")]
+
+
+def _above(folders: Iterable[Path]) -> Iterator[Path]:
+    return (above for folder in folders for above in folder.parents)
+
+
+def _is_loose(folder: Path, holds_files: bool) -> bool:
+    """Whether others can replace what is in a folder; with the sticky bit they cannot, but can still add to it."""
+    found = _stat(folder)
+    if found is None or (found.st_mode & stat.S_ISVTX and not holds_files):
+        return False
+    return _others_may(found, stat.S_IWOTH, folder)
+
+
+def _others_may(found: os.stat_result, right: int, folder: Path) -> bool:
+    """Whether other users have a right; a group that its folder shares with this process, as fsGroup does, is ours."""
+    shared = _stat(folder)
+    ours = shared is not None and shared.st_mode & stat.S_ISGID and found.st_gid in (os.getegid(), *os.getgroups())
+    return bool(found.st_mode & (right if ours else right | right << 3))
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
 
 
 def _is_near(host: str) -> bool:

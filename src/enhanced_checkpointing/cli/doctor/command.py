@@ -19,7 +19,7 @@ from enhanced_checkpointing.cli.doctor import checks_journal, checks_sqlite
 from enhanced_checkpointing.cli.doctor.checks_machine import check_machine
 from enhanced_checkpointing.cli.doctor.checks_settings import check_settings
 from enhanced_checkpointing.cli.doctor.checks_telemetry import check_telemetry
-from enhanced_checkpointing.cli.doctor.checks_trust import sampled_threads
+from enhanced_checkpointing.cli.doctor.checks_trust import check_files, sampled_threads
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status, exit_code_of, failed, fine, skipped
 from enhanced_checkpointing.cli.journal_facts import ask_journal
 from enhanced_checkpointing.cli.primary import bounded, opened_primary
@@ -75,6 +75,8 @@ async def diagnose(read: Reading, options: Options, timeout: float) -> Diagnosis
     if config is not None and config.enabled:
         home = None if driver_is_missing else _home(config)
         parts["journal"] = lambda: _journal(config, home)
+        if sys.platform != "win32":
+            parts["files"] = lambda: in_thread_of_its_own(lambda: [*check_files(config)], "look at who can read files")
         if driver_is_missing:
             found.append(skipped("database", "The database is not looked at: psycopg is missing."))
         else:
