@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
 
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.observability.events import AttemptAbandoned, RetryScheduled, Telemetry
@@ -98,20 +98,22 @@ class Guard:
             CallFailed: it did not succeed; its kind says what that means for the data.
         """
 
-        async def once() -> T:
-            one = self._admitted(Attempt(operation, subjects, writes, deadline.now), run, deadline)
-            return await self._watch(one, patient=patient)
-
-        try:
-            if begun is not None:
-                return await self._watch(begun, patient=patient)
+        if begun is None:
             self._budget.earn()
-            return await once()
+            begun = self._admitted(Attempt(operation, subjects, writes, deadline.now), run, deadline)
+        try:
+            return await self._watch(begun, patient=patient)
         except CallFailed as failed:
             if not self._may_repeat(failed, 1):
                 raise
-            first_failure = failed
-        return await self._repeat(operation, once, deadline, first_failure)
+        attempts: list[Begun[T]] = [begun]  # its failure is the first that the retrying sees: healthy calls need none
+
+        async def attempt() -> T:
+            if not attempts:
+                attempts.append(self._admitted(Attempt(operation, subjects, writes, deadline.now), run, deadline))
+            return await self._watch(attempts.pop(), patient=patient)
+
+        return await self._retrying(operation, deadline)(attempt)
 
     def begin(
         self,
@@ -155,41 +157,36 @@ class Guard:
             if pending:
                 await asyncio.wait(pending, timeout=seconds)
 
-    async def _repeat(
-        self,
-        operation: str,
-        once: Callable[[], Awaitable[T]],
-        deadline: Deadline,
-        failure: CallFailed | None,
-    ) -> T:
-        def announce(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            name = type(error.error).__name__ if isinstance(error, CallFailed) else "unknown"
-            self._telemetry.emit(
-                RetryScheduled(operation, self._backend, state.attempt_number, state.upcoming_sleep, name)
-            )
+    def _retrying(self, operation: str, deadline: Deadline) -> AsyncRetrying:
+        """Full jitter, within the number of retries, the deadline and the budget."""
 
-        def enough(state: RetryCallState) -> bool:
+        def failure(state: RetryCallState) -> CallFailed | None:
+            error = state.outcome.exception() if state.outcome is not None else None
+            return error if isinstance(error, CallFailed) else None
+
+        def is_worth_it(state: RetryCallState) -> bool:
+            failed = failure(state)
+            return failed is not None and self._may_repeat(failed, state.attempt_number)
+
+        def is_over(state: RetryCallState) -> bool:
             if state.attempt_number > self._retries or state.upcoming_sleep >= deadline.remaining():
                 return True
             return not self._budget.spend()
 
-        attempts = AsyncRetrying(
-            stop=enough,
+        def announce(state: RetryCallState) -> None:
+            failed = failure(state)
+            name = type(failed.error).__name__ if failed is not None else "unknown"
+            self._telemetry.emit(
+                RetryScheduled(operation, self._backend, state.attempt_number, state.upcoming_sleep, name)
+            )
+
+        return AsyncRetrying(
+            retry=is_worth_it,
+            stop=is_over,
             wait=wait_random_exponential(multiplier=0.02, max=1.0),
-            retry=retry_if_exception(lambda error: isinstance(error, CallFailed) and self._may_repeat(error, count)),
             before_sleep=announce,
             reraise=True,
         )
-        count = 0
-        async for attempt in attempts:
-            with attempt:
-                count = attempt.retry_state.attempt_number
-                if failure is not None:  # the first attempt was made before tenacity came in, which healthy calls spare
-                    first, failure = failure, None
-                    raise first
-                return await once()
-        raise AssertionError("tenacity ends with a result or an error")
 
     def _may_repeat(self, failed: CallFailed, attempts_made: int) -> bool:
         if not failed.admitted or failed.timed_out or self._breaker.is_open or self._retries == 0:
