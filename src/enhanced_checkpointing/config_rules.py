@@ -62,7 +62,8 @@ def bearer_token(value: SecretStr) -> SecretStr:
     if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
         raise misfit(
             "it is not a token that is hard to guess and fits into a header",
-            "use at least 16 letters, digits and signs without spaces, for example of `openssl rand -hex 32`",
+            "use at least 16 letters, digits and signs without spaces, for example of `openssl rand -hex 32`; for no "
+            "token at all remove the variable",
         )
     return value
 
@@ -84,7 +85,10 @@ LEAST_KEY = 32
 def long_enough(value: SecretStr) -> SecretStr:
     """Refuse a key that could be guessed."""
     if len(value.get_secret_value()) < LEAST_KEY:
-        raise misfit("it is too short for a key", f"give at least {LEAST_KEY} characters, such as openssl rand -hex 32")
+        raise misfit(
+            "it is too short for a key",
+            f"give at least {LEAST_KEY} characters, such as openssl rand -hex 32; for no key at all remove the variable",
+        )
     return value
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, Unpack
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enhanced_checkpointing.config import (
@@ -32,11 +32,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+PROTECTING = ("journal_key", "status_token")
+"""Secrets that protect something only where they are set."""
+
 
 class CheckpointerSettings(BaseSettings, SettingFields):
     """The environment: `CHECKPOINT_<NAME>` for every setting, and four well-known variables without the prefix.
 
-    Names count in any case; a variable that is set but empty counts as not set. Raises
+    Names count in any case; a variable that is set but empty counts as not set, but for secrets, which are refused
+    then: what they protect would be open by mistake. Raises
     `CheckpointerConfigurationError`, which names the variable, the fault and the fix, and never contains the value.
     """
 
@@ -53,6 +57,12 @@ class CheckpointerSettings(BaseSettings, SettingFields):
         default=str(CheckpointerConfig.model_fields["database_path"].default), validation_alias="sqlite_path"
     )
     """SQLite file of development with DEV_USE_SQLITE, and of production without DATABASE_URL and POSTGRES_URL."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_secrets_count(cls, values: dict[str, Any]) -> dict[str, Any]:
+        empty = {name.upper() for name, value in os.environ.items() if not value}
+        return {**{name: "" for name in PROTECTING if variable_of(name) in empty}, **values}
 
     def to_config(self, environment: str | None = None, **overrides: Unpack[ProfileOverrides]) -> CheckpointerConfig:
         """Return the configuration of a profile; `overrides` win over variables, variables over defaults.

@@ -275,6 +275,9 @@ def test_a_misspelt_variable_is_warned_of_once_by_name_and_never_by_value(
     )
 
 
+EMPTY_IS_REFUSED = ("CHECKPOINT_JOURNAL_KEY", "CHECKPOINT_STATUS_TOKEN")
+
+
 def text_of_default(default: object) -> str:
     if default is None:
         return ""
@@ -298,5 +301,15 @@ def test_env_example_lists_every_setting_with_its_default_unit_and_meaning() -> 
 def test_env_example_taken_over_whole_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     example = (Path(__file__).parents[2] / ".env.example").read_text(encoding="utf-8")
     for variable, text in re.findall(r"^#([A-Z_]+)=(.*)$", example, flags=re.MULTILINE):
-        monkeypatch.setenv(variable, text)
+        if text or variable not in EMPTY_IS_REFUSED:
+            monkeypatch.setenv(variable, text)
     assert CheckpointerSettings().to_config() == CheckpointerConfig()
+
+
+@pytest.mark.parametrize("variable", EMPTY_IS_REFUSED)
+def test_secret_that_is_set_and_empty_is_refused_and_opens_nothing(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable.lower() if variable.endswith("KEY") else variable, "")
+    assert re.search(f"{variable}.*remove the variable", refusal())
+    CheckpointerSettings(journal_key="k" * 32, status_token="t" * 16)  # type: ignore[arg-type]  # as people write it
