@@ -87,7 +87,7 @@ def long_enough(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < LEAST_KEY:
         raise misfit(
             "it is too short for a key",
-            f"give at least {LEAST_KEY} characters, such as openssl rand -hex 32; for no key at all remove the variable",
+            f"give at least {LEAST_KEY} characters, such as openssl rand -hex 32; for no key remove the variable",
         )
     return value
 

@@ -17,7 +17,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, EXT_PYDANTIC_V2, JsonPlusSerializer
 
-from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointerError
+from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointerError, redact
 from enhanced_checkpointing.identifiers import INTEGERS
 
 MSGPACK, BYTES, BYTEARRAY, NULL, JSON = "msgpack", "bytes", "bytearray", "null", "json"
@@ -88,7 +88,13 @@ class SharingSerializer(SerializerProtocol):
                 "it is older than the encryption, or was put there by other hands. It was not read, and nothing was "
                 "changed. If it is yours, set CHECKPOINT_ACCEPT_UNENCRYPTED=true until all threads are encrypted."
             )
-        return inner.loads_typed(data)
+        if is_plain:
+            return inner.loads_typed(data)
+        try:
+            return inner.loads_typed(data)
+        except Exception:
+            unsealed(Serialized(*data), self)  # which says so if that is what failed
+            raise
 
     def freeze(self, value: Any) -> Any:
         """Return `value` itself if it is immutable and small, else its bytes."""
@@ -278,12 +284,23 @@ def _has(value: Any, wanted: Callable[[Any], bool]) -> bool:
 
 
 def unsealed(value: Serialized, serializer: SharingSerializer) -> Serialized:
-    """What LangGraph's encrypting serializer has sealed, opened; everything else as it is."""
+    """What LangGraph's encrypting serializer has sealed, opened; everything else as it is.
+
+    Raises:
+        CheckpointCorruptionError: the serializer's key does not open it.
+    """
     inner = serializer.inner
-    if "+" in value.tag and is_encrypting(inner) and has_known_format(inner):
-        tag, cipher = value.tag.split("+", 1)
+    if not ("+" in value.tag and is_encrypting(inner) and has_known_format(inner)):
+        return value
+    tag, cipher = value.tag.split("+", 1)
+    try:
         return Serialized(tag, inner.cipher.decrypt(cipher, value.data))
-    return value
+    except Exception as error:  # whatever a cipher raises
+        raise CheckpointCorruptionError(
+            f"A stored value cannot be decrypted ({redact(error)}): it was encrypted with another key, or changed "
+            "since. It was not read, and nothing was changed. Give the serializer the key that it was stored with; if "
+            "that is the one in use, restore the thread from a backup, or delete it."
+        ) from error
 
 
 def is_same(kept: Serialized, value: Any, serializer: SharingSerializer) -> bool:

@@ -30,6 +30,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
+from enhanced_checkpointing import CheckpointCorruptionError, CheckpointerConfig
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.codec import decode, encode
@@ -38,7 +39,7 @@ from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSeri
 from tests.support.author import Author, config_of
 from tests.support.backends import config_of as configuration_of
 from tests.support.backends import opened_backend
-from tests.support.checkpointer import opened, recovered, saver_of, sqlite, switched
+from tests.support.checkpointer import opened, postgres, recovered, saver_of, sqlite, switched
 from tests.support.checkpoints import Thread
 from tests.support.cipher import StreamCipher
 from tests.support.exact import exact_checkpoint
@@ -354,3 +355,22 @@ def test_drain_before_a_graph_has_widened_the_allow_list_stores_no_dict_for_an_o
     asyncio.run(in_an_outage())
     asyncio.run(drained())
     assert asyncio.run(read()) == {"profile": Profile(name="Ada"), "raw": b"x"}
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+async def test_value_that_the_key_does_not_open_is_told_as_damage_with_what_to_do(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
+    def config(key: bytes) -> CheckpointerConfig:
+        fields: dict[str, Any] = {"serde": EncryptedSerializer(StreamCipher(key))}
+        return sqlite(tmp_path / "file", **fields) if backend == "sqlite" else postgres(database_url, **fields)
+
+    newest: RunnableConfig = {"configurable": {"thread_id": "sealed", "checkpoint_ns": ""}}
+    async with opened(config(b"one key")) as manager:
+        await Thread(saver_of(manager), "sealed").put_values({"n": ["a value"]})
+    async with opened(config(b"another key")) as manager:
+        for read in (saver_of(manager).aget_tuple, lambda asked: saver_of(manager).alist(asked).__anext__()):
+            with pytest.raises(CheckpointCorruptionError, match=r"cannot be decrypted.*another key.*Give the") as told:
+                await read(newest)
+            assert "the key is another one" in str(told.value.__cause__)
+        assert manager.health_status["overall_status"] == "healthy"
