@@ -230,6 +230,24 @@ async def test_another_users_thread_does_not_exist_by_any_way(
             await world.say(ADAS, "ada")
 
 
+@EVERY_BACKEND
+async def test_in_an_outage_another_users_warm_thread_is_answered_as_one_that_never_was(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
+    async with switched(backend, database_url, tmp_path / "file", on_unknown_thread="raise") as primary:
+        world = World(primary.manager)
+        await world.say(ADAS, "ada")
+        await world.say("bobs-own", "bob")
+        await off(primary)
+        for name, way in {**SAVER, **GRAPH, **METHODS, "copy_onto": copy_onto}.items():
+            answers = [await outcome(way, world, thread_id, "bob") for thread_id in (ADAS, NOBODYS)]
+            assert answers[0] == answers[1], name
+            assert answers[0].startswith("CheckpointUnavailableError"), name
+        assert await world.say(ADAS, "ada") == ["word", "heard", "word", "heard"]
+        await primary.on()
+        await recovered(primary.manager)
+
+
 COMMANDS: dict[str, tuple[object, ...]] = {
     "show": (),
     "history": (),

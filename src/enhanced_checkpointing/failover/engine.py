@@ -26,7 +26,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
 from enhanced_checkpointing.failover.alarms import alarm
-from enhanced_checkpointing.failover.explanations import cold, explained, unavailable
+from enhanced_checkpointing.failover.explanations import cold, explained, not_warm, unavailable
 from enhanced_checkpointing.failover.journaling import Journaling
 from enhanced_checkpointing.failover.newcomers import Newcomers
 from enhanced_checkpointing.failover.other_workers import OtherWorkers
@@ -363,6 +363,12 @@ class Engine:
             raise cold(thread_id, error, failed) from (failed.error if failed is not None else None)
         scope.outcome = "standby"
         return answer
+
+    def answer_of_unknown(self, thread_id: str) -> CheckpointUnavailableError | None:
+        """What is answered in an outage of a thread that this process never saw; None: that there is none."""
+        if not self._breaker.is_open or self.newcomers.would_admit(thread_id, outage=True):
+            return None
+        return cold(thread_id, not_warm(thread_id), None)
 
     async def quiet(self, thread_id: str) -> None:
         """Wait until no write of a thread is on its way, or for a deadline."""

@@ -40,6 +40,11 @@ def _in_our_words(failed: CallFailed, what: str) -> BaseException:
     return unavailable(f"{what}: {redact(failed.error)}", failed.failure.fix or NOT_STORED)
 
 
+def not_warm(thread_id: str) -> CheckpointUnavailableError:
+    """What the warm copy says of a thread that it does not have."""
+    return CheckpointUnavailableError(f"thread {quoted(thread_id)} is not warm")
+
+
 def cold(thread_id: str, missing: CheckpointUnavailableError, failed: CallFailed | None) -> CheckpointUnavailableError:
     """A read that neither the primary nor the warm copy can answer; `missing` says what the warm copy lacks."""
     fix = f" {failed.failure.fix}" if failed is not None and failed.failure.fix else ""

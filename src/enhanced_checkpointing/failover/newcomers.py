@@ -45,12 +45,13 @@ class Newcomers:
         journal holds is not new, although it may not be readable."""
         if self._standby.knows(thread_id) or self._held(thread_id):
             return
-        age = self._age(thread_id)
-        if age is None and not (self._start_fresh and outage):
-            return
-        if self._begins(thread_id, age):
+        if self.would_admit(thread_id, outage=outage) and self._begins(thread_id, self._age(thread_id)):
             self._presumed.add(thread_id)
             self._standby.note_empty(thread_id, "")
+
+    def would_admit(self, thread_id: str, *, outage: bool) -> bool:
+        """Whether a thread could begin now, as far as its id and the setting tell."""
+        return (self._start_fresh and outage) or self._age(thread_id) is not None
 
     def recovered(self) -> None:
         """The primary can be asked again: what was presumed of threads is not known any more."""

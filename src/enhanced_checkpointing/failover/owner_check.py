@@ -20,7 +20,7 @@ from langgraph.checkpoint.base import (
 )
 
 from enhanced_checkpointing.backends.directory import user_of
-from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
+from enhanced_checkpointing.errors import CheckpointerError, CheckpointNotFoundError, CheckpointUnavailableError, quoted
 from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.operations import asks_for_thread, checkpoint_id_of, thread_of
@@ -75,7 +75,7 @@ class OwnerCheck:
         if user is not None:
             self._admit(thread_id, ownership, user)
             if not self._belongs(own, ownership, user):
-                raise not_found(thread_id)
+                raise self._not_there(thread_id)
         return found
 
     async def list(
@@ -161,13 +161,13 @@ class OwnerCheck:
 
         Raises:
             CheckpointNotFoundError: it is not there, or is another's.
-            CheckpointUnavailableError: in an outage, when whose it is is not known.
+            CheckpointUnavailableError: in an outage, when the owner is not known, or is not to be told from that.
         """
         if user is None or not self._enforced:
             return
         ownership = await self._look(thread_id)
         if not (ownership.exists or new) or (as_owner and ownership.owner not in (None, user)):
-            raise not_found(thread_id)
+            raise self._not_there(thread_id)
         self._admit(thread_id, ownership, user)
 
     def forget(self, thread_ids: Sequence[str] | None) -> None:
@@ -228,7 +228,11 @@ class OwnerCheck:
         if user == ownership.owner or not self._enforced:
             return
         if not may_use(ownership.owner, ownership.shared_with, user):
-            raise not_found(thread_id)
+            raise self._not_there(thread_id)
+
+    def _not_there(self, thread_id: str) -> CheckpointerError:
+        """What is said to a user of another's thread, and of one that is not there: the same, in an outage too."""
+        return self._engine.answer_of_unknown(thread_id) or not_found(thread_id)
 
     def _belongs(self, own: Ownership | None, ownership: Ownership, user: str) -> bool:
         """Whether a checkpoint is the user's or the owner's of today: an id that was free may have had two owners."""

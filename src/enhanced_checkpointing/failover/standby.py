@@ -12,7 +12,8 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChan
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.selection import Selection
-from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
+from enhanced_checkpointing.errors import quoted, redact
+from enhanced_checkpointing.failover.explanations import not_warm
 from enhanced_checkpointing.failover.warm_store import WriteThatStays
 from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
@@ -311,7 +312,7 @@ class Standby:
             return self._new(thread_id)
         thread = self._threads.get(thread_id)
         if thread is None:
-            raise CheckpointUnavailableError(f"thread {quoted(thread_id)} is not warm")
+            raise not_warm(thread_id)
         self._use(thread_id)
         return thread
 

@@ -123,7 +123,8 @@ class ThreadDirectory:
         """
         source = text_of(source_thread_id, "source_thread_id")
         target = text_of(uuid4() if target_thread_id is None else target_thread_id, "target_thread_id")
-        await self._require([target], user_id, new=True)
+        if target_thread_id is not None:
+            await self._require([target], user_id, new=True)
         if await self.get(source, user_id) is None:
             raise CheckpointNotFoundError(f"There is no thread {quoted(source)}, so nothing was copied.")
         await self._saver.acopy_thread(source, target)
