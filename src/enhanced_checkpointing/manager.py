@@ -37,7 +37,7 @@ from enhanced_checkpointing.threads.methods import ThreadMethods
 from enhanced_checkpointing.tombstones import Tombstones
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.assembly import assemble, background
-from enhanced_checkpointing.upkeep.parts import Parts
+from enhanced_checkpointing.upkeep.components import Components
 from enhanced_checkpointing.upkeep.supervisor import Supervisor
 
 TURN_SECONDS = 0.01
@@ -56,8 +56,8 @@ class EnhancedCheckpointerManager(ThreadMethods):
         keeps_writes = self.config.journal != "off" and self.config.on_outage == "journal"
         self._telemetry = Broadcast([LoggingSink(logger_service, keeps_writes=keeps_writes), OpenTelemetrySink()])
         self._companions = Companions()
-        self._parts: Parts | None = None
-        self._supervisor: Supervisor[Parts] | None = None
+        self._components: Components | None = None
+        self._supervisor: Supervisor[Components] | None = None
         self._home = Home()
         self._changing = threading.Lock()
 
@@ -76,7 +76,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         async with self._alone():
             if self._supervisor is not None and self._supervisor.is_ending:
                 await self._home.bring(self._end)  # an earlier cleanup was cancelled
-            if self.config.enabled and self._parts is None:
+            if self.config.enabled and self._components is None:
                 self._home.move_in(own_loop=not self.config.enable_async)
                 try:
                     await self._home.bring(self._start)
@@ -138,7 +138,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         Raises:
             CheckpointerError: the manager is not initialized.
         """
-        return self._opened.saver if self.config.enabled else None
+        return self.components.saver if self.config.enabled else None
 
     def create_thread_config(
         self,
@@ -165,7 +165,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         """
         if thread_id is None:
             thread_id, new = str(uuid6()), True
-        parts, known = self._parts, text_of(thread_id, "thread_id")
+        parts, known = self._components, text_of(thread_id, "thread_id")
         if new and parts is not None:
             self._home.tell(lambda: parts.engine.promise_new(known))
         user = asking(user_id, shared_with)
@@ -173,7 +173,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
 
     async def wait_drained(self, timeout: float) -> bool:
         """Wait until the journal is empty; False if `timeout` seconds were over before, or a thread is frozen."""
-        parts = self._opened
+        parts = self.components
         if parts.reconciler is None:
             return True
         reconciler = parts.reconciler
@@ -198,7 +198,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
     async def health_check(self) -> dict[str, Any]:
         """Probe the primary and the integrated objects, and report. Bounded by the deadline; never moves the breaker's
         state from open to closed, which is the prober's to do."""
-        parts = self._parts
+        parts = self._components
         if parts is not None:
             await parts.bridge.bring(parts.prober.look)
         await self._companions.check(self.config.deadline)
@@ -207,7 +207,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
     @property
     def health_status(self) -> dict[str, Any]:
         """The report as known now, without I/O: for readiness probes."""
-        parts = self._parts  # once: it may be closed meanwhile, in the thread of its own loop
+        parts = self._components  # once: it may be closed meanwhile, in the thread of its own loop
         if parts is None:
             return health.report_closed(self._companions.reports, enabled=self.config.enabled)
         return status.report(parts, self.config, self._companions.reports)
@@ -216,7 +216,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
     def dead_letters(self) -> list[dict[str, Any]]:
         """What the primary refused for good and the journal keeps, without I/O: of each operation its `thread_id`,
         `operation`, `journaled_at` (wall-clock seconds) and the primary's `error`, without secrets."""
-        parts = self._parts
+        parts = self._components
         return status.dead_letters(parts) if parts is not None else []
 
     # Opening and closing, in order
@@ -228,7 +228,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
             before_closing=lambda parts: life.last_drain(parts, self.config),
             telemetry=self._telemetry,
         )
-        self._parts = await supervisor.start()
+        self._components = await supervisor.start()
         self._supervisor = supervisor
 
     async def _end(self) -> None:
@@ -240,7 +240,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         for fault in await self._companions.close(life.SETTLE_SECONDS):
             self._telemetry.emit(Notice("WARNING", fault))
 
-    async def _open(self, stack: AsyncExitStack) -> Parts:
+    async def _open(self, stack: AsyncExitStack) -> Components:
         config, telemetry = self.config, self._telemetry
         stack.callback(telemetry.close)
         serializer = SharingSerializer(config.serde, accept_unencrypted=config.accept_unencrypted)
@@ -254,7 +254,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
             stack.push_async_callback(journal.close)
             stack.callback(life.tell_backlog, journal, telemetry)
 
-        self._parts = await assemble(
+        self._components = await assemble(
             stack,
             config=config,
             backend=backend,
@@ -266,33 +266,37 @@ class EnhancedCheckpointerManager(ThreadMethods):
                 config.journal_dir.absolute() if journal and journal.durable else None, backend.home()
             ),
         )
-        stack.callback(self._forget_parts)
+        stack.callback(self._forget_components)
         telemetry.observe(self._gauges)
-        await life.first_contact(self._parts, require_primary=config.require_primary)
-        return self._parts
+        await life.first_contact(self._components, require_primary=config.require_primary)
+        return self._components
 
-    def _forget_parts(self) -> None:
-        self._parts = None
+    def _forget_components(self) -> None:
+        self._components = None
 
     @property
-    def _opened(self) -> Parts:
-        if self._parts is None:
+    def components(self) -> Components:
+        """All parts of the open manager, for diagnosis and for tests; their names may change in any release.
+
+        Raises CheckpointerError where the manager is not open.
+        """
+        if self._components is None:
             raise CheckpointerError(
                 "The checkpointer is not open; nothing was read or written. Call `await manager.initialize()` first, "
                 "and use it before `cleanup()`."
             )
-        return self._parts
+        return self._components
 
     @property
     def _threads(self) -> ThreadDirectory:
-        return self._opened.threads
+        return self.components.threads
 
     @property
     def _primary_healthy(self) -> bool:
-        return status.primary_healthy(self._parts) if self._parts is not None else not self.config.enabled
+        return status.primary_healthy(self._components) if self._components is not None else not self.config.enabled
 
     def _gauges(self) -> Gauges:
-        parts = self._parts
+        parts = self._components
         return status.gauges(parts) if parts is not None else Gauges()
 
     @asynccontextmanager

@@ -239,7 +239,7 @@ def make_flaky(manager: EnhancedCheckpointerManager) -> FlakySaver:
     Raises:
         CheckpointerError: the manager is not open, or its primary has connections that must fail for real.
     """
-    backend = manager._opened.backend
+    backend = manager.components.backend
     if isinstance(backend, (SqliteBackend, PostgresBackend)):
         raise CheckpointerError(
             f"The {backend.name} primary works on connections of its own, past any saver in front of it, so its faults "
@@ -255,7 +255,7 @@ def make_flaky(manager: EnhancedCheckpointerManager) -> FlakySaver:
 
 def _warm_up(manager: EnhancedCheckpointerManager) -> None:
     """Let the warm copy be as if it had been kept all the time, which it is not of memory, as that cannot fail."""
-    parts = manager._opened
+    parts = manager.components
     oldest_first = sorted(parts.backend.saver.list(None), key=lambda found: str(found.checkpoint["id"]))
     for thread_id in {thread_of(found.config) for found in oldest_first}:
         parts.standby.forget(thread_id)

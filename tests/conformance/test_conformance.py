@@ -39,7 +39,7 @@ class AlternatingSaver(BaseCheckpointSaver[str]):
     async def _for_reading(self) -> BaseCheckpointSaver[str]:
         if self._dead:
             assert self._primary.manager.health_status["journal"]["pending"] > 0, "nothing was journaled"
-            breaker = self._primary.manager._opened.breaker  # it would open later, when slow calls are answered
+            breaker = self._primary.manager.components.breaker  # it would open later, when slow calls are answered
             await eventually(lambda: breaker.is_open)
             await self._primary.on()
             self._dead = False
@@ -113,7 +113,7 @@ async def test_suite_passes_while_the_primary_is_dead_from_the_first_call(
         path = tmp_path / "primary.sqlite"
         async with switched(backend, database_url, path, on_unknown_thread="start_fresh") as primary:
             await primary.off()
-            breaker = primary.manager._opened.breaker
+            breaker = primary.manager.components.breaker
             await eventually(lambda: breaker.is_open)
             yield saver_of(primary.manager)
             assert not primary.manager.health_status["primary_healthy"]

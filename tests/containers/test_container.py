@@ -26,5 +26,5 @@ async def test_container_that_is_paused_and_unpaused_loses_nothing() -> None:
             await asyncio.to_thread(engine.unpause)
             assert max(took) <= 1.0 + 0.1 + 0.1
             await recovered(manager)
-            assert manager._opened.engine.journaling.journaled >= 10
+            assert manager.components.engine.journaling.journaled >= 10
             assert await thread.stored_ids() == thread.ids

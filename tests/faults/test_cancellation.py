@@ -37,7 +37,7 @@ async def cancelled_after(steps: int, call: Callable[[], Awaitable[object]]) -> 
 
 async def assert_at_rest(manager: EnhancedCheckpointerManager) -> None:
     """Nothing is borrowed, queued, or under way any more."""
-    parts = manager._opened
+    parts = manager.components
     await eventually(lambda: len(parts.engine.writes.gathered) == 0 and parts.guard.outstanding == 0)
     await eventually(lambda: parts.backend.gauges()["borrowed"] == 0 and parts.backend.gauges()["waiting"] == 0)
     names = [task.get_name() for task in asyncio.all_tasks()]
@@ -103,7 +103,7 @@ async def test_cancellation_in_an_outage_keeps_order_and_equality(
         for _ in range(5):
             before = list(thread.ids)
             await cancelled_after(steps, thread.put)
-            await eventually(lambda: len(manager._opened.engine.writes.gathered) == 0)
+            await eventually(lambda: len(manager.components.engine.writes.gathered) == 0)
             thread.ids = await thread.stored_ids() if _complete(manager) else [*before, *thread.ids[len(before) :]]
             await thread.put()
         during = await saver_of(manager).aget_tuple(thread.config)
@@ -112,11 +112,11 @@ async def test_cancellation_in_an_outage_keeps_order_and_equality(
         assert await saver_of(manager).aget_tuple(thread.config) is not None
         assert during is not None
         assert (await thread.stored_ids())[-1] == during.checkpoint["id"] == thread.ids[-1]
-        assert len(manager._opened.engine.writes.gathered) == 0
+        assert len(manager.components.engine.writes.gathered) == 0
 
 
 def _complete(manager: EnhancedCheckpointerManager) -> bool:
-    return manager._opened.standby._threads["outage"].complete
+    return manager.components.standby._threads["outage"].complete
 
 
 async def test_caller_that_is_cancelled_while_the_server_hangs_goes_at_once(

@@ -59,5 +59,5 @@ async def test_statement_that_was_prepared_before_a_table_changed_is_prepared_an
                 connection.execute(f"ALTER TABLE checkpoints ALTER COLUMN parent_checkpoint_id TYPE {kind}".encode())
             await thread.timed_get()
             await thread.put()
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         assert await thread.stored_ids() == thread.ids

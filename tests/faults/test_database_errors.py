@@ -28,11 +28,11 @@ async def test_locked_table_is_waited_for_and_then_journaled_in_order(database_u
             await asyncio.sleep(0.3)
             locker.rollback()
             assert await waiting < 0.9
-            assert manager._opened.engine.journaling.journaled == 0
+            assert manager.components.engine.journaling.journaled == 0
             locker.execute("LOCK TABLE checkpoints IN EXCLUSIVE MODE")
             for _ in range(5):
                 assert await thread.timed_put() <= 1.0 + 0.1 + 0.1
-            assert manager._opened.engine.journaling.journaled == 5
+            assert manager.components.engine.journaling.journaled == 5
             locker.rollback()
         await recovered(manager)
         assert await thread.stored_ids() == thread.ids
@@ -54,7 +54,7 @@ async def test_transient_error_of_the_database_is_retried_without_failover(code:
                 "CREATE TRIGGER refuse BEFORE INSERT ON checkpoints FOR EACH ROW EXECUTE FUNCTION refuse_once()"
             )
         await thread.put()
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         assert await thread.stored_ids() == thread.ids
 
 
@@ -104,7 +104,7 @@ async def test_value_that_the_database_refuses_is_raised_live_and_moves_nothing(
                 await thread.put(nested={"text": "a\x00b"})
             assert raised.value.__cause__ is not raised.value
         assert manager.health_status["overall_status"] == "healthy"
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         await thread.put()
         assert await thread.stored_ids() == thread.ids
 
@@ -175,7 +175,7 @@ async def test_text_that_the_encoding_of_the_database_lacks_is_refused_to_its_ca
                 with pytest.raises(psycopg.Error) as error:
                     await bad.put(**metadata)
                 assert error.value.sqlstate == ("0A000" if "sql" in metadata else "22P05")
-            assert manager._opened.engine.journaling.journaled == 0
+            assert manager.components.engine.journaling.journaled == 0
             await bad.put()
             await primary.off()
             for metadata in refused:  # only the server knows its encoding

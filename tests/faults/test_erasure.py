@@ -244,7 +244,7 @@ async def test_branch_in_quarantine_goes_with_its_thread(tmp_path: Path) -> None
     fields: dict[str, Any] = {"journal_dir": journal, "on_divergence": "quarantine"}
     async with switched("sqlite", "", file, **fields) as ours, opened(sqlite(file)) as other:
         await say(ours.manager, "ada", SECRET)
-        ours.manager._opened.breaker.trip("by a test")
+        ours.manager.components.breaker.trip("by a test")
         await say(ours.manager, "ada", SECRET)
         await say(other, "ada", SECRET)
         await recovered(ours.manager)

@@ -58,7 +58,7 @@ async def test_graph_that_an_outage_begins_and_ends_under_equals_its_twin(
             result = await run_case(case, saver_of(primary.manager), "thread", durability=durability)
         finally:
             on_node.reset(token)
-        assert durability != "sync" or primary.manager._opened.engine.journaling.journaled > 0
+        assert durability != "sync" or primary.manager.components.engine.journaling.journaled > 0
         await outage.end(primary.manager)
         assert result == await twin_of(case, twin_database_url, durability)
     assert_equal_dumps(dump_postgres(database_url), dump_postgres(twin_database_url))

@@ -149,7 +149,7 @@ documents = json_values.map(json.dumps) | st.sampled_from([*HOSTILE.values(), ""
 async def seen_beside(rows: list[str]) -> None:
     async with opened(sqlite(":memory:", journal="off")) as manager:
         await filled(manager, ["sound", *(f"odd-{number}" for number in range(len(rows)))])
-        backend = manager._opened.backend
+        backend = manager.components.backend
         assert isinstance(backend, SqliteBackend)
         connection = (await backend.connected()).conn
         for number, text in enumerate(rows):

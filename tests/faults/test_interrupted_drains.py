@@ -120,7 +120,7 @@ async def test_second_outage_at_a_random_operation_of_a_drain_keeps_order_and_eq
             connection.execute(ARRIVALS)
         await asyncio.to_thread(private_postgres.kill)
         await together.steps(20)
-        reconciler = manager._opened.reconciler
+        reconciler = manager.components.reconciler
         assert reconciler is not None
         for _ in range(outages):
             reached = reconciler.drained + random.randint(1, 40)

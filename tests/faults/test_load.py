@@ -25,7 +25,7 @@ async def test_more_calls_than_connections_wait_their_turn_without_failover(data
         threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(200)]
         for _ in range(3):
             await asyncio.gather(*(thread.put() for thread in threads))
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         assert manager.health_status["overall_status"] == "healthy"
         with psycopg.connect(database_url) as connection:
             assert connection.execute("SELECT count(*) FROM checkpoints").fetchone() == (600,)
@@ -47,7 +47,7 @@ async def test_write_that_waits_its_whole_deadline_for_a_connection_is_journaled
         release = asyncio.Event()
 
         async def hold_the_only_connection() -> None:
-            async with manager._opened.backend._connections.borrow():  # type: ignore[attr-defined]  # our own load
+            async with manager.components.backend._connections.borrow():  # type: ignore[attr-defined]  # our own load
                 await release.wait()
 
         holding = asyncio.create_task(hold_the_only_connection())
@@ -55,7 +55,7 @@ async def test_write_that_waits_its_whole_deadline_for_a_connection_is_journaled
         assert await second.timed_put() <= 0.6 + 0.1 + 0.1
         with pytest.raises(CheckpointUnavailableError, match="CHECKPOINT_POOL_MAX_SIZE"):
             await saver.aget_tuple(first.config)
-        assert not manager._opened.breaker.is_open
+        assert not manager.components.breaker.is_open
         release.set()
         await holding
         await recovered(manager)
@@ -91,7 +91,7 @@ async def test_queue_at_the_pool_on_a_slow_network_is_not_taken_for_an_outage(da
         proxy.delay(0.025)
         took = await asyncio.gather(*(thread.timed_put() for thread in threads))
         assert max(took) <= 1.0 + 0.1 + 0.1
-        assert not manager._opened.breaker.is_open
+        assert not manager.components.breaker.is_open
         proxy.forward()
         await recovered(manager)
         for thread in threads:
@@ -108,7 +108,7 @@ async def test_many_writers_on_one_thread_on_a_slow_network_are_all_acknowledged
         await thread.put()
         proxy.delay(0.02)
         await asyncio.gather(*(thread.put_writes(f"task-{number}") for number in range(100)))
-        assert not manager._opened.breaker.is_open
+        assert not manager.components.breaker.is_open
         proxy.forward()
         await recovered(manager)
         (found,) = await thread.stored()
@@ -125,8 +125,8 @@ async def test_event_loop_that_stands_still_does_not_open_the_breaker(database_u
             await asyncio.sleep(0)
             time.sleep(2.5)  # noqa: ASYNC251  # a node that blocks the loop is the fault that is tested
             await asyncio.gather(*writing)
-        assert not manager._opened.breaker.is_open
-        assert manager._opened.engine.journaling.journaled == 0
+        assert not manager.components.breaker.is_open
+        assert manager.components.engine.journaling.journaled == 0
         for thread in threads:
             assert await thread.stored_ids() == thread.ids
 
@@ -162,7 +162,7 @@ async def test_probe_borrows_from_the_pool_where_the_server_has_no_more_connecti
         for _ in range(40):
             await asyncio.gather(*(thread.put() for thread in threads))
         await asyncio.sleep(0.3)  # some probes while the pool is idle, but holds all connections that there may be
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         assert manager.health_status["overall_status"] == "healthy"
 
 
@@ -225,7 +225,7 @@ async def before_and_during_a_drain(url: str, journal_dir: Path, attempt: str) -
         draining = asyncio.create_task(manager.wait_drained(60.0))
         during = await live_calls(manager, draining, f"during-{attempt}")
         assert await draining
-        assert manager._opened.engine.journaling.journaled == 0, "live calls went to the primary"
+        assert manager.components.engine.journaling.journaled == 0, "live calls went to the primary"
     return before, during
 
 

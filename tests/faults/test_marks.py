@@ -45,8 +45,7 @@ async def status(manager: EnhancedCheckpointerManager, thread_id: str) -> str:
 
 
 def memory_of(manager: EnhancedCheckpointerManager) -> InMemorySaver:
-    assert manager._parts is not None
-    backend = manager._parts.backend
+    backend = manager.components.backend
     assert isinstance(backend, MemoryBackend)
     return backend._memory
 

@@ -169,7 +169,7 @@ async def test_value_that_jsonb_cannot_hold_fails_no_run_and_the_bare_saver_read
         ours, begun = (counting().compile(checkpointer=saver_of(one)) for one in (on_postgres, from_sqlite))
         moved, own = (RunnableConfig(configurable={"thread_id": name}) for name in ("moved", "own"))
         await begun.ainvoke({"odd": odd}, moved)
-        assert (await migrate(from_sqlite._opened.backend, on_postgres._opened.backend)).complete
+        assert (await migrate(from_sqlite.components.backend, on_postgres.components.backend)).complete
         await ours.ainvoke({"odd": odd}, own)
         for thread, turns in ((moved, 3), (own, 3)):
             for _ in range(2):

@@ -133,7 +133,7 @@ async def test_small_latency_opens_nothing(database_url: str) -> None:
         threads = [Thread(saver_of(manager), f"steady-{number}") for number in range(10)]
         for _ in range(5):
             await asyncio.gather(*(thread.put() for thread in threads))
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         assert manager.health_status["overall_status"] == "healthy"
 
 

@@ -61,7 +61,7 @@ async def run():
         await eventually(lambda: manager.health_status["primary_healthy"])
         await manager.wait_drained(10.0)
         await turn("after")
-        manager._parts.sweeper.now = lambda: datetime.now(UTC) + timedelta(days=1)
+        manager.components.sweeper.now = lambda: datetime.now(UTC) + timedelta(days=1)
         assert (await manager.run_retention(RetentionPolicy(keep=1))).pruned
         metrics.get_meter_provider().force_flush()
     shutdown()

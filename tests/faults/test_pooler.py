@@ -148,7 +148,7 @@ async def test_fence_spares_the_stranger_whose_process_id_the_pooler_made_up(
     with psycopg.connect(database_url, autocommit=True) as stranger:
         async with opened(postgres(pooler.url if through_pooler else database_url)) as manager:
             await run_case(CASE, saver_of(manager), "thread")
-            backend = manager._opened.backend
+            backend = manager.components.backend
             assert isinstance(backend, PostgresBackend)
             backend._connections._lost.remember(stranger.info.backend_pid, ("thread",))
             assert await backend.fence("thread") is True

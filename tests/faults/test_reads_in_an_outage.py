@@ -248,7 +248,7 @@ async def test_read_that_is_late_on_a_healthy_server_never_answers_none(database
 
 
 async def _history(manager: EnhancedCheckpointerManager, thread: Thread) -> list[CheckpointTuple]:
-    if manager._opened.breaker.is_open:
+    if manager.components.breaker.is_open:
         raise CheckpointUnavailableError("by now this is an outage, in which start_fresh is what was asked for")
     return [found async for found in saver_of(manager).alist(thread.config)]
 

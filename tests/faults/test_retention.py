@@ -43,8 +43,7 @@ async def state(manager: EnhancedCheckpointerManager, name: str, thread_id: str)
 
 def keep_from_draining(manager: EnhancedCheckpointerManager) -> None:
     """What waits in its journal goes on waiting."""
-    parts = manager._parts
-    assert parts is not None
+    parts = manager.components
     assert parts.reconciler is not None
 
     async def never(*_: Any) -> bool:
@@ -204,8 +203,7 @@ async def test_thread_that_was_written_after_it_was_looked_at_is_not_deleted(
         manager, other = await place.manager(), await place.manager()
         thread = Thread(saver_of(other), "thread")
         await thread.put()
-        parts = manager._parts
-        assert parts is not None
+        parts = manager.components
         delete_if = parts.backend.delete_if
         let_pass(manager, 100)
 
@@ -226,8 +224,7 @@ async def test_postgres_deletes_nothing_that_was_written_or_changed_after_it_was
     """Within the transaction: between the look at the thread and its deletion."""
     async with stage("postgres", database_url, tmp_path) as place:
         manager, other = await place.manager(), await place.manager()
-        parts = manager._parts
-        assert parts is not None
+        parts = manager.components
         assert isinstance(parts.backend, PostgresBackend)
         thread = Thread(saver_of(other), "written")
         await thread.put()
@@ -335,7 +332,7 @@ async def test_thread_that_another_process_begins_to_journal_during_a_sweep_is_l
         held, free = Thread(saver_of(primary.manager), "held"), Thread(saver_of(primary.manager), "free")
         for thread in (held, free):
             await thread.put()
-        sweeper = sweeping._opened.sweeper
+        sweeper = sweeping.components.sweeper
         look = sweeper._held_elsewhere
 
         async def look_just_before() -> Collection[str]:

@@ -103,8 +103,7 @@ async def test_command_leaves_alone_what_a_journal_holds_for_the_same_database_u
 async def test_command_does_nothing_while_an_application_is_at_it(database_url: str, tmp_path: Path) -> None:
     await fill("postgres", database_url, tmp_path)
     async with opened(postgres(database_url, journal="off")) as manager:
-        assert manager._parts is not None
-        async with manager._parts.backend.sole("retention") as is_sole:
+        async with manager.components.backend.sole("retention") as is_sole:
             assert is_sole
             place = where("postgres", database_url, tmp_path)
             code, found = await asyncio.to_thread(run, *place)

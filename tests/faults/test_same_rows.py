@@ -100,5 +100,5 @@ async def test_number_that_messagepack_cannot_hold_is_kept_warm_and_read_as_the_
             assert found == await saver.aget_tuple(config)  # type: ignore[arg-type]
             assert found is not None
             assert float(found.metadata["score"]) == float(value)  # type: ignore[typeddict-item]
-        assert manager._opened.standby.size > 0
+        assert manager.components.standby.size > 0
     assert "cannot be kept warm" not in caplog.text

@@ -116,7 +116,7 @@ class Outlets:
     async def collect(self, manager: EnhancedCheckpointerManager) -> None:
         """Take what is shown of an open manager and of all its parts."""
         await self.collect_served()
-        parts = manager._opened
+        parts = manager.components
         shown = [manager, manager.config, manager.get_checkpointer(), parts]
         shown += [getattr(parts, name) for name in parts.__slots__]
         self.sweep.add("repr", *map(repr, shown), *map(str, shown))
@@ -352,7 +352,7 @@ async def test_details_of_a_server_s_error_let_nothing_out_that_was_stored(
             await eventually(lambda: bool(manager.health_status["journal"]["frozen_threads"]))
             await manager.health_check()
             await out.collect(manager)
-            journal = manager._opened.journal
+            journal = manager.components.journal
             assert journal is not None
             (letter,) = journal.dead_letters()
             sweep.add("dead letter", letter.error)
@@ -390,7 +390,7 @@ def in_frame(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> No
 
 
 def in_health(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:
-    manager._opened.prober.last_error = f"cannot connect to {url}"
+    manager.components.prober.last_error = f"cannot connect to {url}"
 
 
 def in_span(url: str, manager: EnhancedCheckpointerManager, out: Outlets) -> None:

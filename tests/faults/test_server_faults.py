@@ -106,7 +106,7 @@ async def test_terminated_session_is_retried_once_without_failover(private_postg
                 assert terminated is not None
                 assert terminated[0] >= 1
                 await thread.put()
-                assert manager._opened.engine.journaling.journaled == 0
+                assert manager.components.engine.journaling.journaled == 0
                 assert manager.health_status["primary_healthy"]
         assert await thread.stored_ids() == thread.ids
 
@@ -116,12 +116,12 @@ async def test_pool_full_of_dead_connections_costs_no_failover(private_postgres:
     async with opened(postgres(private_postgres.url(), pool_min_size=8, probe_interval=60.0)) as manager:
         threads = [Thread(saver_of(manager), f"thread-{number}") for number in range(8)]
         await asyncio.gather(*(thread.put() for thread in threads))
-        await eventually(lambda: manager._opened.backend.gauges()["available"] == 8)
+        await eventually(lambda: manager.components.backend.gauges()["available"] == 8)
         assert len(own_sessions(private_postgres)) >= 8
         terminate_sessions(private_postgres)
         for thread in threads:
             await thread.put()
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         for thread in threads:
             assert await thread.stored_ids() == thread.ids
 
@@ -145,7 +145,7 @@ async def test_session_terminated_in_mid_statement_is_retried_once_without_failo
             assert victims == [(True,)]
             locker.rollback()
             await writing
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
         assert await thread.stored_ids() == thread.ids
 
 
@@ -215,13 +215,13 @@ async def test_flapping_server_keeps_order_and_transitions_bounded(
     ups_and_downs = 7
     async with opened(postgres(private_postgres.url())) as manager:
         transitions: list[bool] = []
-        told = manager._opened.breaker._on_transition
+        told = manager.components.breaker._on_transition
 
         def count(opened_now: bool, reason: str) -> None:
             transitions.append(opened_now)
             told(opened_now, reason)
 
-        manager._opened.breaker._on_transition = count
+        manager.components.breaker._on_transition = count
         thread = Thread(saver_of(manager), "flapping")
         flapping = asyncio.create_task(_flap(private_postgres, ups_and_downs))
         newest = ""
@@ -324,7 +324,7 @@ async def test_long_crash_recovery_is_waited_for(cluster_template: ClusterTempla
                 await asyncio.sleep(0.05)
             await starting
             await recovered(manager)
-            assert manager._opened.engine.journaling.journaled > 0
+            assert manager.components.engine.journaling.journaled > 0
             assert await thread.stored_ids() == thread.ids
 
 

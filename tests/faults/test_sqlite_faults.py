@@ -160,7 +160,7 @@ async def test_short_lock_is_waited_for_and_is_no_outage(tmp_path: Path, no_leak
             other.rollback()
             await running
         assert manager.health_status["overall_status"] == "healthy"
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
 
 
 @pytest.mark.usefixtures("each_way")
@@ -197,7 +197,7 @@ async def test_full_disk_is_an_outage_and_loses_nothing(
 async def test_probe_does_not_pass_while_the_disk_is_full(tmp_path: Path, no_leaks: LeakWatch) -> None:
     with small_disk(tmp_path / "disk") as disk:
         async with opened(sqlite(disk / "primary.sqlite")) as manager:
-            backend = manager._opened.backend
+            backend = manager.components.backend
             await run_case(CASE, saver_of(manager), "thread")
             fill(disk)
             with pytest.raises(sqlite3.Error) as refused:

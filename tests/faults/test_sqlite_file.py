@@ -119,7 +119,7 @@ async def test_missing_tables_without_auto_setup_end_the_start(tmp_path: Path, n
 
 async def test_commits_are_on_the_disk_when_they_return(tmp_path: Path) -> None:
     async with opened(sqlite(tmp_path / "primary.sqlite")) as manager:
-        backend = manager._opened.backend
+        backend = manager.components.backend
         assert isinstance(backend, SqliteBackend)
         connection = (await backend.connected()).conn
         for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
@@ -141,7 +141,7 @@ async def test_hung_statement_is_left_within_the_deadline_and_its_thread_ends(
     tmp_path: Path, no_leaks: LeakWatch
 ) -> None:
     async with opened(sqlite(tmp_path / "primary.sqlite", deadline=DEADLINE)) as manager:
-        parts = manager._opened
+        parts = manager.components
         started_at = time.monotonic()
         with pytest.raises(CallFailed, match="no answer within"):
             await parts.guard.call(
@@ -210,7 +210,7 @@ async def test_log_that_cannot_be_folded_in_is_no_failure_of_a_write(
     async with opened(sqlite(tmp_path / "primary.sqlite")) as manager:
         await run_case(CASE, saver_of(manager), "thread")
         assert manager.health_status["overall_status"] == "healthy"
-        assert manager._opened.engine.journaling.journaled == 0
+        assert manager.components.engine.journaling.journaled == 0
 
 
 # A file that is taken away

@@ -219,7 +219,7 @@ async def test_pruning_leaves_no_value_and_no_write_that_nobody_can_read(
             await Conversation(case, manager, case.name).run()
         await manager.prune([*CASES])
         if backend == "memory":
-            saver = manager._opened.backend.saver
+            saver = manager.components.backend.saver
             assert isinstance(saver, MaintainedMemorySaver)
             known = {
                 (thread_id, namespace, checkpoint_id): saver._versions(thread_id, namespace, checkpoint_id)

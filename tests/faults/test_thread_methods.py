@@ -179,7 +179,7 @@ async def test_in_an_outage_all_raise_but_a_deletion_is_kept_and_nothing_is_none
 async def eventually_open(manager: EnhancedCheckpointerManager, thread: Thread) -> None:
     """Write until the breaker has opened: what is written then is in the journal."""
     async with asyncio.timeout(20):
-        while not manager._opened.breaker.is_open:
+        while not manager.components.breaker.is_open:
             await thread.put(user_id="ada")
     await thread.put(user_id="ada")
 
@@ -195,7 +195,7 @@ async def test_copy_with_a_young_id_is_not_taken_for_a_new_thread_in_an_outage(
         young = str(uuid6())
         await manager.copy_thread("thread", young)
         await primary.off()
-        breaker = manager._opened.breaker
+        breaker = manager.components.breaker
         breaker.trip("switched off")
         await eventually(lambda: breaker.is_open)
         with pytest.raises(CheckpointUnavailableError):

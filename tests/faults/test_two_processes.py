@@ -199,7 +199,7 @@ async def test_large_thread_is_warm_with_its_newest_checkpoint_if_not_with_its_h
         ours = one_node("grow", grows).compile(checkpointer=saver_of(primary.manager))
         for turn in range(3):
             await ours.ainvoke({"log": []}, CONFIG)
-            found = primary.manager._opened.standby.get_tuple({"configurable": {"thread_id": "shared"}})
+            found = primary.manager.components.standby.get_tuple({"configurable": {"thread_id": "shared"}})
             assert found is not None
             assert len(found.checkpoint["channel_values"]["log"]) == turn + 1
         await off(primary)

@@ -254,7 +254,7 @@ async def moved_and_back(backend: Backend, url: str, folder: Path) -> tuple[dict
     again = config_of(kind, url, folder / "again", serde=serde, deadline=10.0)
     again = again.with_overrides(postgres_schema="again") if kind == "postgres" else again
     async with opened_backend(there) as between, opened(again) as manager:
-        last = manager._opened.backend
+        last = manager.components.backend
         for source, target in ((backend, between), (between, last)):
             tally = await migrate(source, target)
             cannot = (
@@ -300,7 +300,7 @@ async def test_values_of_every_kind_are_those_of_the_bare_saver_whatever_happens
         await primary.on()
         await recovered(primary.manager)
         drained = await read_all(ours, "outage ")
-        backend = primary.manager._opened.backend
+        backend = primary.manager.components.backend
         stored, stored_after = await stored_by(backend, "healthy "), await stored_by(backend, "outage ")
         moved, stored_otherwise = await moved_and_back(backend, twin_database_url, tmp_path)
     as_bare = {key: value for key, value in healthy.items() if database != "postgres" or not key.startswith("no JSON")}

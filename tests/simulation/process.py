@@ -14,7 +14,7 @@ from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep import life
 from enhanced_checkpointing.upkeep.assembly import Nature, assemble, background
-from enhanced_checkpointing.upkeep.parts import Parts
+from enhanced_checkpointing.upkeep.components import Components
 from tests.simulation.disk import SimulatedDisk, SimulatedWorker
 from tests.simulation.platter import Platter
 from tests.simulation.primary import ComparingBackend, SimulatedBackend
@@ -44,12 +44,12 @@ class Process:
         self.worker = SimulatedWorker(world, platter)
         self.background: dict[str, asyncio.Task[None]] = {}
         self.dead = False
-        self._parts: Parts | None = None
+        self._components: Components | None = None
 
     @property
-    def parts(self) -> Parts:
-        assert self._parts is not None
-        return self._parts
+    def parts(self) -> Components:
+        assert self._components is not None
+        return self._components
 
     @property
     def journal(self) -> DurableJournal:
@@ -86,7 +86,7 @@ class Process:
         )
         await journal.open()
         self.stack.push_async_callback(journal.close)
-        self._parts = await assemble(
+        self._components = await assemble(
             self.stack,
             config=self.config,
             backend=self.backend,
@@ -96,8 +96,8 @@ class Process:
             nature=Nature(world.clock, world.wall_clock, world.random.random),
             watch=self._breaker_moved,
         )
-        await life.first_contact(self._parts, require_primary=False)
-        for name, run in background(self._parts).items():
+        await life.first_contact(self._components, require_primary=False)
+        for name, run in background(self._components).items():
             self.background[name] = asyncio.ensure_future(run())
             self.background[name].set_name(name)
             self.background[name].add_done_callback(self._background_ended)

@@ -41,8 +41,7 @@ class Stage:
             return dump_postgres(self._database_url)
         if self.name == "sqlite":
             return dump_sqlite(self._folder / "checkpoints.sqlite")
-        assert manager._parts is not None
-        saver = manager._parts.backend.saver
+        saver = manager.components.backend.saver
         assert isinstance(saver, InMemorySaver)
         return dump_memory(saver)
 
@@ -54,8 +53,7 @@ async def stage(name: str, database_url: str, folder: Path) -> AsyncIterator[Sta
 
 
 def sweeper_of(manager: EnhancedCheckpointerManager) -> Sweeper:
-    assert manager._parts is not None
-    return manager._parts.sweeper
+    return manager.components.sweeper
 
 
 def let_pass(manager: EnhancedCheckpointerManager, days: float) -> None:

@@ -44,7 +44,7 @@ async def two_processes(
 
 async def off(primary: Switched) -> None:
     await primary.off()
-    primary.manager._opened.breaker.trip("by a test")
+    primary.manager.components.breaker.trip("by a test")
 
 
 async def log_of(graph: Any, config: RunnableConfig = CONFIG) -> list[str]:

@@ -320,7 +320,7 @@ async def test_memory_as_the_primary_leaves_no_trace_in_the_warm_copy_that_it_do
         for _ in range(3):
             await thread.put()
             await thread.put_writes("task")
-        warm = manager._opened.engine._standby._threads["a"]
+        warm = manager.components.engine._standby._threads["a"]
         assert (len(warm.authorship.own), len(warm.authorship._on_their_way)) == (0, 0)
 
 

@@ -32,10 +32,10 @@ from enhanced_checkpointing.threads.sweeper import Sweeper
 from enhanced_checkpointing.tombstones import Tombstones
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.canary import Canary
+from enhanced_checkpointing.upkeep.components import Components
 from enhanced_checkpointing.upkeep.divergence import APART
 from enhanced_checkpointing.upkeep.heir import Heir
 from enhanced_checkpointing.upkeep.outages import Outages
-from enhanced_checkpointing.upkeep.parts import Parts
 from enhanced_checkpointing.upkeep.prober import Prober
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
 from enhanced_checkpointing.upkeep.retainer import Retainer
@@ -63,7 +63,7 @@ async def assemble(
     watch: Callable[[bool, str], None] = lambda opened, reason: None,
     note: Noting = unnoted,
     tombstones: Tombstones | None = None,
-) -> Parts:
+) -> Components:
     """Put everything between LangGraph and an open backend and journal; the stack closes it in reverse.
 
     Nothing has asked the primary yet, and nothing runs in the background. `watch(opened, reason)` is told first when
@@ -212,7 +212,7 @@ async def assemble(
         retainer = Retainer(sweeper, config.retention_interval, chance=nature.chance)
 
     saver = saver_class_for(backend.saver_type())(owners, maintenance, bridge, serializer)
-    parts = Parts(
+    parts = Components(
         loop=asyncio.get_running_loop(),
         backend=backend,
         breaker=breaker,
@@ -235,7 +235,7 @@ async def assemble(
     return parts
 
 
-def background(parts: Parts) -> dict[str, Callable[[], Awaitable[None]]]:
+def background(parts: Components) -> dict[str, Callable[[], Awaitable[None]]]:
     """What runs for as long as the parts are open, by name."""
     work: dict[str, Callable[[], Awaitable[None]]] = {"prober": parts.prober.run}
     if parts.reconciler is not None:
@@ -245,7 +245,7 @@ def background(parts: Parts) -> dict[str, Callable[[], Awaitable[None]]]:
     return work
 
 
-def _breaker_moved(parts: Parts, opened: bool, reason: str) -> None:
+def _breaker_moved(parts: Components, opened: bool, reason: str) -> None:
     if opened:
         parts.outages.opened(reason)
         parts.prober.hurry()

@@ -20,7 +20,7 @@ from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
-from enhanced_checkpointing.upkeep.parts import Parts
+from enhanced_checkpointing.upkeep.components import Components
 
 SETTLE_SECONDS = 2.0
 """How long attempts left behind, and companions, are waited for at the end."""
@@ -29,7 +29,7 @@ WARM_TOGETHER = 64
 """Records that are read at once."""
 
 
-async def first_contact(parts: Parts, *, require_primary: bool) -> None:
+async def first_contact(parts: Components, *, require_primary: bool) -> None:
     """Set up and probe for the first time: a wrong setting ends the start, a database that is down does not.
 
     Raises:
@@ -101,7 +101,7 @@ def _is_newer(one: BaseHead, other: BaseHead) -> bool:
     return one not in (None, UNKNOWN) and other not in (None, UNKNOWN) and str(one) > str(other)
 
 
-async def last_drain(parts: Parts, config: CheckpointerConfig) -> None:
+async def last_drain(parts: Components, config: CheckpointerConfig) -> None:
     """Refuse new calls, let those under way end, and drain for as long as `shutdown_grace` allows."""
     parts.bridge.close()
     await parts.engine.close(config.deadline + SETTLE_SECONDS)

@@ -9,18 +9,18 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.contract import JournalStatus
 from enhanced_checkpointing.observability import health
 from enhanced_checkpointing.observability.events import Gauges, SystemState
+from enhanced_checkpointing.upkeep.components import Components
 from enhanced_checkpointing.upkeep.outages import Counts
-from enhanced_checkpointing.upkeep.parts import Parts
 
 NO_JOURNAL = JournalStatus(pending=0, oldest_at=None, size=0, capacity=0, dead_letters=0, frozen_threads=())
 
 
-def primary_healthy(parts: Parts) -> bool:
+def primary_healthy(parts: Components) -> bool:
     """Whether the primary takes live calls, and the newest probe found nothing wrong."""
     return not parts.breaker.is_open and parts.prober.last_error is None
 
 
-def counts(parts: Parts) -> Counts:
+def counts(parts: Components) -> Counts:
     """Totals since the start."""
     if parts.reconciler is None:
         return Counts(parts.engine.journaling.journaled, 0, 0, 0)
@@ -30,7 +30,7 @@ def counts(parts: Parts) -> Counts:
     )
 
 
-def gauges(parts: Parts) -> Gauges:
+def gauges(parts: Components) -> Gauges:
     """The current values of the metrics; called from the metric reader's thread."""
     journal = _journal_status(parts)
     state = SystemState.OUTAGE if parts.breaker.is_open else SystemState.HEALTHY
@@ -52,7 +52,7 @@ def gauges(parts: Parts) -> Gauges:
     )
 
 
-def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def report(parts: Components, config: CheckpointerConfig, companions: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The health report of an open manager."""
     journal = _journal_status(parts)
     started_at = parts.outages.started_at
@@ -88,7 +88,7 @@ def report(parts: Parts, config: CheckpointerConfig, companions: dict[str, dict[
     )
 
 
-def dead_letters(parts: Parts) -> list[dict[str, Any]]:
+def dead_letters(parts: Components) -> list[dict[str, Any]]:
     """What the primary refused for good, as plain JSON types."""
     letters = parts.journal.dead_letters() if parts.journal is not None else ()
     return [
@@ -102,24 +102,24 @@ def dead_letters(parts: Parts) -> list[dict[str, Any]]:
     ]
 
 
-def _journal_status(parts: Parts) -> JournalStatus:
+def _journal_status(parts: Components) -> JournalStatus:
     return parts.journal.status() if parts.journal is not None else NO_JOURNAL
 
 
-def _mode(parts: Parts) -> str:
+def _mode(parts: Components) -> str:
     if parts.journal is None:
         return "off"
     return "durable" if parts.journal.durable else "memory"
 
 
-def _error(parts: Parts) -> str | None:
+def _error(parts: Components) -> str | None:
     """Why the journal could not take a write now."""
     if parts.canary is not None and parts.canary.silent:
         return "its disk does not answer"
     return _journal_status(parts).error
 
 
-def _writable(parts: Parts) -> bool:
+def _writable(parts: Components) -> bool:
     journal = _journal_status(parts)
     return parts.journal is not None and _error(parts) is None and _own_size(journal) < journal.capacity
 

@@ -28,7 +28,7 @@ from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failure_kinds import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep.assembly import assemble
-from enhanced_checkpointing.upkeep.parts import Parts
+from enhanced_checkpointing.upkeep.components import Components
 from enhanced_checkpointing.upkeep.reconciler import Reconciler
 
 __all__ = ["Foreground", "opened_foreground"]
@@ -70,7 +70,7 @@ class Told:
 class Foreground:
     """Drains what its journal holds, for as long as the caller waits."""
 
-    def __init__(self, parts: Parts, journal: Journal, reconciler: Reconciler, told: Told, home: str) -> None:
+    def __init__(self, parts: Components, journal: Journal, reconciler: Reconciler, told: Told, home: str) -> None:
         self._parts = parts
         self._journal = journal
         self._reconciler = reconciler

@@ -23,7 +23,7 @@ from enhanced_checkpointing.upkeep.retainer import Retainer
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """One of each; without a journal there is nothing to reconcile, and by default nothing is retired."""
 
     loop: asyncio.AbstractEventLoop
