@@ -22,6 +22,10 @@ from enhanced_checkpointing.cli.local_postgres import LocalPostgres
 from tests.support.postgres import postgres_binaries
 
 COMMAND = [sys.executable, "-m", "enhanced_checkpointing.cli.entry", "demo"]
+REPORT = ["equal", "verdict", "database", "seed", "seconds", "conversations", "bare_saver_lost", "faults", "operations"]
+REPORT += ["latency_milliseconds", "timeline"]
+CONVERSATION = ["conversation", "title", "messages", "twin_messages", "checkpoints", "twin_checkpoints", "difference"]
+CONVERSATION += ["bare_saver_lost_it", "bare_saver_turn"]
 SHORT = ["--conversations", "2", "--turns", "2", "--pace", "0.2"]
 
 
@@ -76,6 +80,9 @@ def test_demo_kills_a_postgresql_and_proves_that_nothing_was_lost(temporary_dire
     assert ended.returncode == 0, report["verdict"]
     assert report["equal"]
     assert report["faults"] == {"kill": 1}
+    assert sorted(report) == sorted(REPORT)
+    assert sorted(report["conversations"][0]) == sorted(CONVERSATION)
+    assert sorted(report["timeline"][0]) == ["at", "source", "text"]
     assert report["operations"]["journaled"] == report["operations"]["drained"] > 0
     assert {event["text"] for event in report["timeline"] if event["source"] == "state"} >= {"OUTAGE", "HEALTHY"}
     assert len(report["conversations"]) == 2
