@@ -31,7 +31,7 @@ from benchmarks import (
 )
 from benchmarks.delay import DelayProxy
 from benchmarks.laboratory import DELAYED, LOOPBACK, ONE_WAY, Laboratory, Result
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, find_system_binaries, find_wheel_binaries
 
 SUBJECTS: dict[str, Callable[[Laboratory], Awaitable[Result]]] = {
     "writes": writes.measure,

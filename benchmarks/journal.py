@@ -20,7 +20,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 
 from enhanced_checkpointing import CheckpointerConfig, EnhancedCheckpointerManager, create_postgres_checkpointer
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, find_system_binaries, find_wheel_binaries
 
 CALLERS = 64
 PER_CALLER = 100

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from benchmarks.delay import DelayProxy
 from benchmarks.rounds import Pace
 from benchmarks.savers import Pair, postgres_pair
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 
 ONE_WAY = 0.001
 LOOPBACK = "loopback"

@@ -27,7 +27,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.console import Console
 
 from benchmarks.workload import Saver, State, write_threads
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, find_system_binaries, find_wheel_binaries
 
 COMMAND = (sys.executable, "-m", "enhanced_checkpointing.cli.entry", "migrate")
 STEPS = 6

@@ -21,7 +21,7 @@ import psycopg
 from rich.console import Console
 
 from enhanced_checkpointing import EnhancedCheckpointerManager, create_postgres_checkpointer
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, find_system_binaries, find_wheel_binaries
 from tests.support.checkpoints import Thread
 
 CHECKPOINTS = 3

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 
 from enhanced_checkpointing.backends.postgres import backend as postgres
 from enhanced_checkpointing.backends.postgres.rows import statements
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.databases import Databases
 from tests.support.fuzz import examples
 from tests.support.leaks import LeakWatch

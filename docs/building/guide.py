@@ -23,8 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from docs.building.writing import DOCS, write_or_print
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_wheel_binaries
-from enhanced_checkpointing.cli.postgres_binaries import free_port
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, find_wheel_binaries, free_port
 
 PAGE = DOCS / "guide.md"
 BLOCK = re.compile(r"^```(?P<kind>console|sh|python)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$", re.M | re.S)

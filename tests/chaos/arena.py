@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.chaos.faults import Faults
 from tests.chaos.judge import Judge
 from tests.chaos.plan import Ledger, LedgerReader, WorkerOptions

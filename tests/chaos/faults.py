@@ -7,7 +7,7 @@ from random import Random
 
 import psycopg
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.fault_proxy import ThreadedFaultProxy
 
 Switch = Callable[[], None]

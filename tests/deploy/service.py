@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
-from enhanced_checkpointing.cli.postgres_binaries import free_port
+from enhanced_checkpointing.cli.demo.postgres_server import free_port
 from tests.deploy import dockerfile
 from tests.deploy.parts import ALERTS, ROOT, document, tool
 

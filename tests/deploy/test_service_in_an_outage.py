@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.deploy.parts import DEPLOY, compose, document, grace_period
 from tests.deploy.service import Prometheus, Service, running_prometheus, running_service, wait_until
 from tests.support.otlp import attributes, serving

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from examples.fastapi_app import app
 from tests.support.leaks import LeakWatch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from tests.support.checkpointer import opened, postgres, recovered, saver_of, switched
 from tests.support.checkpoints import Thread

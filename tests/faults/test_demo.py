@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.postgres import postgres_binaries
 
 COMMAND = [sys.executable, "-m", "enhanced_checkpointing.cli.entry", "demo"]

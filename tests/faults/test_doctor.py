@@ -14,7 +14,7 @@ import pytest
 
 from enhanced_checkpointing.backends.postgres.index import INDEX
 from enhanced_checkpointing.cli import postgres_facts
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import ClusterTemplate, fresh_database, postgres_binaries
 from tests.support.terminal import SECRET, assert_named, command, doctor

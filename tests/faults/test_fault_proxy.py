@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, closing, nullcontext
 import psycopg
 import pytest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.fault_proxy import FaultProxy, ThreadedFaultProxy
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import PostgresServer

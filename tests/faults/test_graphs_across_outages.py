@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.checkpointer import Switched, opened, postgres, recovered, saver_of, sqlite, switched
 from tests.support.checkpoints import Thread
 from tests.support.comparison import assert_equal_dumps

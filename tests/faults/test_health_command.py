@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.answering_application import application
 from tests.support.checkpointer import opened, postgres, sqlite
 from tests.support.journals import add, opened_journal

@@ -16,7 +16,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.base.id import uuid6
 
 from benchmarks.journal import NOBODY
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, switched
 from tests.support.checkpoints import Thread
 from tests.support.dump import assert_equal_dumps, dump_postgres

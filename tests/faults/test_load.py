@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.journal import NOBODY, live_calls, write
 from enhanced_checkpointing import CheckpointUnavailableError, create_postgres_checkpointer
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.checkpointer import opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.fault_proxy import FaultProxy

@@ -16,8 +16,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, PostgresStartError, find_wheel_binaries
-from enhanced_checkpointing.cli.postgres_binaries import free_port
+from enhanced_checkpointing.cli.demo.postgres_server import (
+    LocalPostgres,
+    PostgresStartError,
+    find_wheel_binaries,
+    free_port,
+)
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import ClusterTemplate, postgres_binaries, require_or_skip
 
@@ -164,7 +168,7 @@ def test_server_dies_and_its_files_go_when_our_process_is_ended(number: signal.S
     script = (
         "import signal, sys, time; from pathlib import Path\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # who is started in the background ignores it
-        "from enhanced_checkpointing.cli.local_postgres import LocalPostgres\n"
+        "from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres\n"
         "server = LocalPostgres(Path(sys.argv[1])); server.start()\n"
         "if sys.argv[2] == 'frozen': server.freeze()\n"
         "print(server.port, server.data_directory, flush=True); time.sleep(60)\n"

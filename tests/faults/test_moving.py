@@ -19,7 +19,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.backends.postgres.reading import CHECKPOINTS
 from enhanced_checkpointing.backends.sqlite import reading as sqlite_reading
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.threads import migrate as migrate_module

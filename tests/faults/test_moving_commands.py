@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 from enhanced_checkpointing import CheckpointerConfig
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.cli.app import app
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.threads.migrate import count_threads

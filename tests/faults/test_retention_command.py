@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from enhanced_checkpointing.cli.app import app
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.cli.named_databases import home
 from tests.support.backends import checkpoint_id, config_of, opened_backend, put, write
 from tests.support.checkpointer import opened, postgres, saver_of, sqlite

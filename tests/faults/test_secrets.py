@@ -30,7 +30,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
     create_postgres_checkpointer,
 )
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from enhanced_checkpointing.observability.recent import Message, Recent
 from enhanced_checkpointing.serving import checkpointing_app

@@ -11,8 +11,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
-from enhanced_checkpointing.cli.postgres_binaries import hand_over, reachable_temporary_directory
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, hand_over, reachable_temporary_directory
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.disks import small_disk

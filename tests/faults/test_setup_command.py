@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.cli.setup import set_up
 from tests.support.checkpointer import postgres, sqlite
 from tests.support.disks import bound_by_modes, folder_without_root, set_modes

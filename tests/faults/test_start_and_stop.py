@@ -18,7 +18,7 @@ from enhanced_checkpointing import (
     CheckpointUnavailableError,
     EnhancedCheckpointerManager,
 )
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.upkeep.life import SETTLE_SECONDS
 from tests.support.checkpointer import (
     FAST,

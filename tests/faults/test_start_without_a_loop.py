@@ -16,7 +16,7 @@ from enhanced_checkpointing import (
     create_memory_checkpointer,
     initialize_enhanced_checkpointing,
 )
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.checkpointer import postgres, saver_of
 from tests.support.dump import assert_equal_dumps, dump_postgres
 from tests.support.graphs import GRAPHS, run_case, run_case_sync

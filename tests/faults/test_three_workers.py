@@ -9,8 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
-from enhanced_checkpointing.cli.postgres_binaries import free_port
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, free_port
 from tests.support.fault_proxy import FaultProxy
 from tests.support.three_workers import CONVERSATIONS, Fleet, Tally, fleet
 

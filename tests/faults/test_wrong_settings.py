@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import CheckpointerConfigurationError, EnhancedCheckpointerManager
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.checkpointer import opened, postgres, saver_of
 from tests.support.graphs import GRAPHS, run_case
 from tests.support.leaks import LeakWatch

@@ -24,7 +24,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
     create_memory_checkpointer,
 )
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.observability.events import Event, ProbeFinished
 from enhanced_checkpointing.observability.recent import Recent
 from enhanced_checkpointing.serving import checkpointing_app

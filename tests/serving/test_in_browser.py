@@ -17,7 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from tests.support.checkpointer import eventually, recovered
 from tests.support.chromium import Chromium, chromium
 from tests.support.standing import Standing, standing

@@ -20,8 +20,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import CheckpointerConfigurationError, CheckpointerError
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
-from enhanced_checkpointing.cli.postgres_binaries import free_port
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, free_port
 from enhanced_checkpointing.serving import langgraph_server
 from tests.support.leaks import LeakWatch
 from tests.support.postgres import require_or_skip

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enhanced_checkpointing.cli.postgres_binaries import reachable_temporary_directory
+from enhanced_checkpointing.cli.demo.postgres_server import reachable_temporary_directory
 from tests.support.postgres import require_or_skip
 
 

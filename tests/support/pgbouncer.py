@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
-from enhanced_checkpointing.cli.postgres_binaries import (
+from enhanced_checkpointing.cli.demo.postgres_server import (
     free_port,
     hand_over,
     reachable_temporary_directory,

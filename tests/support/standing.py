@@ -12,7 +12,7 @@ import httpx
 from starlette.applications import Starlette
 
 from enhanced_checkpointing import CheckpointUnavailableError, EnhancedCheckpointerManager
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.serving import checkpointing_app
 from tests.support.checkpointer import eventually, postgres, saver_of
 from tests.support.checkpoints import Thread

