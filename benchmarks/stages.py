@@ -14,9 +14,9 @@ from unittest.mock import patch
 from benchmarks.laboratory import LOOPBACK, Laboratory, Result, Table
 from benchmarks.workload import Conversation, State
 from enhanced_checkpointing.backends.postgres import backend as postgres
-from enhanced_checkpointing.failover import engine
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver import read_path as engine
+from enhanced_checkpointing.standby.cache import Standby
 
 CALLS = 2_000
 QUICK_CALLS = 20

@@ -32,7 +32,7 @@ from enhanced_checkpointing.private_files import (
     open_own,
     own_directory,
 )
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 
 LOG, HEAD = ".audit.jsonl", ".audit.head"
 

@@ -22,7 +22,6 @@ from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
 from enhanced_checkpointing.errors import CheckpointerError
-from enhanced_checkpointing.failover.loop_thread import Home
 from enhanced_checkpointing.identifiers import text_of, with_text_ids
 from enhanced_checkpointing.journal.opening import open_journal
 from enhanced_checkpointing.observability import health
@@ -30,6 +29,7 @@ from enhanced_checkpointing.observability.events import Broadcast, Gauges, Notic
 from enhanced_checkpointing.observability.log import LoggingSink
 from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from enhanced_checkpointing.ownership import asking
+from enhanced_checkpointing.saver.loop_thread import Home
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
 from enhanced_checkpointing.threads.directory import ThreadDirectory

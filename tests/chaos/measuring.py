@@ -15,8 +15,6 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver, Chann
 from langgraph.checkpoint.base import CheckpointMetadata as Metadata
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
-from enhanced_checkpointing.failover.saver import FailoverSaver
-from enhanced_checkpointing.failover.sync_bridge import Call, LoopBridge
 from enhanced_checkpointing.observability.events import (
     DeadLettered,
     Diverged,
@@ -28,6 +26,8 @@ from enhanced_checkpointing.observability.events import (
     PrimaryRecovered,
     ThreadDrained,
 )
+from enhanced_checkpointing.saver.event_loop import Call, LoopBridge
+from enhanced_checkpointing.saver.saver import FailoverSaver
 from tests.chaos.plan import Ledger
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from enhanced_checkpointing import CheckpointerError, CheckpointUnavailableError
 from enhanced_checkpointing.backends.postgres.failures import classify_postgres
 from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
 from enhanced_checkpointing.journal.refusals import refusal
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 from tests.support.checkpointer import opened, postgres, sqlite
 from tests.support.checkpointer import saver_of as saver
 from tests.support.checkpoints import Thread

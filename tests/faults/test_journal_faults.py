@@ -14,9 +14,9 @@ import pytest
 
 from benchmarks.journal import NOBODY
 from enhanced_checkpointing import CheckpointUnavailableError, JournalFullError
-from enhanced_checkpointing.failover.saver import FailoverSaver
 from enhanced_checkpointing.journal import opening, thread_table
 from enhanced_checkpointing.journal.disk import RealDisk
+from enhanced_checkpointing.saver.saver import FailoverSaver
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, switched
 from tests.support.checkpoints import Thread
 from tests.support.disks import fill, small_disk

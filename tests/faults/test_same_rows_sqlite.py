@@ -19,7 +19,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_to_saver
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.support.author import Author, config_of
 from tests.support.checkpointer import opened, saver_of, sqlite

@@ -19,7 +19,7 @@ from enhanced_checkpointing.backends import selection
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.postgres.selection import selection as postgres_selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.standby.cache import Standby
 from tests.support.backends import BACKENDS, checkpoint_id, config_of, opened_backend, put
 from tests.support.checkpointer import recovered, saver_of, switched
 from tests.support.checkpoints import Thread

@@ -24,7 +24,7 @@ from enhanced_checkpointing import (
 )
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.resilience import group_commit
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 from tests.support.checkpointer import opened, recovered, saver_of, sqlite
 from tests.support.disks import bound_by_modes, fill, folder_without_root, make_room, set_modes, small_disk
 from tests.support.dump import assert_equal_dumps, dump_sqlite

@@ -25,7 +25,7 @@ from enhanced_checkpointing.backends.sqlite import backend as sqlite_backend
 from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from enhanced_checkpointing.operations import apply_to_saver
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.support.author import Author
 from tests.support.checkpointer import eventually, opened, recovered, saver_of, sqlite

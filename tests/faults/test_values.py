@@ -32,10 +32,10 @@ from pydantic import BaseModel
 
 from enhanced_checkpointing import CheckpointCorruptionError, CheckpointerConfig
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.codec import decode, encode
 from enhanced_checkpointing.operations import Operation, Put, accept_put, accept_writes
 from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer
+from enhanced_checkpointing.standby.cache import Standby
 from tests.support.author import Author, config_of
 from tests.support.backends import config_of as configuration_of
 from tests.support.backends import opened_backend

@@ -12,7 +12,7 @@ from enhanced_checkpointing.backends.contract import Backend, Heads, classify_by
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.simulation.server import Request, Server, ServerSays, run_now
 from tests.simulation.world import World

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from enhanced_checkpointing.failover import writes
 from enhanced_checkpointing.journal import book
 from enhanced_checkpointing.resilience import group_commit
+from enhanced_checkpointing.saver import write_path as writes
 from enhanced_checkpointing.upkeep import replay
 from tests.simulation.callers import Caller
 from tests.simulation.ledger import Ledger

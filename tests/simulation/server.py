@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.operations import Operation, apply_shared
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.simulation.world import World
 

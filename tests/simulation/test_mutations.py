@@ -12,13 +12,13 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Heads
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.book import Book, JournalFile
 from enhanced_checkpointing.journal.contract import JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.upkeep import life
 from enhanced_checkpointing.upkeep.drain_calls import DrainCalls
 from tests.simulation.run import play
@@ -122,13 +122,13 @@ def test_standby_that_is_not_warmed_from_the_journal_is_found(monkeypatch: pytes
 
 def test_write_that_goes_past_its_thread_s_journal_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "enhanced_checkpointing.failover.writes.route_of",
+        "enhanced_checkpointing.saver.write_path.route_of",
         lambda *, breaker_open, journal_holds: _route(breaker_open=breaker_open),
     )
     assert_caught("O: a live call")
 
 
 def _route(*, breaker_open: bool) -> Any:
-    from enhanced_checkpointing.failover.routes import Route
+    from enhanced_checkpointing.saver.routes import Route
 
     return Route.JOURNAL if breaker_open else Route.PRIMARY

@@ -10,8 +10,6 @@ from typing import Any
 from enhanced_checkpointing.backends.contract import classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import BaseHead, JournalEntry
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.journal.workers import Workers
@@ -20,9 +18,11 @@ from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.standby.cache import Standby
 from tests.support.author import Author
 from tests.support.recorder import Recorder
 from tests.support.virtual_time import now

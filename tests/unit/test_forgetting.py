@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal, JournalEntry
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.tombstones import NAME, Tombstones
 from tests.support.author import Author
 from tests.support.faulty_disk import FaultyDisk

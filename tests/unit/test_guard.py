@@ -12,7 +12,7 @@ from enhanced_checkpointing.resilience import guard as guards
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, Begun, current_attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.recorder import Recorder

@@ -10,11 +10,11 @@ import pytest
 
 from enhanced_checkpointing.backends.selection import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.newcomers import Newcomers
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.standby.new_threads import Newcomers
 from enhanced_checkpointing.testing import FakeClock
 from enhanced_checkpointing.upkeep.heir import LOOK_SECONDS, Heir
 from enhanced_checkpointing.upkeep.life import set_right

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Put
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.upkeep.life import WARM_TOGETHER, tell_backlog, warm_from
 from tests.support.author import Author, config_of
 from tests.support.journals import add, durable_journal, opened_journal

@@ -9,7 +9,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from enhanced_checkpointing.backends.postgres.failures import LostSessionError, classify_postgres
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 
 TRANSIENT, UNKNOWN, OUTAGE = FailureKind.TRANSIENT, FailureKind.UNKNOWN, FailureKind.OUTAGE
 CONFIGURATION, DATA, CORRUPTION = FailureKind.CONFIGURATION, FailureKind.DATA, FailureKind.CORRUPTION

@@ -17,7 +17,7 @@ from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.observability.events import ConfigurationFault, ProbeFinished
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.testing import FlakySaver

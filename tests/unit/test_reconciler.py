@@ -17,7 +17,6 @@ from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Head
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFullError
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.observability.events import (
@@ -30,9 +29,10 @@ from enhanced_checkpointing.observability.events import (
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_shared
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.testing import FlakySaver
 from enhanced_checkpointing.upkeep import reconciler
 from enhanced_checkpointing.upkeep.reconciler import Reconciler

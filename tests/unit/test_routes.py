@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from enhanced_checkpointing.failover.routes import (
+from enhanced_checkpointing.resilience.failures import FailureKind
+from enhanced_checkpointing.saver.routes import (
     Route,
     Verdict,
     after_failed_read,
     after_failed_write,
     route_of,
 )
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
 from enhanced_checkpointing.backends.sqlite.place import OrphanedLogError
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 
 
 def coded(code: int, text: str = "what SQLite said", kind: type[sqlite3.Error] = sqlite3.OperationalError) -> Exception:

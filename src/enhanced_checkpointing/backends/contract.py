@@ -39,7 +39,7 @@ from enhanced_checkpointing.operations import (
     thread_of,
 )
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 from enhanced_checkpointing.serialization import (
     Opaque,
     Serialized,

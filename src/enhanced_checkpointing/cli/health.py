@@ -31,8 +31,8 @@ from enhanced_checkpointing.cli.sqlite_facts import ask_sqlite
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
 from enhanced_checkpointing.observability import health
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
+from enhanced_checkpointing.resilience.failures import CallFailed
 
 __all__ = ["run"]
 

@@ -17,7 +17,7 @@ from enhanced_checkpointing.cli.primary import Primary, opened_primary
 from enhanced_checkpointing.cli.screen import age, paragraph, print_json, progress_to_stderr, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
 
 __all__ = ["run", "set_up"]
 

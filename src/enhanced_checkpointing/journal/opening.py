@@ -17,7 +17,7 @@ from enhanced_checkpointing.journal.frames import Signer
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.journal.refusals import reason
 from enhanced_checkpointing.observability.events import Notice, Telemetry
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.serialization import SharingSerializer
 
 

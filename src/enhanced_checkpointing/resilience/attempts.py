@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from enhanced_checkpointing.resilience.breaker import Ticket
 from enhanced_checkpointing.resilience.deadline import Deadline, Wake
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 
 T = TypeVar("T")
 

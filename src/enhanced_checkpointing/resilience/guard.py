@@ -19,7 +19,7 @@ from enhanced_checkpointing.observability.events import AttemptAbandoned, RetryS
 from enhanced_checkpointing.resilience.attempts import Attempt, Begun, Lone, current_attempt
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.deadline import Alarm, Deadline
-from enhanced_checkpointing.resilience.failure_kinds import (
+from enhanced_checkpointing.resilience.failures import (
     BREAKER_FAILURES,
     CallFailed,
     Classify,

@@ -16,11 +16,11 @@ from enhanced_checkpointing.errors import (
     CheckpointUnavailableError,
     quoted,
 )
-from enhanced_checkpointing.failover.maintenance import Maintenance
-from enhanced_checkpointing.failover.owner_check import OwnerCheck
-from enhanced_checkpointing.failover.saver import FailoverSaver
-from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.identifiers import USER_ID, text_of
+from enhanced_checkpointing.saver.event_loop import LoopBridge
+from enhanced_checkpointing.saver.maintenance import Maintenance
+from enhanced_checkpointing.saver.owner_check import OwnerCheck
+from enhanced_checkpointing.saver.saver import FailoverSaver
 from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.threads.erasure import Erasure, ErasureReceipt
 from enhanced_checkpointing.threads.marks import Marks

@@ -20,10 +20,6 @@ from enhanced_checkpointing.audit import AuditTrail, Noting, hidden
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead, user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointUnavailableError, redact
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.maintenance import Maintenance
-from enhanced_checkpointing.failover.owner_check import OwnerCheck
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.identifiers import USER_ID, text_of
 from enhanced_checkpointing.journal.adoption import LOCK, books_in
 from enhanced_checkpointing.journal.contract import Journal, JournalEntry
@@ -33,8 +29,12 @@ from enhanced_checkpointing.journal.survey import survey
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.ownership import ownership_of
 from enhanced_checkpointing.private_files import open_own, own_directory
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.saver.maintenance import Maintenance
+from enhanced_checkpointing.saver.owner_check import OwnerCheck
+from enhanced_checkpointing.saver.read_path import Engine
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.tombstones import Tombstones
 
 PAGE = 500

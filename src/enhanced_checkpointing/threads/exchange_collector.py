@@ -10,7 +10,7 @@ from enhanced_checkpointing.backends.reading import CHUNK_BYTES, in_chunks
 from enhanced_checkpointing.errors import InvalidIdError
 from enhanced_checkpointing.identifiers import text_of
 from enhanced_checkpointing.operations import Operation, Put
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, Whole, content_of, part, told_text
 from enhanced_checkpointing.threads.moving import Outcome, Report, Source

@@ -15,11 +15,11 @@ from langgraph.checkpoint.base import CheckpointMetadata
 
 from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.explanations import cold
-from enhanced_checkpointing.failover.maintenance import Maintenance
-from enhanced_checkpointing.failover.standby import Standby
+from enhanced_checkpointing.resilience.failures import cold
+from enhanced_checkpointing.saver.maintenance import Maintenance
+from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import without_objects
+from enhanced_checkpointing.standby.cache import Standby
 
 
 class Marks:

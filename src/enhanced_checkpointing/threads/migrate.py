@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import CheckpointerError, redact
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 from enhanced_checkpointing.threads.contents import Count
 from enhanced_checkpointing.threads.moving import Mover, Orders, Outcome, Report, SideFailed, Source, side
 

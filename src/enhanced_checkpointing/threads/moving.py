@@ -15,7 +15,7 @@ from typing import TypeVar
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.operations import DeleteThread, Operation, frozen_size
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, Classify, Failure
+from enhanced_checkpointing.resilience.failures import CallFailed, Classify, Failure
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.threads.comparing import Comparison, compare
 from enhanced_checkpointing.threads.contents import Count, Digest, Entry, Gathering, entries

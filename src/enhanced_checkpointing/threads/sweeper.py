@@ -20,14 +20,13 @@ from enhanced_checkpointing.audit import Noting, unnoted
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead
 from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.explanations import NOT_STORED, explained, unavailable
-from enhanced_checkpointing.failover.maintenance import Maintenance
 from enhanced_checkpointing.journal.survey import held_in
 from enhanced_checkpointing.observability.events import Notice, Telemetry, ThreadRetired
 from enhanced_checkpointing.resilience.breaker import Clock
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
+from enhanced_checkpointing.resilience.failures import NOT_STORED, CallFailed, explained, unavailable
+from enhanced_checkpointing.saver.maintenance import Maintenance
+from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import (

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from enhanced_checkpointing.audit import Noting, unnoted
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.maintenance import Maintenance
-from enhanced_checkpointing.failover.owner_check import OwnerCheck
-from enhanced_checkpointing.failover.reads import Reads
-from enhanced_checkpointing.failover.saver import saver_class_for
-from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, Clock
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver.event_loop import LoopBridge
+from enhanced_checkpointing.saver.maintenance import Maintenance
+from enhanced_checkpointing.saver.owner_check import OwnerCheck
+from enhanced_checkpointing.saver.read_path import Engine
+from enhanced_checkpointing.saver.reads import Reads
+from enhanced_checkpointing.saver.saver import saver_class_for
 from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.erasure import Erasure
 from enhanced_checkpointing.threads.marks import Marks

@@ -13,7 +13,7 @@ from enhanced_checkpointing.journal.contract import Journal, JournalEntry
 from enhanced_checkpointing.observability.events import Diverged, Notice, Telemetry
 from enhanced_checkpointing.operations import Put, operations_of
 from enhanced_checkpointing.ownership import ownership_of
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer, without_objects
 from enhanced_checkpointing.upkeep.divergence import (
     diverged,

@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import dataclass
 
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.saver import FailoverSaver
-from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.sync_bridge import LoopBridge
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver.event_loop import LoopBridge
+from enhanced_checkpointing.saver.read_path import Engine
+from enhanced_checkpointing.saver.saver import FailoverSaver
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.sweeper import Sweeper
 from enhanced_checkpointing.upkeep.canary import Canary

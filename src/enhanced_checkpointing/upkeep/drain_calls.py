@@ -11,7 +11,7 @@ from enhanced_checkpointing.backends.contract import Backend, Heads
 from enhanced_checkpointing.operations import DeleteThread, Operation, checkpoint_id_of
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import without_objects
 

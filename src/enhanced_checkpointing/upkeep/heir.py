@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.upkeep.life import set_right
 
 LOOK_SECONDS = 2.0

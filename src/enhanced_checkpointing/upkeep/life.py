@@ -14,12 +14,12 @@ from enhanced_checkpointing.errors import (
     CheckpointUnavailableError,
     redact,
 )
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.upkeep.components import Components
 
 SETTLE_SECONDS = 2.0

@@ -14,7 +14,7 @@ from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.observability.events import ConfigurationFault, ProbeFinished, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 
 SETUP_PATIENCE = 12

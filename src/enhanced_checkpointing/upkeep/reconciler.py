@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.observability.events import Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.upkeep.branches import Branches
 from enhanced_checkpointing.upkeep.drain_calls import DrainCalls
 from enhanced_checkpointing.upkeep.replay import Drain, Replay

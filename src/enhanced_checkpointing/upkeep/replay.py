@@ -17,7 +17,6 @@ from enhanced_checkpointing.errors import (
     quoted,
     redact,
 )
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Journal, JournalEntry, JournalRecord
 from enhanced_checkpointing.observability.events import (
     ConfigurationFault,
@@ -28,7 +27,8 @@ from enhanced_checkpointing.observability.events import (
 )
 from enhanced_checkpointing.operations import DeleteThread, Put
 from enhanced_checkpointing.resilience.breaker import Clock
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.upkeep.branches import Branches, Target
 from enhanced_checkpointing.upkeep.divergence import heads_to_grow_from, is_mark, moved_to
 from enhanced_checkpointing.upkeep.drain_calls import DrainCalls

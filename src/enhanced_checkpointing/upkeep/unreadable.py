@@ -7,7 +7,7 @@ from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.resilience.guard import Guard
 
 LOOKED_AT_ONCE = 25

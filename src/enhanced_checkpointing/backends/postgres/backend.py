@@ -37,7 +37,7 @@ from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, quoted
 from enhanced_checkpointing.operations import Operation
-from enhanced_checkpointing.resilience.failure_kinds import Failure
+from enhanced_checkpointing.resilience.failures import Failure
 from enhanced_checkpointing.serialization import INLINE_TYPES, Opaque, SharingSerializer
 
 SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under which tables are made

@@ -12,7 +12,7 @@ import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 
 FIX_IN_MESSAGE = "The message says what to do."
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 
 Parameters = dict[str, Any]
 

@@ -35,8 +35,8 @@ from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.private_files import create_private, make_private_folder
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt
-from enhanced_checkpointing.resilience.failure_kinds import Failure
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
+from enhanced_checkpointing.resilience.failures import Failure
 from enhanced_checkpointing.serialization import SharingSerializer
 
 T = TypeVar("T")

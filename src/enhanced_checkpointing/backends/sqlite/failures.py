@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from enhanced_checkpointing.backends.sqlite.place import OrphanedLogError
-from enhanced_checkpointing.resilience.failure_kinds import Failure, FailureKind
+from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 
 _KINDS = {
     sqlite3.SQLITE_BUSY: FailureKind.TRANSIENT,

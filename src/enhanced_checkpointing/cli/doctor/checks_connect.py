@@ -13,8 +13,8 @@ from psycopg.conninfo import conninfo_to_dict
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, skipped
 from enhanced_checkpointing.cli.primary import bounded
 from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
+from enhanced_checkpointing.resilience.failures import CallFailed
 
 __all__ = ["Place", "Reached", "check_host", "explain_login", "places_of", "reach"]
 

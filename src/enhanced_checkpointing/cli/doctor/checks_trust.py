@@ -22,7 +22,7 @@ from enhanced_checkpointing.cli.screen import listed, plural
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.operations import Put, PutWrites
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import Serialized, types_in
 
 __all__ = ["Sample", "check_files", "check_transport", "judge_sample", "sample_of", "sampled_threads"]

@@ -27,8 +27,8 @@ from enhanced_checkpointing.cli.sqlite_facts import ask_sqlite
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
 from enhanced_checkpointing.journal.opening import signer_of
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
-from enhanced_checkpointing.resilience.own_thread import in_thread_of_its_own
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
+from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
 
 __all__ = ["Diagnosis", "diagnose", "run"]

@@ -19,7 +19,7 @@ from enhanced_checkpointing.cli.postgres_facts import NEWEST_SCHEMA, PostgresFac
 from enhanced_checkpointing.cli.primary import Primary, opened_primary
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 
 __all__ = ["look_at_postgres"]
 

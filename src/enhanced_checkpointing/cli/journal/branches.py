@@ -6,7 +6,7 @@ from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.primary import opened_primary
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.upkeep.divergence import APART
 
 __all__ = ["find_branches"]

@@ -25,7 +25,7 @@ from enhanced_checkpointing.observability.events import (
     OperationScope,
 )
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep.assembly import assemble
 from enhanced_checkpointing.upkeep.components import Components

@@ -25,7 +25,7 @@ from enhanced_checkpointing.cli.threads.checkpoint_view import View, delta_chann
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerError, quoted, redact
 from enhanced_checkpointing.ownership import is_seen_by, ownership_of
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
 
 __all__ = ["Store", "Target", "config_for", "opened_store"]
 

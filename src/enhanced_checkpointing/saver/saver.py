@@ -17,11 +17,11 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
-from enhanced_checkpointing.failover.maintenance import Maintenance
-from enhanced_checkpointing.failover.owner_check import OwnerCheck
-from enhanced_checkpointing.failover.sync_bridge import LoopBridge, SyncMethods
 from enhanced_checkpointing.identifiers import before_with_text_id, text_of, with_text_ids, with_text_user
 from enhanced_checkpointing.ownership import user_in
+from enhanced_checkpointing.saver.event_loop import LoopBridge, SyncMethods
+from enhanced_checkpointing.saver.maintenance import Maintenance
+from enhanced_checkpointing.saver.owner_check import OwnerCheck
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 
 

@@ -18,10 +18,10 @@ from langgraph.checkpoint.serde.types import INTERRUPT, _DeltaSnapshot
 
 from enhanced_checkpointing.backends.selection import by_equality
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.warm_store import CHECKPOINT, THREAD
-from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.standby.store import CHECKPOINT, THREAD
+from enhanced_checkpointing.standby.thread import WarmThread
 from tests.support.author import Author, config_of
 
 NEWEST = config_of("thread")

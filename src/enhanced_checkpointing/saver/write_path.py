@@ -11,22 +11,20 @@ from typing import Any
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import quoted, redact
-from enhanced_checkpointing.failover.alarms import alarm
-from enhanced_checkpointing.failover.calls import Call
-from enhanced_checkpointing.failover.explanations import explained
-from enhanced_checkpointing.failover.journaling import Journaling, Waiting, both
-from enhanced_checkpointing.failover.newcomers import Newcomers
-from enhanced_checkpointing.failover.other_workers import OtherWorkers
-from enhanced_checkpointing.failover.routes import Route, Verdict, after_failed_write, route_of
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.observability.events import OperationScope, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation, payload_size
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed, alarm, explained
 from enhanced_checkpointing.resilience.group_commit import GroupCommit, Lane
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver.calls import Call
+from enhanced_checkpointing.saver.journal_path import Journaling, Waiting, both
+from enhanced_checkpointing.saver.other_workers import OtherWorkers
+from enhanced_checkpointing.saver.routes import Route, Verdict, after_failed_write, route_of
+from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.standby.new_threads import Newcomers
 
 BATCH = 128
 BATCH_BYTES = 4 * 1024 * 1024

@@ -25,19 +25,6 @@ from langgraph.checkpoint.base import (
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
-from enhanced_checkpointing.failover.alarms import alarm
-from enhanced_checkpointing.failover.explanations import cold, explained, not_warm, unavailable
-from enhanced_checkpointing.failover.journaling import Journaling
-from enhanced_checkpointing.failover.newcomers import Newcomers
-from enhanced_checkpointing.failover.other_workers import OtherWorkers
-from enhanced_checkpointing.failover.reads import Reads
-from enhanced_checkpointing.failover.routes import (
-    Route,
-    Verdict,
-    after_failed_read,
-)
-from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.writes import Writes
 from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.observability.events import OperationScope, Telemetry
@@ -54,10 +41,29 @@ from enhanced_checkpointing.operations import (
 )
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed, FailureKind
+from enhanced_checkpointing.resilience.failures import (
+    CallFailed,
+    FailureKind,
+    alarm,
+    cold,
+    explained,
+    not_warm,
+    unavailable,
+)
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.resilience.turns import collected
+from enhanced_checkpointing.saver.journal_path import Journaling
+from enhanced_checkpointing.saver.other_workers import OtherWorkers
+from enhanced_checkpointing.saver.reads import Reads
+from enhanced_checkpointing.saver.routes import (
+    Route,
+    Verdict,
+    after_failed_read,
+)
+from enhanced_checkpointing.saver.write_path import Writes
 from enhanced_checkpointing.serialization import SharingSerializer, without_objects
+from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.standby.new_threads import Newcomers
 
 T = TypeVar("T")
 

@@ -12,12 +12,12 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.memory.backend import BlobKey
 from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.authorship import Authorship
-from enhanced_checkpointing.failover.subgraph_calls import SubgraphCall, call_of
-from enhanced_checkpointing.failover.warm_store import MISSING, WarmStore, WriteThatStays
 from enhanced_checkpointing.identifiers import created_at
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.standby.provenance import Authorship
+from enhanced_checkpointing.standby.store import MISSING, WarmStore, WriteThatStays
+from enhanced_checkpointing.standby.subgraph_calls import SubgraphCall, call_of
 
 NAME = 150
 """Bytes that the name of a namespace costs of which nothing is here but that it was empty."""

@@ -13,9 +13,6 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChan
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import quoted, redact
-from enhanced_checkpointing.failover.explanations import not_warm
-from enhanced_checkpointing.failover.warm_store import WriteThatStays
-from enhanced_checkpointing.failover.warm_thread import WarmThread
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import (
     DeleteThread,
@@ -26,7 +23,10 @@ from enhanced_checkpointing.operations import (
     namespace_of,
     thread_of,
 )
+from enhanced_checkpointing.resilience.failures import not_warm
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.standby.store import WriteThatStays
+from enhanced_checkpointing.standby.thread import WarmThread
 
 T = TypeVar("T")
 

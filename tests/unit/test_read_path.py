@@ -9,10 +9,10 @@ import pytest
 
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError
-from enhanced_checkpointing.failover.reads import Reads
 from enhanced_checkpointing.observability.events import ConfigurationFault, Notice
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
+from enhanced_checkpointing.saver.reads import Reads
 from tests.support.author import config_of
 from tests.support.engine_setting import Setting, Wrong, turns
 

@@ -11,15 +11,14 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import MOST_SHOWN, shortened
-from enhanced_checkpointing.failover.engine import Engine
-from enhanced_checkpointing.failover.explanations import explained, unavailable
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.observability.events import OperationScope, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failure_kinds import CallFailed
+from enhanced_checkpointing.resilience.failures import CallFailed, explained, unavailable
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.resilience.turns import collected
+from enhanced_checkpointing.saver.read_path import Engine
+from enhanced_checkpointing.standby.cache import Standby
 
 T = TypeVar("T")
 

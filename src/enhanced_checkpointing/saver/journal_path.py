@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import quoted
-from enhanced_checkpointing.failover.calls import Call
-from enhanced_checkpointing.failover.explanations import NOT_STORED, unavailable
-from enhanced_checkpointing.failover.newcomers import Newcomers
-from enhanced_checkpointing.failover.other_workers import OtherWorkers
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead, Journal
 from enhanced_checkpointing.observability.events import FailedOver, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation, PutWrites
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failures import NOT_STORED, unavailable
+from enhanced_checkpointing.saver.calls import Call
+from enhanced_checkpointing.saver.other_workers import OtherWorkers
+from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.standby.new_threads import Newcomers
 
 LEAST_FOR_THE_JOURNAL = 0.05
 LATEST_FOR_THE_JOURNAL = 0.08

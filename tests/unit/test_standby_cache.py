@@ -12,11 +12,11 @@ from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 from enhanced_checkpointing import create_memory_checkpointer
 from enhanced_checkpointing.backends.selection import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.standby import Standby
-from enhanced_checkpointing.failover.warm_store import THREAD
 from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.standby.store import THREAD
 from tests.support.author import Author, config_of
 from tests.support.checkpointer import opened, saver_of
 from tests.support.checkpoints import Thread
@@ -327,7 +327,7 @@ async def test_memory_as_the_primary_leaves_no_trace_in_the_warm_copy_that_it_do
 def test_answer_that_cannot_be_held_makes_its_thread_cold_and_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("enhanced_checkpointing.failover.standby.TOLD_REMEMBERED", 2)
+    monkeypatch.setattr("enhanced_checkpointing.standby.cache.TOLD_REMEMBERED", 2)
     warnings: list[str] = []
     setting = Setting()
     setting.standby._warn = warnings.append
@@ -516,7 +516,7 @@ def test_empty_thread_that_is_forgotten_is_not_known_any_more(how: str) -> None:
 def test_empty_threads_are_remembered_up_to_a_number_the_least_recently_asked_leave_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("enhanced_checkpointing.failover.standby.EMPTY_REMEMBERED", 3)
+    monkeypatch.setattr("enhanced_checkpointing.standby.cache.EMPTY_REMEMBERED", 3)
     standby = Setting(max_bytes=0).standby
     for name in ("a", "b", "c"):
         standby.note_empty(name, "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.identifiers import created_at
 from enhanced_checkpointing.resilience.breaker import Clock
+from enhanced_checkpointing.standby.cache import Standby
 
 
 class Newcomers:

@@ -13,13 +13,14 @@ import pytest
 
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointUnavailableError, JournalFullError
-from enhanced_checkpointing.failover import journaling, writes
-from enhanced_checkpointing.failover.calls import Call
 from enhanced_checkpointing.observability.events import ConfigurationFault, FailedOver, Notice, OperationScope
 from enhanced_checkpointing.operations import DeleteThread, Operation, frozen_size
 from enhanced_checkpointing.resilience import group_commit
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
+from enhanced_checkpointing.saver import journal_path as journaling
+from enhanced_checkpointing.saver import write_path as writes
+from enhanced_checkpointing.saver.calls import Call
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import config_of
 from tests.support.engine_setting import THREAD, Primary, Setting, Wrong, answers_by_a_thread, turns

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.failover.explanations import unavailable
 from enhanced_checkpointing.journal.workers import Workers
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.failures import unavailable
 
 GLANCE = 0.02
 """Seconds between looks at whether another worker still holds a thread."""

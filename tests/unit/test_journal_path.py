@@ -8,16 +8,16 @@ import time
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, JournalFullError
-from enhanced_checkpointing.failover.calls import Call
-from enhanced_checkpointing.failover.journaling import Journaling, Waiting
-from enhanced_checkpointing.failover.newcomers import Newcomers
-from enhanced_checkpointing.failover.standby import Standby
 from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead
 from enhanced_checkpointing.journal.memory_journal import MemoryJournal
 from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
+from enhanced_checkpointing.saver.calls import Call
+from enhanced_checkpointing.saver.journal_path import Journaling, Waiting
+from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.standby.new_threads import Newcomers
 from tests.support.author import config_of
 from tests.support.engine_setting import Primary, label
 from tests.support.engine_setting import Setting as EngineSetting

@@ -21,7 +21,6 @@ from langgraph.checkpoint.base import (
 
 from enhanced_checkpointing.backends.directory import user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointNotFoundError, CheckpointUnavailableError, quoted
-from enhanced_checkpointing.failover.engine import Engine
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.operations import asks_for_thread, checkpoint_id_of, thread_of
 from enhanced_checkpointing.ownership import (
@@ -34,6 +33,7 @@ from enhanced_checkpointing.ownership import (
     ownership_of,
     user_in,
 )
+from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.tombstones import Tombstones
 

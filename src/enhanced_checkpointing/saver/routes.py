@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from enhanced_checkpointing.resilience.failure_kinds import FailureKind
+from enhanced_checkpointing.resilience.failures import FailureKind
 
 
 class Route(Enum):
