@@ -39,7 +39,8 @@ class Put:
 
     `values` holds frozen values; `live_values` are the caller's own objects, kept only until the operation is
     journaled, for savers that serialize by themselves. `snapshot_channels` names the delta channels whose value is a
-    snapshot, which PostgreSQL marks in the checkpoint row.
+    snapshot, which PostgreSQL marks in the checkpoint row. `annotated` names the keys of the metadata that are all that
+    such a put changes of a checkpoint which is stored already.
     """
 
     thread_id: str
@@ -52,6 +53,7 @@ class Put:
     new_versions: ChannelVersions
     snapshot_channels: frozenset[str] = frozenset()
     live_values: Mapping[str, Any] | None = None
+    annotated: tuple[str, ...] = ()
 
     name: ClassVar[str] = "put"
 

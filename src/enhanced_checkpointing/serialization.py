@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +25,10 @@ MSGPACK, BYTES, BYTEARRAY, NULL, JSON = "msgpack", "bytes", "bytearray", "null",
 
 AS_JSON = "plain-json"
 """Our own tag, for the warm copy and the journal only: plain values that MessagePack cannot hold."""
+
+METADATA_KEYS = {"source", "step"}
+"""What LangGraph writes into the metadata of every checkpoint: it tells metadata from a value, in a format of an
+application's own."""
 
 INLINE_TYPES = (str, int, float, bool, type(None))
 """Values of these types are immutable and stay as they are; all others become `Serialized`."""
@@ -161,10 +165,18 @@ def _kept(value: Serialized, serializer: SharingSerializer) -> Any:
     plain = load_plain(value, serializer)
     if tag == MSGPACK:
         return plain
+    if isinstance(plain, dict) and tag != JSON and ("channel_versions" in plain or plain.keys() >= METADATA_KEYS):
+        return plain
     if not isinstance(plain, dict) or "channel_versions" not in plain:
         return value
     of_channels = {name: _in_json(part) for name, part in (plain.get("channel_values") or {}).items()}
     return {**plain, "channel_values": of_channels}
+
+
+def plain_metadata(read: Any, serializer: SharingSerializer) -> Mapping[str, Any]:
+    """The metadata of a checkpoint that was read `without_objects`: one that LangGraph has not made may be bytes."""
+    plain: Mapping[str, Any] = load_plain(read, serializer) if type(read) is Serialized else read
+    return plain
 
 
 def _in_json(part: Any) -> Any:

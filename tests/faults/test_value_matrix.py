@@ -9,7 +9,7 @@ import enum
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -145,11 +145,13 @@ class Squeezed(JsonPlusSerializer):
         return super().loads_typed((data[0].removeprefix("squeezed-"), zlib.decompress(data[1])))
 
 
-def serializer(name: str) -> SerializerProtocol:
+OWN = tuple((__name__, kind) for kind in ("Mode", "Level", "Profile", "Answer", "Point"))
+
+
+def serializer(name: str, allowed: Collection[tuple[str, str]] | None = OWN) -> SerializerProtocol:
     if name == "subclassed":
-        return Squeezed()
-    own = [(__name__, kind) for kind in ("Mode", "Level", "Profile", "Answer", "Point")]
-    plain = JsonPlusSerializer(allowed_msgpack_modules=None if name == "strict" else own)
+        return Squeezed() if allowed else Squeezed(allowed_msgpack_modules=None)
+    plain = JsonPlusSerializer(allowed_msgpack_modules=None if name == "strict" else allowed)
     return EncryptedSerializer(StreamCipher(b"a key"), plain) if name == "encrypting" else plain
 
 
@@ -318,3 +320,28 @@ async def test_values_of_every_kind_are_those_of_the_bare_saver_whatever_happens
     kept = [value for key, value in outage.items() if key.endswith(f", {CHANGED_IN_PLACE}")]
     assert kept, "there is a checkpoint with it"
     assert not [value for value in kept if "changed" in repr(value)]
+
+
+@pytest.mark.parametrize("name", ["strict", "encrypting", "subclassed"])
+@pytest.mark.parametrize("database", ["postgres", "sqlite", "memory"])
+async def test_mark_of_an_outage_leaves_the_stored_bytes_of_what_could_not_be_made_an_object(
+    database: str, name: str, database_url: str, tmp_path: Path
+) -> None:
+    """The warm copy of a thread that was only read has plain data where the allow-list does not have a class."""
+    serde = serializer(name, None)
+    async with switched(database, database_url, tmp_path / "ours.sqlite", serde=serde) as primary:
+        ours, backend = saver_of(primary.manager), primary.manager._opened.backend
+        await run_all(ours, "healthy ", database)
+        for one in ("most", "no JSON"):
+            await ours.acopy_thread(f"healthy {one}", f"copied {one}")
+            config: Any = {"configurable": {"thread_id": f"copied {one}", "checkpoint_ns": ""}}
+            assert await ours.aget_tuple(config) is not None
+        before = await stored_by(backend, "copied ")
+        await off(primary)
+        for one in ("most", "no JSON"):
+            await primary.manager.mark_failed(f"copied {one}")
+        await primary.on()
+        await recovered(primary.manager)
+        found = {one["thread_id"]: one["status"] for one in await primary.manager.list_threads()}
+        assert {found[f"copied {one}"] for one in ("most", "no JSON")} == {"failed"}
+        assert differences(await stored_by(backend, "copied "), before) == []

@@ -306,23 +306,23 @@ async def test_writes_of_ours_that_are_refused_are_somebody_else_s_where_they_ar
     assert not setting.standby._threads["a"].authorship._on_their_way
 
 
-async def test_checkpoint_that_is_put_again_has_its_new_metadata_and_else_what_it_had() -> None:
+async def test_checkpoint_that_is_annotated_has_its_new_metadata_and_else_what_it_had() -> None:
     setting = Setting()
     for _ in range(2):
         await setting.put("a")
     found = await setting.engine.get_tuple(ASKED)
     assert found is not None
     marked = found._replace(metadata={**found.metadata, "mark": "done"})  # type: ignore[typeddict-unknown-key]
-    await setting.engine.put_again(marked)
+    await setting.engine.annotate(found, {"mark": "done"})
     assert await setting.engine.get_tuple(ASKED) == marked
 
 
-async def test_first_checkpoint_of_a_thread_is_put_again_as_one_without_a_parent() -> None:
+async def test_first_checkpoint_of_a_thread_is_annotated_as_one_without_a_parent() -> None:
     setting = Setting()
     await setting.put("a")
     found = await setting.engine.get_tuple(ASKED)
     assert found is not None
-    await setting.engine.put_again(found)
+    await setting.engine.annotate(found, {})
     assert await setting.engine.get_tuple(ASKED) == found
 
 

@@ -222,18 +222,27 @@ async def test_drained_primary_equals_one_that_never_failed() -> None:
     assert list(setting.primary.list(config_of("a"))) == list(twin.list(config_of("a")))
 
 
+def marked(put: Put, annotated: tuple[str, ...] = ("thread_status",)) -> Put:
+    """As an outage journals it; without names as an older release did."""
+    metadata: Any = {**put.metadata, "thread_status": "completed"}
+    return replace(put, values={"n": "as it was read"}, metadata=metadata, annotated=annotated)
+
+
+@pytest.mark.parametrize("annotated", [("thread_status",), ()])
 @pytest.mark.parametrize("deleted", [False, True])
-async def test_mark_of_a_checkpoint_that_somebody_else_deleted_is_left_out(deleted: bool) -> None:
+async def test_mark_of_a_checkpoint_that_somebody_else_deleted_is_left_out(
+    deleted: bool, annotated: tuple[str, ...]
+) -> None:
     setting = Setting()
     author = setting.author("a")
     first = author.put({"n": 1})
     if not deleted:
         await apply_shared(setting.primary, first)
-    marked = replace(first, metadata={**first.metadata, "thread_status": "completed"})  # type: ignore[typeddict-unknown-key]
-    await setting.add(marked, first.checkpoint_id)
+    await setting.add(marked(first, annotated), first.checkpoint_id)
     assert await setting.reconciler.drain_all()
     assert len(setting.of("a")) == (0 if deleted else 1)
-    assert len(chain(setting.primary, "a")) == (0 if deleted else 1)
+    found = [*setting.primary.list(config_of("a"))]
+    assert [one.metadata["thread_status"] for one in found] == ([] if deleted else ["completed"])  # type: ignore[typeddict-item]
     assert setting.journal.status().pending == 0
     assert setting.outcomes() == {"a": "drained"}
     assert setting.recorder.of(Diverged) == []
@@ -244,10 +253,29 @@ async def test_mark_of_a_checkpoint_of_the_same_outage_is_drained_with_it() -> N
     author = setting.author("a")
     first = author.put({"n": 1})
     await setting.add(first, None)
-    await setting.add(replace(first, metadata={**first.metadata, "step": 7}), first.checkpoint_id)
+    await setting.add(marked(first), first.checkpoint_id)
+    await setting.add(author.writes(("n", 2)))
     assert await setting.reconciler.drain_all()
     (found,) = setting.primary.list(config_of("a"))
-    assert found.metadata["step"] == 7
+    assert found.metadata["thread_status"] == "completed"  # type: ignore[typeddict-item]
+    assert found.checkpoint["channel_values"] == {"n": 1}
+
+
+async def test_mark_changes_nothing_of_what_is_stored_and_is_not_made_where_others_have_gone_on() -> None:
+    setting = Setting()
+    for thread_id in "ab":
+        author = setting.author(thread_id)
+        first = author.put({"n": [thread_id]})
+        await apply_shared(setting.primary, first)
+        await setting.add(marked(first), first.checkpoint_id)
+        if thread_id == "b":
+            await apply_shared(setting.primary, author.put({"n": 2}))
+    assert await setting.reconciler.drain_all()
+    (found,) = setting.primary.list(config_of("a"))
+    assert found.checkpoint["channel_values"] == {"n": ["a"]}
+    assert found.metadata["thread_status"] == "completed"  # type: ignore[typeddict-item]
+    assert ["thread_status" in one.metadata for one in setting.primary.list(config_of("b"))] == [False, False]
+    assert setting.recorder.of(Diverged) == []
 
 
 async def test_record_that_is_stored_without_anybody_telling_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from enum import Enum
 
 import pytest
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 
 from enhanced_checkpointing import create_memory_checkpointer
@@ -14,7 +17,7 @@ from enhanced_checkpointing.backends.selection import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.operations import DeleteThread
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.standby.store import THREAD
 from tests.support.author import Author, config_of
@@ -22,6 +25,10 @@ from tests.support.checkpointer import opened, saver_of
 from tests.support.checkpoints import Thread
 
 BIG = ["x" * 10_000]
+
+
+class Mode(Enum):
+    FAST = "fast"
 
 
 class Setting:
@@ -590,3 +597,37 @@ def test_answer_that_is_on_its_way_while_its_thread_is_dropped_is_stale(change: 
     assert watch.is_stale
     assert other.is_stale == (change == "is forgotten with all others")
     assert not setting.standby.watch("a").is_stale, "the next read sees what is true now"
+
+
+def test_what_was_read_before_the_allow_list_was_widened_is_cold_and_what_was_written_here_is_not() -> None:
+    setting = Setting()
+    setting.serializer.inner = JsonPlusSerializer(allowed_msgpack_modules=None)
+    mode, pinned = Mode.FAST, "in an outage"
+    for thread_id in ("read", "own", pinned, "on its way"):
+        put = setting.author(thread_id).put({"mode": mode})
+        version = put.new_versions["mode"]
+        if thread_id == "own":
+            setting.standby.apply(put)
+            continue
+        primary = InMemorySaver(serde=setting.serializer)
+        primary.put(put.config(), put.checkpoint({"mode": mode}), put.metadata, put.new_versions)
+        found = primary.get_tuple(config_of(thread_id))
+        watch = setting.standby.watch(thread_id)
+        if thread_id != "on its way":
+            setting.standby.warm(config_of(thread_id), found)
+    setting.pinned.add(pinned)
+    setting.write(pinned, value=mode)
+    assert not watch.is_stale
+    assert values_of(setting.standby, "read") != {"mode": mode}
+    assert setting.standby.blob("read", "", "mode", version) is not None
+    widen_allowlist(setting.serializer, [(__name__, "Mode")])
+    assert watch.is_stale, "its answer has plain data, too"
+    assert values_of(setting.standby, "own") == {"mode": mode}
+    for thread_id in ("read", pinned):
+        assert setting.standby.blob(thread_id, "", "mode", version) is None, "what is put next is not made of it"
+        with pytest.raises(CheckpointUnavailableError):
+            setting.standby.get_tuple(config_of(thread_id))
+    assert not setting.standby.knows("read")
+    assert setting.standby.knows(pinned), "what it grows from is still known"
+    widen_allowlist(setting.serializer, [(__name__, "Mode")])
+    assert values_of(setting.standby, "own") == {"mode": mode}

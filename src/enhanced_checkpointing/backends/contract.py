@@ -47,6 +47,7 @@ from enhanced_checkpointing.serialization import (
     has_large_integer,
     has_opaque,
     lost_types,
+    plain_metadata,
     without_objects,
 )
 
@@ -330,13 +331,14 @@ class Backend:
         """
 
         async def put_again(saver: BaseCheckpointSaver[Any]) -> bool:
-            found = await saver.aget_tuple(_newest_of(thread_id))
-            if found is None:
-                return False
-            put, *_ = operations_of(found, self.serializer)
-            assert isinstance(put, Put)
-            metadata = cast("CheckpointMetadata", {**put.metadata, **changes})
-            await self.apply(replace(put, metadata=metadata, new_versions={}))
+            with without_objects():
+                found = await saver.aget_tuple(_newest_of(thread_id))
+                if found is None:
+                    return False
+                put, *_ = operations_of(found, self.serializer)
+                assert isinstance(put, Put)
+                metadata = cast("CheckpointMetadata", {**plain_metadata(put.metadata, self.serializer), **changes})
+                await self.apply(replace(put, metadata=metadata, new_versions={}))
             return True
 
         return await self.ask(put_again)

@@ -54,6 +54,8 @@ def encode(operation: Operation, base_head: BaseHead, serializer: SharingSeriali
             "id": operation.checkpoint_id,
             "parent": operation.parent_checkpoint_id,
         }
+        if operation.annotated:
+            described["annotated"] = operation.annotated
         content = {
             "skeleton": dict(operation.skeleton),
             "values": [[channel, *_flat(value)] for channel, value in operation.values.items()],
@@ -114,6 +116,7 @@ def decode(thread_id: str, body: bytes, serializer: SharingSerializer) -> Operat
         metadata=_deep_metadata(content["metadata"]),
         new_versions=content["new_versions"],
         snapshot_channels=frozenset(content["snapshot_channels"]),
+        annotated=tuple(described.get("annotated", ())),
     )
 
 

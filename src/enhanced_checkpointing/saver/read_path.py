@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -61,7 +61,7 @@ from enhanced_checkpointing.saver.routes import (
     after_failed_read,
 )
 from enhanced_checkpointing.saver.write_path import Writes
-from enhanced_checkpointing.serialization import SharingSerializer, without_objects
+from enhanced_checkpointing.serialization import SharingSerializer, plain_metadata, without_objects
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.standby.new_threads import Newcomers
 
@@ -233,22 +233,24 @@ class Engine:
             raise
         return put.stored_config()
 
-    async def put_again(self, found: CheckpointTuple) -> None:
-        """Store a checkpoint once more as it was read, best `without_objects`, with the metadata that it has been given
-        since."""
+    async def annotate(self, found: CheckpointTuple, changes: Mapping[str, Any]) -> None:
+        """Change the metadata of a checkpoint, which was read `without_objects`, by way of the journal. All of it is
+        journaled, for processes of an older release."""
         config = found.parent_config or {"configurable": {"thread_id": thread_of(found.config), "checkpoint_ns": ""}}
+        metadata = {**plain_metadata(found.metadata, self._serializer), **changes}
         with without_objects():
             put = accept_put(
                 config,
                 found.checkpoint,
-                found.metadata,
+                cast("CheckpointMetadata", metadata),
                 {},
                 freeze=self._backend.freeze,
                 known_blob=self._standby.blob,
                 form_of=self._backend.form_of_metadata,
             )
         snapshots = snapshots_in(found.checkpoint["channel_values"])
-        await self.writes.settle(replace(put, snapshot_channels=snapshots, live_values=None))
+        annotated = tuple(sorted(changes))
+        await self.writes.annotate(replace(put, snapshot_channels=snapshots, live_values=None, annotated=annotated))
 
     async def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str

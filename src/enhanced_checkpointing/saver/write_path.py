@@ -13,7 +13,7 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.observability.events import OperationScope, Telemetry
-from enhanced_checkpointing.operations import DeleteThread, Operation, payload_size
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put, payload_size
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed, alarm, explained
@@ -113,6 +113,24 @@ class Writes:
                 self.gathered.submit(call)
             elif await self._went_straight(call):
                 return
+            await call.ended
+
+    async def annotate(self, put: Put) -> None:
+        """Journal a change of the metadata of a stored checkpoint, which must not be put again: it is drained in its
+        turn, at once where the primary is there.
+
+        Raises:
+            CheckpointUnavailableError, JournalFullError: the journal did not take it.
+        """
+        scope = OperationScope(put.name, self._backend.name, put.thread_id, outcome="cancelled")
+        with self._telemetry.operation(scope):
+            deadline = Deadline(self._clock, self._config.deadline)
+            if self._others is not None and self._others.hold(put.thread_id):
+                await self._let_others_go(put, scope, deadline)
+            ended = asyncio.get_running_loop().create_future()
+            call = Call(put, scope, deadline, ended, self._standby.note_refused)
+            scope.route = Route.JOURNAL.value
+            await self._journaling.settle([Waiting(call, "the primary is not available")])
             await call.ended
 
     async def _let_others_go(self, operation: Operation, scope: OperationScope, deadline: Deadline) -> None:

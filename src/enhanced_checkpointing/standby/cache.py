@@ -41,11 +41,17 @@ class Watch:
     """Whether an answer that is on its way may still be kept; `overtaken_in`: the namespaces in which something was
     acknowledged since it was asked for, so that what is missing in it may be there."""
 
-    __slots__ = ("__weakref__", "is_stale", "overtaken_in")
+    __slots__ = ("__weakref__", "_read_by", "_serializer", "is_dropped", "overtaken_in")
 
-    def __init__(self) -> None:
-        self.is_stale = False
+    def __init__(self, serializer: SharingSerializer) -> None:
+        self._serializer, self._read_by = serializer, serializer.inner
+        self.is_dropped = False
         self.overtaken_in: set[str] = set()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what was known was dropped meanwhile, or the allow-list widened."""
+        return self.is_dropped or self._read_by is not self._serializer.inner
 
 
 class Standby:
@@ -85,7 +91,7 @@ class Standby:
         """Tells a read, for as long as it holds it, whether anything of its thread was dropped meanwhile."""
         watch = self._watches.get(thread_id)
         if watch is None:
-            watch = self._watches[thread_id] = Watch()
+            watch = self._watches[thread_id] = Watch(self._serializer)
         return watch
 
     @property
@@ -99,7 +105,9 @@ class Standby:
     def blob(self, thread_id: str, checkpoint_ns: str, channel: str, version: str | int | float) -> Serialized | None:
         """The bytes of one version of a channel, if they are warm."""
         thread = self._threads.get(thread_id)
-        return thread.blob((thread_id, checkpoint_ns, channel, version)) if thread is not None else None
+        if thread is None or thread.is_outdated:
+            return None
+        return thread.blob((thread_id, checkpoint_ns, channel, version))
 
     def base_head(self, operation: Operation) -> BaseHead:
         """The newest checkpoint that this process knows of in the namespace that an operation changes."""
@@ -310,8 +318,8 @@ class Standby:
         if thread_id in self._empty:
             self._empty.move_to_end(thread_id)
             return self._new(thread_id)
-        thread = self._threads.get(thread_id)
-        if thread is None:
+        thread = self._current(thread_id)
+        if thread is None or thread.is_outdated:
             raise not_warm(thread_id)
         self._use(thread_id)
         return thread
@@ -322,8 +330,16 @@ class Standby:
             thread.note_empty("")
         return thread
 
-    def _touch(self, thread_id: str) -> WarmThread:
+    def _current(self, thread_id: str) -> WarmThread | None:
+        """A thread, but for one that is outdated and may go: it is read anew."""
         thread = self._threads.get(thread_id)
+        if thread is not None and thread.is_outdated and not self._pinned(thread_id):
+            self.forget(thread_id)
+            return None
+        return thread
+
+    def _touch(self, thread_id: str) -> WarmThread:
+        thread = self._current(thread_id)
         if thread is None:
             thread = self._threads[thread_id] = self._new(thread_id)
             self._empty.pop(thread_id, None)
@@ -382,4 +398,4 @@ class Standby:
         """What was known when a read began is gone: its answer may be older than what was dropped."""
         watch = self._watches.pop(thread_id, None)
         if watch is not None:
-            watch.is_stale = True
+            watch.is_dropped = True

@@ -7,6 +7,7 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
+from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.memory.backend import BlobKey
@@ -39,11 +40,18 @@ class WarmThread:
         self._complete_namespaces: set[str] = set()
         self._heads: dict[str, str] = {}
         self.authorship = Authorship()
+        self._read_by: SerializerProtocol | None = None
+        """The serializer that made the values which were read of it; None: nothing of it was read."""
 
     @property
     def size(self) -> int:
         """Bytes, about."""
         return self._store.size + NAME * len(self._complete_namespaces)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the allow-list was widened since something was read: what was plain data may be an object now."""
+        return self._read_by is not None and self._read_by is not self._serializer.inner
 
     @property
     def is_blank(self) -> bool:
@@ -113,6 +121,7 @@ class WarmThread:
 
     def warm_history(self, checkpoint_ns: str, checkpoint_id: str, found: Mapping[str, DeltaChannelHistory]) -> None:
         """Take the history of delta channels that the primary gave for one checkpoint."""
+        self._read_by = self._read_by or self._serializer.inner
         self._store.put_history(checkpoint_ns, checkpoint_id, found)
 
     def warm(self, found: CheckpointTuple, *, newest: bool, newer: Collection[str] = ()) -> None:
@@ -133,6 +142,7 @@ class WarmThread:
                 self.authorship.note_ran_elsewhere(str(checkpoint_id_of(found.parent_config)))
             if theirs or newest:
                 self._doubt_subgraphs_of(checkpoint_ns, spared=newer)
+        self._read_by = self._read_by or self._serializer.inner
         for operation in operations_of(found, self._serializer):
             if isinstance(operation, Put) and not stored:
                 self._store.put(operation)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointMetadata
 
 from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted
@@ -88,8 +87,7 @@ class Marks:
             raise cold(thread_id, error, None) from None
         if found is None:
             return False
-        metadata = cast("CheckpointMetadata", {**found.metadata, **changes})
-        await self._engine.put_again(found._replace(metadata=metadata))
+        await self._engine.annotate(found, changes)
         return True
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
@@ -37,6 +38,19 @@ class DrainCalls:
             lambda: self._backend.apply(operation),
             deadline=self._deadline(),
             subjects=(operation.thread_id,),
+            writes=True,
+        )
+
+    async def annotate(self, thread_id: str, checkpoint_id: str, changes: Mapping[str, Any]) -> None:
+        """Change the metadata of the newest checkpoint of a thread, if it is that one: what others have deleted stays
+        deleted, and a thread with which they have gone on is not marked."""
+        if await self.head(thread_id, "") != checkpoint_id:
+            return
+        await self._guard.call(
+            "drain",
+            lambda: self._backend.annotate(thread_id, changes),
+            deadline=self._deadline(),
+            subjects=(thread_id,),
             writes=True,
         )
 

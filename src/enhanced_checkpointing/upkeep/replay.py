@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import accumulate, takewhile
+from typing import Any
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import (
@@ -25,7 +26,7 @@ from enhanced_checkpointing.observability.events import (
     Telemetry,
     ThreadDrained,
 )
-from enhanced_checkpointing.operations import DeleteThread, Put
+from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
 from enhanced_checkpointing.standby.cache import Standby
@@ -137,7 +138,7 @@ class Replay:
         moved = False
         while not self._journal.is_frozen(thread_id) and (entries := self._next_entries(thread_id)):
             records = await self._journal.read(entries)
-            if lost := {name for record in records for name in self._backend.lost_types(record.operation)}:
+            if lost := {name for record in records for name in self._lost_types(record.operation)}:
                 self._tell_lost(thread_id, lost)
                 return Drain.UNREADABLE
             if isinstance(records[0].operation, DeleteThread):
@@ -162,6 +163,9 @@ class Replay:
         self._standby.release(thread_id)
         self._on_drained(thread_id)
         return Drain.DRAINED
+
+    def _lost_types(self, operation: Operation) -> Collection[str]:
+        return () if isinstance(operation, Put) and operation.annotated else self._backend.lost_types(operation)
 
     def _tell_lost(self, thread_id: str, types: Collection[str]) -> None:
         if thread_id in self._unreadable:
@@ -189,8 +193,7 @@ class Replay:
         False: somebody else has moved one of those heads since they were looked at.
         """
         try:
-            wanted = await self._without_marks_of_nothing(records, target)
-            operations = [moved_to(self._backend.from_journal(record.operation), target.thread_id) for record in wanted]
+            operations = [moved_to(one, target.thread_id) for one in await self._with_marks_made(records, target)]
             if operations and not await self._calls.apply_upon(target.heads, operations):
                 return False
         except CallFailed as failed:
@@ -204,19 +207,29 @@ class Replay:
         await self._let_live_calls_pass()
         return True
 
-    async def _without_marks_of_nothing(self, records: Sequence[JournalRecord], target: Target) -> list[JournalRecord]:
-        """Leave out the marks of checkpoints that somebody else has deleted since: they would bring those back."""
-        own: set[str | None] = set()
-        wanted = []
-        for record in records:
-            put, checkpoint_id = record.operation, record.entry.checkpoint_id
-            if isinstance(put, Put) and is_mark(record.entry) and checkpoint_id not in own:
-                found = await self._calls.find(target.thread_id, put.checkpoint_ns, put.checkpoint_id)
-                if found is None:
+    async def _with_marks_made(self, records: Sequence[JournalRecord], target: Target) -> Sequence[Operation]:
+        """What is to be applied of these records. A mark changes the metadata of its checkpoint alone: here, of one
+        among them; of one in the primary, there."""
+        wanted: dict[tuple[str, ...], Operation] = {}
+        for number, record in enumerate(records):
+            operation = self._backend.from_journal(record.operation)
+            key: tuple[str, ...] = (str(number),)
+            if isinstance(operation, Put):
+                key = operation.checkpoint_ns, operation.checkpoint_id
+                own = wanted.get(key)
+                if operation.annotated:
+                    if isinstance(own, Put):
+                        wanted[key] = replace(own, metadata=operation.metadata)
+                    else:
+                        metadata: Mapping[str, Any] = operation.metadata
+                        changes = {name: metadata[name] for name in operation.annotated}
+                        await self._calls.annotate(target.thread_id, operation.checkpoint_id, changes)
                     continue
-            own.add(checkpoint_id)
-            wanted.append(record)
-        return wanted
+                # Of an older release, which puts all of a checkpoint once more: not one that others have deleted since.
+                if own is None and is_mark(record.entry) and await self._calls.find(target.thread_id, *key) is None:
+                    continue
+            wanted[key] = operation
+        return [*wanted.values()]
 
     async def _replay_each(self, records: Sequence[JournalRecord], target: Target, progress: _Progress) -> bool:
         """Apply records one by one, up to the one at which they failed together: it is at fault, and is buried."""
