@@ -330,7 +330,7 @@ async def test_mark_of_an_outage_leaves_the_stored_bytes_of_what_could_not_be_ma
     """The warm copy of a thread that was only read has plain data where the allow-list does not have a class."""
     serde = serializer(name, None)
     async with switched(database, database_url, tmp_path / "ours.sqlite", serde=serde) as primary:
-        ours, backend = saver_of(primary.manager), primary.manager._opened.backend
+        ours, backend = saver_of(primary.manager), primary.manager.components.backend
         await run_all(ours, "healthy ", database)
         for one in ("most", "no JSON"):
             await ours.acopy_thread(f"healthy {one}", f"copied {one}")
