@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
+from enhanced_checkpointing.errors import CheckpointCorruptionError
 from enhanced_checkpointing.journal.codec import Description, decode, describe, encode
 from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
@@ -90,7 +91,7 @@ def test_serializer_that_encrypts_encrypts_values_and_metadata() -> None:
 def test_another_key_reads_nothing() -> None:
     for operation in operations_with(encrypting())[:4]:
         body = encode(operation, None, encrypting())
-        with pytest.raises(ValueError, match="the key is another one"):
+        with pytest.raises(CheckpointCorruptionError, match="the key is another one"):
             decode("thread", body, encrypting(b"another key"))
         assert describe(body).name == operation.name, "what is needed to find it is not a secret"
 
