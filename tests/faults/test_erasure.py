@@ -108,6 +108,40 @@ async def test_erased_thread_comes_back_neither_from_this_process_nor_from_anoth
         assert await say(other.manager, "ada", "anew") == ["anew" * 20, "heard"]
 
 
+@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
+async def test_thread_that_is_deleted_in_an_outage_is_written_back_by_no_warm_copy(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
+    """Nor by a turn under way in another process of the directory, while the deletion waits and when it was made."""
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+    async with switched(backend, database_url, file, journal_dir=journal, on_unknown_thread="start_fresh") as primary:
+        ours = primary.manager
+        stays_out = ours.config.with_overrides(probe_backoff_min=60.0, probe_backoff_max=60.0)
+        async with opened(stays_out) as other:
+            for thread_id in ("here", "there"):
+                await say(ours, thread_id, SECRET)
+                await say(other, thread_id, SECRET)
+            turn = await graph_of(other).aget_state({"configurable": {"thread_id": "there"}})
+            await off(primary)
+            other._opened.breaker.trip("by a test")
+            assert await ours.delete_thread("here")
+            assert await ours.delete_thread("there")
+            assert await say(ours, "here", "anew") == ["anew" * 20, "heard"]
+            for _ in range(2):  # while the deletion waits, and once it was made
+                with pytest.raises(CheckpointUnavailableError):
+                    await say(other, "there", SECRET)
+                with pytest.raises(CheckpointUnavailableError):
+                    await graph_of(other).aupdate_state(turn.config, {"log": [SECRET]})
+                await primary.on()
+                await recovered(ours)
+            assert other._opened.breaker.is_open
+        async with opened(ours.config) as other:  # which takes over what that one has left, if anything
+            await recovered(other)
+            for manager in (ours, other):
+                assert await heard(manager, "there") == []
+                assert await heard(manager, "here") == ["anew" * 20, "heard"]
+
+
 async def test_journal_of_the_same_database_under_another_name_is_told(database_url: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"journal_dir": tmp_path}
     async with (
