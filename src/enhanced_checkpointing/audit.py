@@ -17,9 +17,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
@@ -57,15 +58,6 @@ class Verdict:
     newest: str = FIRST
     line: int | None = None
     fault: str | None = None
-
-
-class Noting(Protocol):
-    async def __call__(self, action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
-        """Note what was done. What keeps it from being noted is told, and undoes nothing."""
-
-
-async def unnoted(action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
-    """Note nothing."""
 
 
 def named(names: Sequence[str]) -> list[str]:
@@ -113,6 +105,16 @@ class AuditTrail:
             append_durably(handle, f"{json.dumps({**entry, 'hash': hashed})}\n".encode())
             _write_head(folder, number + 1, hashed)
 
+    def check(self) -> None:
+        """See that an entry could be appended, and append none."""
+        try:
+            with own_directory(self._directory) as folder:
+                for name in (LOG, HEAD):
+                    with suppress(FileNotFoundError):
+                        os.close(open_own(name, os.O_RDWR, folder=folder))
+        except FileNotFoundError:  # the directory is made with the first entry
+            return
+
     def entries(self) -> Iterator[dict[str, Any]]:
         """All entries that can be read, oldest first."""
         for line in self._lines():
@@ -127,10 +129,10 @@ class AuditTrail:
         """Look at the whole chain; `known` is the hash of an entry that must be in it."""
         previous, number, hashes = FIRST, 0, set()
         for number, line in enumerate(self._lines(), 1):
-            fault = _fault(line, number, previous)
+            fault, found = _read(line, number, previous)
             if fault is not None:
                 return Verdict(number - 1, previous, number, fault)
-            previous = str(json.loads(line)["hash"])
+            previous = found
             hashes.add(previous)
         head = self._head()
         if head is None and number:
@@ -160,24 +162,44 @@ class AuditTrail:
             return None  # `verify` says that it is missing or damaged
 
 
-def noting(config: CheckpointerConfig, database: str, telemetry: Telemetry) -> Noting:
-    """Notes of what is done with a configuration, in its journal's directory: where that is missing and no durable
-    journal makes it, and for a primary in memory, nothing is noted."""
-    directory = config.journal_dir.absolute()
-    if sys.platform == "win32" or config.backend_name == "memory":
-        return unnoted
-    if config.journal != "durable" and not directory.is_dir():
-        return unnoted
-    trail = AuditTrail(directory, database)
+class Notes:
+    """Notes what is done with a configuration, in its journal's directory: where that is missing and no durable journal
+    makes it, and for a primary in memory, nothing is noted. Without a configuration nothing is."""
 
-    async def note(action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
+    def __init__(
+        self, config: CheckpointerConfig | None = None, database: str = "", telemetry: Telemetry | None = None
+    ):
+        self._trail: AuditTrail | None = None
+        if config is not None and sys.platform != "win32" and config.backend_name != "memory":
+            directory = config.journal_dir.absolute()
+            if config.journal == "durable" or directory.is_dir():
+                self._trail = AuditTrail(directory, database)
+        self._telemetry = telemetry
+        self.error: str | None = None
+        """Why the newest note, or look, found that the trail cannot be written."""
+
+    async def __call__(self, action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
+        """Note what was done. What keeps it from being noted is told, and undoes nothing."""
+        trail = self._trail
+        if trail is None or await self._try(lambda: trail.note(action, threads=threads, **facts)):
+            return
+        if self._telemetry is not None:
+            what = f"{action} of {len(threads)} threads was done, and is not in the audit trail ({self.error})"
+            self._telemetry.emit(Notice("ERROR", what))
+
+    async def look(self) -> None:
+        """See whether the trail could be written now."""
+        if self._trail is not None:
+            await self._try(self._trail.check)
+
+    async def _try(self, work: Callable[[], None]) -> bool:
         try:
-            await in_thread_of_its_own(lambda: trail.note(action, threads=threads, **facts), name="audit")
+            await in_thread_of_its_own(work, name="audit")
         except OSError as error:
-            what = f"{action} of {len(threads)} threads was done, and is not in the audit trail ({redact(error)})"
-            telemetry.emit(Notice("ERROR", what))
-
-    return note
+            self.error = redact(error)
+        else:
+            self.error = None
+        return self.error is None
 
 
 def _actor() -> dict[str, Any]:
@@ -192,20 +214,21 @@ def _hash_of(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
-def _fault(line: bytes, number: int, previous: str) -> str | None:
-    """What is wrong with a line; None: nothing."""
+def _read(line: bytes, number: int, previous: str) -> tuple[str | None, str]:
+    """What is wrong with a line, or None, and its hash."""
+    hashed = ""
     try:
         entry = json.loads(line)
-        hashed = entry.pop("hash")
+        hashed = str(entry.pop("hash"))
         if not line.endswith(b"\n"):
-            return "it was not written to its end"
+            return "it was not written to its end", hashed
         if hashed != _hash_of(entry):
-            return "it is not what was written"
+            return "it is not what was written", hashed
         if entry["previous"] != previous or entry["number"] != number:
-            return "it does not follow from the one before it"
+            return "it does not follow from the one before it", hashed
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        return "it is no entry"
-    return None
+        return "it is no entry", hashed
+    return None, hashed
 
 
 def _newest(handle: int) -> tuple[int, str, int]:

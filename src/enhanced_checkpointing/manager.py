@@ -17,7 +17,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.base.id import uuid6
 
-from enhanced_checkpointing.audit import noting
+from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
@@ -261,7 +261,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
             journal=journal,
             serializer=serializer,
             telemetry=telemetry,
-            note=noting(config, backend.home(), telemetry),
+            note=Notes(config, backend.home(), telemetry),
             tombstones=Tombstones(
                 config.journal_dir.absolute() if journal and journal.durable else None, backend.home()
             ),

@@ -8,10 +8,10 @@ from typing import Any
 
 from enhanced_checkpointing.audit import LOG, AuditTrail
 from enhanced_checkpointing.threads.retention import RetentionPolicy
-from tests.support.checkpointer import opened, saver_of, sqlite
+from tests.support.checkpointer import eventually, opened, saver_of, sqlite, switched
 from tests.support.retention import let_pass
 from tests.support.terminal import command
-from tests.support.two_processes import one_node
+from tests.support.two_processes import off, one_node
 
 
 async def talked(saver: Any, *thread_ids: str) -> None:
@@ -62,6 +62,58 @@ def test_what_methods_and_commands_delete_import_and_export_is_in_one_trail_that
     broken = command("audit", "verify", "--json", **variables)
     assert (broken.code, broken.report["line"]) == (1, 1)
     assert "Line 1" in command("audit", "verify", **variables).words
+
+
+def test_what_the_saver_deletes_and_commands_prune_migrate_and_drain_is_in_the_trail(tmp_path: Path) -> None:
+    file, journal, target = tmp_path / "agents.sqlite", tmp_path / "journal", tmp_path / "target.sqlite"
+
+    async def work() -> None:
+        async with switched("sqlite", "", file, journal_dir=journal) as primary:
+            saver = saver_of(primary.manager)
+            await talked(saver, "deleted", "7", "pruned", "deleted later", "written later")
+            await saver.adelete_thread("deleted")
+            await primary.manager.prune([7])  # type: ignore[list-item]  # as people write it
+            await saver.adelete_for_runs(["a run"])
+            await off(primary)
+            await saver.adelete_thread("deleted later")
+            await talked(saver, "written later")
+            await primary.manager.cleanup()
+
+    asyncio.run(work())
+    where: dict[str, Any] = {"CHECKPOINT_JOURNAL_DIR": str(journal)}
+    assert command("journal", "drain", "--sqlite", file, **where).code == 0
+    assert command("threads", "prune", "pruned", "--keep", 1, "--yes", "--sqlite", file, **where).code == 0
+    assert command("migrate", file, target, **where).code == 0
+    assert command("migrate", file, target, "--dry-run", **where).code == 0
+    entries = [*AuditTrail(journal).entries()]
+    assert [(entry["action"], entry["thread_ids"]) for entry in entries] == [
+        ("delete", ["deleted"]),
+        ("prune keep_latest", ["7"]),
+        ("delete for runs", []),
+        ("delete", ["deleted later"]),
+        ("journal drain", ["deleted later", "written later"]),
+        ("prune", ["pruned"]),
+        ("migrate", []),
+    ]
+    assert entries[2]["runs"] == ["a run"]
+    assert entries[4]["deleted"] == ["deleted later"]
+    assert entries[4]["operations"] > 2
+    assert (entries[6]["source"], entries[6]["migrated"]) == (entries[0]["database"], 3)
+    assert str(target) in entries[6]["database"]
+
+
+async def test_trail_that_cannot_be_written_degrades_health_and_is_found_by_doctor(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    async with opened(sqlite(tmp_path / "agents.sqlite", journal_dir=journal)) as manager:
+        assert (await manager.health_check())["audit"] == {"healthy": True, "error": None}
+        (journal / LOG).symlink_to(tmp_path / "elsewhere")
+        await eventually(lambda: manager.health_status["overall_status"] == "degraded")
+        assert "it is a link" in manager.health_status["audit"]["error"]
+        named: dict[str, Any] = {"CHECKPOINT_JOURNAL_DIR": str(journal)}
+        found = await asyncio.to_thread(command, "doctor", "--json", "--sqlite", tmp_path / "agents.sqlite", **named)
+        assert [one["status"] for one in found.report["findings"] if one["name"] == "journal.audit"] == ["warning"]
+        (journal / LOG).unlink()
+        await eventually(lambda: manager.health_status["overall_status"] == "healthy")
 
 
 async def test_deletion_is_done_and_told_where_the_trail_cannot_be_written(tmp_path: Path, caplog: Any) -> None:

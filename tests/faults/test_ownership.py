@@ -389,6 +389,9 @@ async def test_owners_are_only_recorded_where_that_is_asked_for(tmp_path: Path) 
         assert [len(await manager.list_threads(user_id=user)) for user in ("ada", "bob")] == [0, 1], "as ever"
         assert await manager.get_thread(NOBODYS, user_id="bob") is None
         assert await manager.delete_thread("t", user_id="bob")
+        await world.say("t", "ada")
+        assert (await manager.erase(user_id="bob")).thread_ids == ()
+        assert (await manager.erase(thread_id="t", user_id="bob")).thread_ids == ("t",)
 
 
 @pytest.mark.parametrize(("user", "shared"), [(None, ["eve"]), ("ada", "eve"), ("ada", [1.5])])

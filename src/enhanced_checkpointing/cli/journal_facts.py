@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from enhanced_checkpointing.audit import AuditTrail
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
 from enhanced_checkpointing.journal.frames import Signer
@@ -39,6 +40,8 @@ class JournalFacts:
     sync_seconds: float | None = None
     survey: Survey | None = None
     survey_error: str = ""
+    audit_error: str = ""
+    """Why the audit trail in it cannot be written."""
     untrusted: str = ""
     """Why the directory is another user's, or may be: nothing in it was looked at."""
 
@@ -56,6 +59,11 @@ def ask_journal(directory: Path, *, measure: bool = True, signer: Signer | None 
         untrusted = survey_error if refused.filename == str(directory) else ""
     except OSError as refused:
         survey_error = reason(refused)
+    audit_error = ""
+    try:
+        AuditTrail(directory).check()
+    except OSError as refused:
+        audit_error = reason(refused)
     return JournalFacts(
         directory=directory,
         folder=folder,
@@ -66,6 +74,7 @@ def ask_journal(directory: Path, *, measure: bool = True, signer: Signer | None 
         sync_seconds=statistics.median(times) if times else None,
         survey=surveyed,
         survey_error=survey_error,
+        audit_error=audit_error,
         untrusted=untrusted,
     )
 

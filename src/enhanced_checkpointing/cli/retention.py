@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing.audit import noting
+from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import Options, reading
 from enhanced_checkpointing.cli.findings import ExitCode
@@ -66,7 +66,7 @@ async def _sweep(
             journal=None,
             serializer=serializer,
             telemetry=telemetry,
-            note=noting(config, backend.home(), telemetry),
+            note=Notes(config, backend.home(), telemetry),
         )
         return await parts.sweeper.run(dry_run=dry_run, tell=tell)
 

@@ -422,7 +422,7 @@ class DurableJournal:
             if draft is not None:
                 return JournalRecord(entry, codec.decode(entry.thread_id, draft.body, self._serializer))
         except Exception as error:  # noqa: BLE001  # whatever a serializer raises for bytes that it does not know
-            why = f"the serializer cannot read it: {redact(error)}"
+            why = f"the serializer cannot read it: {redact(error.__cause__ or error)}"
         self._damages += 1
         self._index.damage(entry.thread_id)
         self._tell_frozen(entry.thread_id)

@@ -17,6 +17,7 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
+from enhanced_checkpointing.audit import Notes, named
 from enhanced_checkpointing.identifiers import before_with_text_id, text_of, with_text_ids, with_text_user
 from enhanced_checkpointing.ownership import user_in
 from enhanced_checkpointing.saver.event_loop import LoopBridge, SyncMethods
@@ -33,13 +34,19 @@ class FailoverSaver(SyncMethods):
     """
 
     def __init__(
-        self, threads: OwnerCheck, maintenance: Maintenance, bridge: LoopBridge, serializer: SharingSerializer
+        self,
+        threads: OwnerCheck,
+        maintenance: Maintenance,
+        bridge: LoopBridge,
+        serializer: SharingSerializer,
+        note: Notes,
     ) -> None:
         super().__init__(serde=serializer.inner)
         self._threads = threads
         self._maintenance = maintenance
         self._bridge = bridge
         self._serializer = serializer
+        self._note = note
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         asked = with_text_ids(config)
@@ -90,7 +97,9 @@ class FailoverSaver(SyncMethods):
         await self._bridge.bring(self._threads.put_writes, with_text_ids(config), writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._bridge.bring(self._threads.delete_thread, text_of(thread_id, "thread_id"))
+        thread_id = text_of(thread_id, "thread_id")
+        await self._bridge.bring(self._threads.delete_thread, thread_id)
+        await self._bridge.bring(lambda: self._note("delete", threads=[thread_id]))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -120,6 +129,7 @@ async def _delete_for_runs(self: FailoverSaver, run_ids: Sequence[str]) -> None:
     await self._bridge.bring(
         lambda: self._maintenance.change("delete_for_runs", None, lambda saver: saver.adelete_for_runs(run_ids))
     )
+    await self._bridge.bring(lambda: self._note("delete for runs", runs=named(run_ids)))
 
 
 async def _copy_thread(self: FailoverSaver, source_thread_id: str, target_thread_id: str) -> None:
@@ -138,6 +148,7 @@ async def _prune(self: FailoverSaver, thread_ids: Sequence[str], *, strategy: st
     await self._bridge.bring(
         lambda: self._maintenance.change("prune", thread_ids, lambda saver: saver.aprune(thread_ids, strategy=strategy))
     )
+    await self._bridge.bring(lambda: self._note(f"prune {strategy}", threads=thread_ids))
 
 
 def _sync_delete_for_runs(self: FailoverSaver, run_ids: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
-from enhanced_checkpointing.audit import Noting, named
 from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead, status_of
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
@@ -44,7 +43,6 @@ class ThreadDirectory:
         sweeper: Sweeper,
         owners: OwnerCheck,
         presumes_empty: Callable[[str], bool],
-        note: Noting,
         erasure: Erasure,
     ) -> None:
         self._saver = saver
@@ -54,7 +52,6 @@ class ThreadDirectory:
         self._sweeper = sweeper
         self._owners = owners
         self._presumes_empty = presumes_empty
-        self._note = note
         self._erasure = erasure
 
     async def find(
@@ -107,7 +104,6 @@ class ThreadDirectory:
         except Exception:  # noqa: BLE001  # whatever is stored: a thread that cannot be read can be deleted
             existed = True
         await self._saver.adelete_thread(thread_id)
-        await self.bridge.bring(lambda: self._note("delete", threads=[thread_id]))
         return existed
 
     async def erase(self, thread_id: str | None, user_id: str | None, dry_run: bool) -> ErasureReceipt:
@@ -134,13 +130,11 @@ class ThreadDirectory:
         if user_id is not None and not isinstance(thread_ids, str):
             await self._require([text_of(one, "thread_ids") for one in thread_ids], user_id, as_owner=True)
         await self._saver.aprune(thread_ids, strategy=strategy)
-        await self.bridge.bring(lambda: self._note(f"prune {strategy}", threads=[*map(str, thread_ids)]))
 
     async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         if isinstance(run_ids, str):
             raise TypeError("run_ids must be a sequence of run ids, not a text")
         await self._saver.adelete_for_runs(run_ids)
-        await self.bridge.bring(lambda: self._note("delete for runs", runs=named([*map(str, run_ids)])))
 
     async def mark(self, thread_id: str, status: str, user_id: str | None) -> None:
         thread_id = text_of(thread_id, "thread_id")

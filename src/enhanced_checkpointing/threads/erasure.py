@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from enhanced_checkpointing.audit import AuditTrail, Noting, hidden
+from enhanced_checkpointing.audit import AuditTrail, Notes, hidden
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead, user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointUnavailableError, redact
@@ -105,7 +105,7 @@ class Erasure:
         journal: Journal | None,
         tombstones: Tombstones,
         undrained: Callable[[str], Awaitable[None]],
-        note: Noting,
+        note: Notes,
         apart: str,
         tell: Callable[[str], None],
         seconds: float,

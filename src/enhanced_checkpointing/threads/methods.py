@@ -17,9 +17,10 @@ class ThreadMethods:
     `CheckpointUnavailableError`, but for deleting and marking a thread, which are journaled.
 
     With `user_id` a method acts for that user: a thread that has another owner (`create_thread_config(user_id=…)`) is
-    answered as one that is not there, with `CheckpointNotFoundError`. Whom a thread is shared with may look at it, copy
-    and mark it; only its owner may prune or delete it. Without `user_id` it acts for the application itself, as do
-    `delete_for_runs` and `run_retention`, which go through all threads.
+    answered as one that is not there, with `CheckpointNotFoundError`, or `CheckpointUnavailableError` in an outage in
+    which that is not known of any thread. With `thread_ownership="record"` nothing is refused. Whom a thread is shared
+    with may look at it, copy and mark it; only its owner may prune or delete it. Without `user_id` a method acts for
+    the application itself, as do `delete_for_runs` and `run_retention`, which go through all threads.
 
     The `_sync` methods are for threads that do not run the manager's event loop, where they raise `CheckpointerError`.
     """
@@ -105,15 +106,16 @@ class ThreadMethods:
         of its damaged files, so that no bytes of what was said stay there; and say what remains elsewhere.
 
         A user's threads are those that the user owns, and those without an owner that name the user. With both, the
-        thread is erased only if it belongs to no other user. Quarantined branches of an outage go with their thread,
-        but for a user none that another user owns.
+        thread is erased only if it belongs to no other user; with `thread_ownership="record"`, which refuses nothing,
+        it is erased whoever owns it. Quarantined branches of an outage go with their thread, but for a user none that
+        another user owns.
 
         In an outage a thread is erased from the journal now, and from the database when that is back: `pending` says
         so. Other processes of the same journal directory forget the thread too, when they next look; a turn of it that
         is under way is refused with `CheckpointNotFoundError`. Asked for again, it finishes what was interrupted.
 
         Raises:
-            CheckpointNotFoundError: the thread belongs to another user.
+            CheckpointNotFoundError: the thread belongs to another user, and `thread_ownership` is "enforce".
             CheckpointUnavailableError: in an outage, for all threads of a user, which only the primary knows.
         """
         return await self._threads.erase(thread_id, user_id, dry_run)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.audit import Noting, unnoted
+from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead
 from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
@@ -74,7 +74,7 @@ class Sweeper:
         telemetry: Telemetry,
         policy: RetentionPolicy,
         journal_dir: Path | None,
-        note: Noting = unnoted,
+        note: Notes,
         clock: Clock = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:

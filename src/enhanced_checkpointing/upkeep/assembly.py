@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from enhanced_checkpointing.audit import Noting, unnoted
+from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.contract import Journal
@@ -61,7 +61,7 @@ async def assemble(
     telemetry: Telemetry,
     nature: Nature = Nature(),
     watch: Callable[[bool, str], None] = lambda opened, reason: None,
-    note: Noting = unnoted,
+    note: Notes | None = None,
     tombstones: Tombstones | None = None,
 ) -> Components:
     """Put everything between LangGraph and an open backend and journal; the stack closes it in reverse.
@@ -110,6 +110,7 @@ async def assemble(
     )
     stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
     tombstones = tombstones or Tombstones(None, backend.home())
+    note = note or Notes()
     owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
     maintenance = Maintenance(
         backend=backend,
@@ -151,7 +152,7 @@ async def assemble(
         seconds=config.deadline,
         patience=2 * max(config.probe_interval, config.probe_backoff_max),
     )
-    besides = [UnreadableThreads(backend, guard, breaker, telemetry, clock, config.deadline).look]
+    besides = [UnreadableThreads(backend, guard, breaker, telemetry, clock, config.deadline).look, note.look]
     if journal is not None:
         canary = Canary(journal, telemetry, clock, config.deadline)
         stack.push_async_callback(canary.close)
@@ -211,7 +212,7 @@ async def assemble(
         engine.reads = Reads(nature.wall_clock)
         retainer = Retainer(sweeper, config.retention_interval, chance=nature.chance)
 
-    saver = saver_class_for(backend.saver_type())(owners, maintenance, bridge, serializer)
+    saver = saver_class_for(backend.saver_type())(owners, maintenance, bridge, serializer, note)
     parts = Components(
         loop=asyncio.get_running_loop(),
         backend=backend,
@@ -223,14 +224,13 @@ async def assemble(
         engine=engine,
         bridge=bridge,
         saver=saver,
-        threads=ThreadDirectory(
-            saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, note, erasure
-        ),
+        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, erasure),
         prober=prober,
         reconciler=reconciler,
         outages=outages,
         sweeper=sweeper,
         retainer=retainer,
+        note=note,
     )
     return parts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.journal.contract import Journal
 from enhanced_checkpointing.resilience.breaker import Breaker
@@ -42,3 +43,4 @@ class Components:
     outages: Outages
     sweeper: Sweeper
     retainer: Retainer | None
+    note: Notes

@@ -84,7 +84,7 @@ def report(parts: Components, config: CheckpointerConfig, companions: dict[str, 
         ),
         standby=health.StandbyHealth(threads=len(parts.standby), size=parts.standby.size),
         divergences=counts(parts).divergences,
-        parts=companions,
+        parts={"audit": {"healthy": parts.note.error is None, "error": parts.note.error}, **companions},
     )
 
 

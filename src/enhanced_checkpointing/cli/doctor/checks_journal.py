@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from enhanced_checkpointing.audit import HEAD, LOG
 from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
 from enhanced_checkpointing.cli.journal_facts import JournalFacts
 from enhanced_checkpointing.cli.screen import age, listed, one_size, plural
@@ -30,6 +31,8 @@ def judge(facts: JournalFacts, config: CheckpointerConfig, home: str | None, now
     found = [*check_directory(facts), *check_room(facts, config), *check_sync(facts)]
     if facts.survey_error and not facts.untrusted:
         found.append(_unreadable(facts))
+    if facts.audit_error and not facts.untrusted:
+        found.append(_unwritable_trail(facts))
     if facts.survey is not None:
         found += [
             *check_owners(facts.survey),
@@ -236,6 +239,15 @@ def _unreadable(facts: JournalFacts) -> Finding:
         f"What is in {facts.directory} cannot be read ({facts.survey_error}).",
         "What ended processes acknowledged may be in it, and would not be drained.",
         "Run this as the user that the application runs as; else give the files to that user.",
+    )
+
+
+def _unwritable_trail(facts: JournalFacts) -> Finding:
+    return warning(
+        "journal.audit",
+        f"The audit trail in {facts.directory} cannot be written ({facts.audit_error}).",
+        "Deletions and erasures are made all the same, and leave no entry; health says degraded.",
+        f"Mend {LOG} and {HEAD} there: both are regular files of the application's user, which no other may write.",
     )
 
 

@@ -113,13 +113,16 @@ async def _drain(config: CheckpointerConfig, before: Survey, timeout: float, thr
             await foreground.prove()
         except CheckpointUnavailableError as error:
             return Outcome(before, home=foreground.home, error=str(error))
-        async with _shown(foreground, threads):
-            deadline = within(timeout)
-            if threads is None:
-                await foreground.drain(deadline)
-            else:
-                for thread_id in threads:
-                    await foreground.drain_thread(thread_id, deadline)
+        try:
+            async with _shown(foreground, threads):
+                deadline = within(timeout)
+                if threads is None:
+                    await foreground.drain(deadline)
+                else:
+                    for thread_id in threads:
+                        await foreground.drain_thread(thread_id, deadline)
+        finally:
+            await foreground.note("journal drain" if threads is None else "journal retry")
         refused = {letter.entry.thread_id: letter.error for letter in foreground.dead_letters}
         outcome = Outcome(
             before,

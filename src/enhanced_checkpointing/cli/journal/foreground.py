@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from enhanced_checkpointing.audit import Notes, named
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -24,6 +25,7 @@ from enhanced_checkpointing.observability.events import (
     Notice,
     OperationScope,
 )
+from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -76,6 +78,15 @@ class Foreground:
         self._reconciler = reconciler
         self.told = told
         self.home = home
+        self._found = {thread_id: journal.entries(thread_id) for thread_id in journal.held_threads()}
+
+    async def note(self, action: str) -> None:
+        """Note in the audit trail what went from the journal to the primary, if anything."""
+        gone = {thread_id: {*found} - {*self._journal.entries(thread_id)} for thread_id, found in self._found.items()}
+        deleted = [one for one, entries in gone.items() if any(entry.name == DeleteThread.name for entry in entries)]
+        if threads := [thread_id for thread_id, entries in gone.items() if entries]:
+            operations = sum(map(len, gone.values()))
+            await self._parts.note(action, threads=threads, operations=operations, deleted=named(deleted))
 
     @property
     def pending(self) -> int:
@@ -159,7 +170,13 @@ async def opened_foreground(config: CheckpointerConfig) -> AsyncIterator[Foregro
         assert journal is not None  # it was asked for
         stack.push_async_callback(journal.close)
         parts = await assemble(
-            stack, config=config, backend=backend, journal=journal, serializer=serializer, telemetry=told
+            stack,
+            config=config,
+            backend=backend,
+            journal=journal,
+            serializer=serializer,
+            telemetry=told,
+            note=Notes(config, home, told),
         )
         assert parts.reconciler is not None  # there is a journal
         yield Foreground(parts, journal, parts.reconciler, told, home)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from enhanced_checkpointing.cli.audit import note
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.moving.journaled import journaled_for, looked_again
@@ -33,6 +34,8 @@ def run(source: str, target: str, naming: Naming, orders: Orders, showing: Showi
     place = naming.journal()
     before = journaled_for(homes[0], place)  # what cannot be read is better known before hours of work than after
     tally = asyncio.run(_migrated(*configs, naming.concurrency, orders, showing))
+    if not (orders.rehearse or orders.compare_only):
+        note(place.directory, homes[1], "migrate", source=homes[0], migrated=tally.threads)
     journaled = looked_again(before, homes[0], place)
     complete = tally.complete and journaled.complete
     if showing.as_json:

@@ -158,6 +158,7 @@ async def _prune(
             return int(await prune_thread(thread_id, keep=keep))
 
         dropped[thread_id] = await store.ask_saver("prune a thread", drop, CHANGE_SECONDS)
+        note(configured.journal_dir, store.home, "prune", threads=[thread_id], checkpoints=dropped[thread_id])
     return dropped
 
 
