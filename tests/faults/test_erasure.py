@@ -123,7 +123,7 @@ async def test_thread_that_is_deleted_in_an_outage_is_written_back_by_no_warm_co
                 await say(other, thread_id, SECRET)
             turn = await graph_of(other).aget_state({"configurable": {"thread_id": "there"}})
             await off(primary)
-            other._opened.breaker.trip("by a test")
+            other.components.breaker.trip("by a test")
             assert await ours.delete_thread("here")
             assert await ours.delete_thread("there")
             assert await say(ours, "here", "anew") == ["anew" * 20, "heard"]
@@ -134,7 +134,7 @@ async def test_thread_that_is_deleted_in_an_outage_is_written_back_by_no_warm_co
                     await graph_of(other).aupdate_state(turn.config, {"log": [SECRET]})
                 await primary.on()
                 await recovered(ours)
-            assert other._opened.breaker.is_open
+            assert other.components.breaker.is_open
         async with opened(ours.config) as other:  # which takes over what that one has left, if anything
             await recovered(other)
             for manager in (ours, other):
