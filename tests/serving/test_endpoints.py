@@ -270,10 +270,11 @@ async def test_redirect_stays_on_the_host_that_was_asked() -> None:
             assert answer.headers["Location"] == f"{prefix}/health?fresh=1"
 
 
-def test_missing_starlette_is_told_with_the_extra_that_brings_it() -> None:
-    program = """
+@pytest.mark.parametrize("package", ["starlette", "jinja2", "prometheus_client"])
+def test_missing_package_is_told_with_the_extra_that_brings_it(package: str) -> None:
+    program = f"""
 import sys
-sys.modules["starlette"] = None
+sys.modules["{package}"] = None
 from enhanced_checkpointing import EnhancedCheckpointerManager, create_memory_checkpointer
 from enhanced_checkpointing.serving import checkpointing_app, langgraph_server
 try:
@@ -283,6 +284,6 @@ except Exception as error:
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout == (
-        "CheckpointerConfigurationError checkpointing_app() needs Starlette: "
+        f"CheckpointerConfigurationError checkpointing_app() needs {package}: "
         "pip install 'enhanced-checkpointing[serving]'\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -28,8 +29,10 @@ from enhanced_checkpointing.observability.events import (
 from enhanced_checkpointing.observability.instruments import COUNTERS, HISTOGRAMS, OBSERVED
 from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from enhanced_checkpointing.observability.recent import Recent
-from enhanced_checkpointing.web.prometheus import exposition
+from enhanced_checkpointing.web.metrics import exposition
 from tests.support.gauges import GAUGES
+
+METRICS = Path(__file__).parents[1] / "data" / "metrics.txt"
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -89,6 +92,20 @@ def test_text_says_what_the_exporter_of_opentelemetry_says(both: tuple[str, str]
     assert samples(ours) == samples(theirs)
 
 
+def test_text_says_what_it_said_before_the_client_library_wrote_it(both: tuple[str, str]) -> None:
+    """`metrics.txt` is what our own writer made of the same events; times of calls differ from run to run."""
+
+    def told(text: str) -> list[object]:
+        return [
+            (family.name, family.type, family.documentation, sample.name, sample.labels, sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if not family.name.startswith("checkpointer_operation")
+        ]
+
+    assert told(both[0]) == told(METRICS.read_text(encoding="utf-8"))
+
+
 def test_every_metric_of_the_library_is_in_the_text(both: tuple[str, str]) -> None:
     assert len(families(both[0])) == len(OBSERVED) + len(COUNTERS) + len(HISTOGRAMS)
 
@@ -119,7 +136,7 @@ from prometheus_client import REGISTRY, generate_latest
 {set_up}
 from enhanced_checkpointing import EnhancedCheckpointerManager, create_memory_checkpointer
 from enhanced_checkpointing.serving import checkpointing_app
-from enhanced_checkpointing.web.prometheus import exposition
+from enhanced_checkpointing.web.metrics import exposition
 
 async def run():
     manager = EnhancedCheckpointerManager(create_memory_checkpointer())

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = PROJECT["project"]["version"]
 NAME = f"enhanced_checkpointing-{VERSION}"
-DATA = {"py.typed", "web/page.css", "web/page.js"}
+DATA = {"py.typed", *(f"web/{name}" for name in ("page.css", "page.html", "page.js", "sections.html"))}
 DOCUMENTS = {"README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "pyproject.toml"}
 STRAYS = (
     *(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
 import pytest
@@ -21,11 +22,8 @@ from enhanced_checkpointing.observability.events import (
     SystemState,
 )
 from enhanced_checkpointing.observability.recent import PastOutage, Recent, Sample
-from enhanced_checkpointing.web.drawings import depth, outage_end, strip
-from enhanced_checkpointing.web.page import CONTENT_SECURITY_POLICY, page, update
-from enhanced_checkpointing.web.sections import sections
-from enhanced_checkpointing.web.view import Mode, View, look, mode_of
-from enhanced_checkpointing.web.words import moment, size, span
+from enhanced_checkpointing.web.page import CONTENT_SECURITY_POLICY, page, sections, update
+from enhanced_checkpointing.web.view import Mode, View, look, mode_of, moment, outage_end, size, span
 
 NOW = 1_800_000_000.0
 PRIMARY = health.PrimaryHealth(
@@ -123,7 +121,7 @@ def test_what_needs_a_person_is_said_with_what_to_do(
     shown = view(told, letters=letters)
     (point,) = [point for point in shown.points if what in point.what]
     assert remedy in point.remedy
-    assert what in page(shown).replace("&#x27;", "'")
+    assert what in unescape(page(shown))
 
 
 def test_healthy_page_asks_for_nothing() -> None:
@@ -226,38 +224,34 @@ def test_long_lists_are_cut_and_say_so() -> None:
 
 def test_picture_of_the_journal_reaches_as_far_back_as_needed_and_ends_now() -> None:
     def drawn(*samples: Sample) -> str:
-        recent = Recent(lambda: NOW)
-        recent._samples.extend(samples)
-        recent.observe(lambda: Gauges(state=SystemState.OUTAGE, journal_pending=40))
-        drawing = depth(view(report(DOWN), recent))
-        assert drawing is not None
-        return f"{drawing.reach} {drawing.count} {drawing.svg}"
+        now = Sample(NOW, SystemState.OUTAGE, 40)
+        return sections(replace(view(report(DOWN)), samples=(*samples, now)))["depth"]
 
     short = drawn(Sample(NOW - 30.0, SystemState.HEALTHY, 0), Sample(NOW - 15.0, SystemState.OUTAGE, 20))
-    assert short.startswith("60 seconds 40")
+    assert "at most 40 in the last 60 seconds" in short
     assert 'class="line" d="M500.0 139.0H750.0V75.0H1000.0V11.0' in short
     assert '<rect class="outage" x="750.0" width="250.0"' in short
     long = drawn(Sample(NOW - 9_999.0, SystemState.OUTAGE, 80), Sample(NOW - 900.0, SystemState.DRAINING, 10))
-    assert long.startswith("30 minutes 80")
+    assert "at most 80 in the last 30 minutes" in long
     assert 'd="M0.0 11.0H500.0V' in long
 
 
 def test_quiet_journal_needs_no_picture() -> None:
     recent = Recent(lambda: NOW)
     recent.observe(Gauges)
-    assert depth(view(recent=recent)) is None
-    assert depth(view(CLOSED)) is None
+    assert sections(view(recent=recent))["depth"] == sections(view(CLOSED))["depth"] == ""
 
 
 def test_short_outage_is_seen_on_a_long_strip() -> None:
-    recent = Recent(lambda: NOW - 90_000.0)
-    recent._outages.append(PastOutage(NOW - 50_000.0, "x", down=1.0, seconds=40_000.0))
-    recent._outages.append(PastOutage(NOW - 1.0, "x", down=0.5, seconds=0.9))
-    drawing = strip(view(recent=recent))
-    assert (drawing.reach, drawing.count) == ("24 hours", 2)
-    assert '<rect class="outage" x="421.3" width="4.0"' in drawing.svg
-    assert '<rect class="draining" x="425.3" width="459.0"' in drawing.svg
-    assert '<rect class="outage" x="996.0" width="4.0"' in drawing.svg, "at the edge, not beyond it"
+    outages = (
+        PastOutage(NOW - 1.0, "x", down=0.5, seconds=0.9),
+        PastOutage(NOW - 50_000.0, "x", down=1.0, seconds=40_000.0),
+    )
+    told = sections(replace(view(), since=NOW - 90_000.0, outages=outages))["outages"]
+    assert "2 in the last 24 hours" in told
+    assert '<rect class="outage" x="421.3" width="4.0"' in told
+    assert '<rect class="draining" x="425.3" width="459.0"' in told
+    assert '<rect class="outage" x="996.0" width="4.0"' in told, "at the edge, not beyond it"
 
 
 @pytest.mark.parametrize(

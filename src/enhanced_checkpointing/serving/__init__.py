@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
@@ -29,18 +30,19 @@ def checkpointing_app(
 
     The page, `/status.json`, `/health` and `/metrics` show thread ids and errors, though no secrets: they answer 401
     unless a request has the header `Authorization: Bearer …` with `CHECKPOINT_STATUS_TOKEN`, or `authenticate` answers
-    True for it, at once or awaited. It may raise Starlette's `HTTPException` for another answer. Without both, whoever
-    reaches the page sees it. `/livez` and `/readyz` are open to all, for probes: they name no thread and no error.
+    True for it, at once or awaited. It may raise Starlette's `HTTPException` for another answer. Without both, they are
+    open to all who reach them, as `/livez` and `/readyz` always are, for probes: those name no thread and no error.
 
     Raises:
-        CheckpointerConfigurationError: Starlette is not installed.
+        CheckpointerConfigurationError: a package of the extra `serving` is not installed.
     """
-    try:
-        import starlette  # noqa: F401  # asked for by itself, so that no other missing module is taken for it
-    except ImportError as missing:
-        raise CheckpointerConfigurationError(
-            "checkpointing_app() needs Starlette: pip install 'enhanced-checkpointing[serving]'"
-        ) from missing
+    for package in ("starlette", "jinja2", "prometheus_client"):
+        try:
+            import_module(package)  # by itself, so that no other missing module is taken for it
+        except ImportError as missing:
+            raise CheckpointerConfigurationError(
+                f"checkpointing_app() needs {package}: pip install 'enhanced-checkpointing[serving]'"
+            ) from missing
     from enhanced_checkpointing.web.app import make_app
 
     return make_app(manager, name, authenticate)

@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.manager import EnhancedCheckpointerManager
 from enhanced_checkpointing.observability.recent import Recent
+from enhanced_checkpointing.web.metrics import CONTENT_TYPE, exposition
 from enhanced_checkpointing.web.page import CONTENT_SECURITY_POLICY, page, update
-from enhanced_checkpointing.web.prometheus import CONTENT_TYPE, exposition
 from enhanced_checkpointing.web.view import View, look
 
 FRESH_SECONDS = 1.0

@@ -4,73 +4,85 @@ from __future__ import annotations
 
 from base64 import b64encode
 from hashlib import sha256
-from html import escape
-from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from enhanced_checkpointing.web.sections import sections
-from enhanced_checkpointing.web.view import Mode, View
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from enhanced_checkpointing.errors import shortened
+from enhanced_checkpointing.observability.recent import CALLS_KEPT
+from enhanced_checkpointing.web import view as views
+from enhanced_checkpointing.web.view import CALL_SECONDS, Mode, View
+
+LONGEST_SHOWN = 500
+"""Characters that are shown of a thread's id or of an error: each may be as long as its author likes."""
 
 _COLOURS = {Mode.HEALTHY: "#1a7f4b", Mode.OUTAGE: "#c4320a", Mode.REFUSING: "#b42318", Mode.OFF: "#667085"}
 _OTHER_COLOUR = "#b7791f"
 
-_STYLE = files("enhanced_checkpointing.web").joinpath("page.css").read_text(encoding="utf-8")
-_SCRIPT = files("enhanced_checkpointing.web").joinpath("page.js").read_text(encoding="utf-8")
+_SECTIONS = ("headline", "points", "figures", "depth", "outages", "calls", "refused", "branches", "messages", "clock")
 
 
-def _source(text: str) -> str:
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+def _no_longer_than_a_person_reads(value: object) -> object:
+    return shortened(value, LONGEST_SHOWN) if type(value) is str else value
 
+
+_templates = Environment(
+    loader=PackageLoader("enhanced_checkpointing", "web"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=_no_longer_than_a_person_reads,
+)
+_templates.filters |= {
+    name: getattr(views, name)
+    for name in ("clock", "depth", "exact", "figures", "moment", "outage_end", "span", "strip")
+}
+_templates.filters["number"] = "{:,}".format
+_templates.globals |= {"call_minutes": round(CALL_SECONDS / 60), "calls_kept": CALLS_KEPT}
+_PAGE = _templates.get_template("page.html")
+_PARTS = _templates.get_template("sections.html").module
+
+
+def _inline(name: str) -> tuple[Markup, str]:
+    """A style or script of ours, and how the policy names it."""
+    assert _templates.loader is not None
+    text = _templates.loader.get_source(_templates, name)[0]
+    return Markup(text), f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+_STYLE, _STYLE_HASH = _inline("page.css")
+_SCRIPT, _SCRIPT_HASH = _inline("page.js")
 
 CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src {_source(_STYLE)}; script-src {_source(_SCRIPT)}; img-src data:; "
+    f"default-src 'none'; style-src {_STYLE_HASH}; script-src {_SCRIPT_HASH}; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
-"""Nothing from elsewhere, and of what is inline only what is ours."""
+"""Nothing from elsewhere; inline only our own style and script."""
 
 
 def page(view: View) -> str:
     """The whole page, of use without its script, too: it is loaded anew every ten seconds then."""
-    shown = sections(view)
-    parts = "\n".join(f'<section id="{name}">{html}</section>' for name, html in shown.items() if name != "headline")
-    return f"""<!doctype html>
-<html lang="en" data-mode="{view.mode}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="robots" content="noindex">
-<title>{title(view)}</title>
-<link rel="icon" href="{icon(view.mode)}">
-<style>{_STYLE}</style>
-<noscript><meta http-equiv="refresh" content="10"></noscript>
-</head>
-<body>
-<p id="silence" role="alert" hidden></p>
-<main>
-<p class="name">Checkpoints of <b>{escape(view.name)}</b></p>
-<header id="headline" role="status">{shown["headline"]}</header>
-{parts}
-</main>
-<footer>
-<nav aria-label="For machines"><a href="health">health</a> <a href="metrics">metrics</a> <a href="readyz">readyz</a>
-<a href="livez">livez</a></nav>
-</footer>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+    shown = update(view)
+    headline = shown["sections"].pop("headline")
+    return _PAGE.render(view=view, style=_STYLE, script=_SCRIPT, headline=headline, **shown)
 
 
 def update(view: View) -> dict[str, Any]:
     """The same as plain JSON types; a page that is open changes only what has changed."""
-    return {"mode": view.mode, "title": title(view), "icon": icon(view.mode), "sections": sections(view)}
+    return {
+        "mode": view.mode,
+        "title": f"{view.headline.title} · checkpoints",  # what the tab says: the state first
+        "icon": icon(view.mode),
+        "sections": sections(view),
+    }
 
 
-def title(view: View) -> str:
-    """What the tab says: the state first."""
-    return f"{view.headline.title} · checkpoints"
+def sections(view: View) -> dict[str, Markup]:
+    """The inside of every part of the page, by its id; empty where there is nothing to say."""
+    return {name: Markup(getattr(_PARTS, name)(view).strip()) for name in _SECTIONS}
 
 
 def icon(mode: Mode) -> str:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any
 
+from enhanced_checkpointing.observability.events import Diverged, SystemState
 from enhanced_checkpointing.observability.recent import Latency, Message, PastOutage, Recent, Sample
-from enhanced_checkpointing.web.words import several
 
 CALL_SECONDS = 300.0
 """How far back the calls are looked at, in seconds."""
 
 NOTED_FILL = 0.5
 """The share of its room from which a filling journal is pointed out; its first alarm is there, too."""
+
+DEPTHS = ((60.0, "60 seconds"), (300.0, "5 minutes"), (1_800.0, "30 minutes"))
+STRIPS = (
+    *((120.0, "2 minutes"), (900.0, "15 minutes"), (3_600.0, "60 minutes"), (21_600.0, "6 hours")),
+    (86_400.0, "24 hours"),
+)
+"""How far back the drawings go: the shortest of these times that shows all that was seen, else the longest."""
+
+WIDTH, DEPTH_HEIGHT, STRIP_HEIGHT = 1000, 140, 24
+NARROWEST = 4.0
+"""Units of the drawings. Nothing is drawn narrower, or a short outage would not be seen."""
 
 
 class Mode(StrEnum):
@@ -46,16 +60,6 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Branching:
-    """A thread of which two branches were found `at` a wall-clock time."""
-
-    at: float
-    thread_id: str
-    kept_as: str
-    deletion: bool
-
-
-@dataclass(frozen=True, slots=True)
 class View:
     """Everything on the page of the process `name`. `now` and `since`, when watching began, are wall-clock seconds."""
 
@@ -71,8 +75,16 @@ class View:
     samples: tuple[Sample, ...]
     latencies: tuple[Latency, ...]
     dead_letters: tuple[dict[str, Any], ...]
-    branchings: tuple[Branching, ...]
+    divergences: tuple[tuple[float, Diverged], ...]
     messages: tuple[Message, ...]
+
+    @property
+    def is_open(self) -> bool:
+        return self.mode not in (Mode.CLOSED, Mode.OFF)
+
+    def goes_on(self, outage: PastOutage) -> bool:
+        """Whether this is the outage of now: the newest, if it has no end and the breaker is open."""
+        return self.outage_goes_on and outage is self.outages[0]
 
 
 def look(
@@ -100,9 +112,7 @@ def look(
         samples=_samples(recent, now),
         latencies=recent.latencies(CALL_SECONDS),
         dead_letters=tuple(dead_letters),
-        branchings=tuple(
-            Branching(at, found.thread_id, found.kept_as, found.deletion) for at, found in recent.divergences()
-        ),
+        divergences=recent.divergences(),
         messages=recent.messages(),
     )
 
@@ -187,8 +197,7 @@ def points(health: dict[str, Any], dead_letters: Sequence[dict[str, Any]]) -> It
             f"The journal cannot be written: {journal['error']}",
             "Make its disk writable, or free space on it: without the journal, an outage refuses writes.",
         )
-    fill = journal["size_bytes"] / journal["capacity_bytes"] if journal["capacity_bytes"] else 0.0
-    if fill >= NOTED_FILL:
+    if (fill := _fill(journal)) >= NOTED_FILL:
         yield Point(
             f"The journal is {fill:.0%} full",
             "When it is full, writes are refused and nothing older is dropped. Bring the database back, or raise "
@@ -247,3 +256,187 @@ def _outages(recent: Recent, health: dict[str, Any], now: float) -> tuple[tuple[
     if not known or known[-1].seconds is not None:
         known = (*known, PastOutage(now - seconds, health["primary_checkpointer"]["error"]))
     return known[::-1], True
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One of the large figures: its name, its value, notes below it, and the share of room taken where it has one."""
+
+    name: str
+    value: str
+    notes: tuple[str, ...]
+    alarming: bool = False
+    fill: float | None = None
+
+
+def figures(health: dict[str, Any]) -> tuple[Figure, ...]:
+    """The large figures of an open manager."""
+    primary, journal = health["primary_checkpointer"], health["journal"]
+    standby, divergences = health["fallback_checkpointer"], health["divergences"]
+    if primary["breaker"] == "open":
+        state, since = "Down", f"for {span(primary['outage_seconds'] or 0.0)}"
+    else:
+        state, since = ("Takes writes", "") if primary["healthy"] else ("Fails", "at the newest probe")
+    pool = primary["pool"]
+    connections = f"{pool.get('size', 0)} of {pool['max']} connections" if "max" in pool else ""
+    waits = f"the oldest for {span(journal['oldest_age_seconds'])}" if journal["pending"] else "nothing waits"
+    where = {"durable": "on disk", "memory": "in memory only", "off": "switched off"}[journal["mode"]]
+    taken = f"{size(journal['size_bytes'])} of {size(journal['capacity_bytes'])}, {where}"
+    letters, frozen = journal["dead_letters"], journal["frozen_threads"]
+    threads = several(frozen, "frozen thread", "frozen threads") if frozen else "no thread is frozen"
+    diverged = several(divergences["count"], "divergence", "divergences")
+    return (
+        Figure(f"Database ({primary['backend']})", state, (since, connections), alarming=not primary["healthy"]),
+        Figure("In the journal", f"{journal['pending']:,}", (waits, taken), fill=_fill(journal)),
+        Figure(
+            *("Warm copies", f"{standby['warm_threads']:,}"),
+            ("threads, readable in an outage", size(standby["size_bytes"])),
+        ),
+        Figure("Dead letters", f"{letters:,}", (threads, diverged), alarming=bool(letters or frozen)),
+    )
+
+
+def _fill(journal: dict[str, Any]) -> float:
+    return float(journal["size_bytes"] / journal["capacity_bytes"]) if journal["capacity_bytes"] else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A stretch of a drawing, as high as that: `kind` is its colour."""
+
+    kind: str
+    x: float
+    width: float
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How far back it goes in words, and what stands out: the most that waited, or how many outages; bars; a curve."""
+
+    reach: str
+    count: int
+    bars: tuple[Bar, ...]
+    curve: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of time on a drawing of `WIDTH` units."""
+
+    start: float
+    end: float
+
+    def x(self, at: float) -> float:
+        share = (at - self.start) / (self.end - self.start)
+        return round(WIDTH * min(1.0, max(0.0, share)), 1)
+
+
+def depth(view: View) -> Drawing | None:
+    """What waited in the journal, on bands that show its state; None where there is nothing to see."""
+    window, reach = _reaching(view.now, min((sample.at for sample in view.samples), default=view.now), DEPTHS)
+    before = [sample for sample in view.samples if sample.at < window.start][-1:]  # says how the window began
+    samples = [*before, *(sample for sample in view.samples if sample.at >= window.start)]
+    most = max((sample.pending for sample in samples), default=0)
+    if not most and all(sample.state is SystemState.HEALTHY for sample in samples):
+        return None
+    room = DEPTH_HEIGHT - 12  # the top is a little above the largest number
+    curve = (
+        (window.x(sample.at), round(DEPTH_HEIGHT - 1 - room * sample.pending / max(most, 1), 1)) for sample in samples
+    )
+    return Drawing(reach, most, tuple(_bands(samples, window)), tuple(curve))
+
+
+def strip(view: View) -> Drawing:
+    """The outages on a line."""
+    first = min([view.since, *(outage.started_at for outage in view.outages)])
+    window, reach = _reaching(view.now, first, STRIPS)
+    shown = [outage for outage in view.outages if outage_end(outage, view) > window.start]
+    unseen = (Bar("quiet", 0, WIDTH), Bar("unseen", 0, window.x(view.since)))
+    return Drawing(reach, len(shown), (*unseen, *(bar for outage in shown for bar in _bars(outage, view, window))))
+
+
+def _reaching(now: float, first: float, choices: Sequence[tuple[float, str]]) -> tuple[Window, str]:
+    seconds, words = next((choice for choice in choices if now - first <= choice[0]), choices[-1])
+    return Window(now - seconds, now), words
+
+
+def outage_end(outage: PastOutage, view: View) -> float:
+    """When it was over; now, if it goes on; the last that is known of it, if nothing here saw its end."""
+    if outage.seconds is not None:
+        return outage.started_at + outage.seconds
+    return view.now if view.goes_on(outage) else outage.started_at + (outage.down or 0.0)
+
+
+def _bars(outage: PastOutage, view: View, window: Window) -> Iterator[Bar]:
+    """Until the database was back in one colour, until the journal was drained in another."""
+    end = outage_end(outage, view)
+    back = end if outage.down is None else min(end, outage.started_at + outage.down)
+    left, middle, right = window.x(outage.started_at), window.x(back), window.x(end)
+    width = max(NARROWEST, middle - left)
+    yield Bar("outage", min(left, WIDTH - width), width, span(end - outage.started_at))
+    if right - left > width:
+        yield Bar("draining", left + width, right - left - width)
+
+
+def _bands(samples: Sequence[Sample], window: Window) -> Iterator[Bar]:
+    """One for each stretch of samples of the same state, up to the first of another."""
+    stretches = [next(stretch) for _, stretch in groupby(samples, key=attrgetter("state"))]
+    for first, end in pairwise([*((first, first.at) for first in stretches), (None, window.end)]):
+        if first[0] is not None and first[0].state is not SystemState.HEALTHY:
+            left = window.x(first[1])
+            yield Bar(first[0].state.name.lower(), left, max(window.x(end[1]) - left, 1.0))
+
+
+# Times, sizes and numbers as a person reads them
+
+_SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def span(seconds: float) -> str:
+    """A time that something took, in its two largest units."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3_600:
+        return _in_two(whole, (60, "min"), (1, "s"))
+    if whole < 86_400:
+        return _in_two(whole, (3_600, "h"), (60, "min"))
+    return _in_two(whole, (86_400, "d"), (3_600, "h"))
+
+
+def _in_two(whole: int, large: tuple[int, str], small: tuple[int, str]) -> str:
+    rest = whole % large[0] // small[0]
+    return f"{whole // large[0]} {large[1]}" + (f" {rest} {small[1]}" if rest else "")
+
+
+def several(count: int, one: str, many: str) -> str:
+    """A number of things."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def size(count: float) -> str:
+    """Bytes."""
+    for unit in _SIZES[:-1]:
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} {_SIZES[-1]}"
+
+
+def clock(at: float) -> str:
+    """The time of day."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+
+
+def moment(at: float, now: float) -> str:
+    """The time of day; with the date, if that is not the one of `now`."""
+    then, today = datetime.fromtimestamp(at, UTC), datetime.fromtimestamp(now, UTC)
+    return then.strftime("%H:%M:%S" if then.date() == today.date() else "%d %b %H:%M:%S")
+
+
+def exact(at: float) -> str:
+    """The time for machines."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
