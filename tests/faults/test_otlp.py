@@ -18,7 +18,7 @@ OUTER_SPAN_ID = "b7ad6b7169203331"
 
 APPLICATION = """
 from opentelemetry import context, propagate, trace
-from enhanced_checkpointing.observability.configure import configure_telemetry
+from enhanced_checkpointing.telemetry.configure import configure_telemetry
 from enhanced_checkpointing.observability.events import *
 from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 
@@ -131,7 +131,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.observability.configure import configure_telemetry
+from enhanced_checkpointing.telemetry.configure import configure_telemetry
 {before}
 try:
     shutdown = configure_telemetry()

@@ -26,7 +26,7 @@ from enhanced_checkpointing.observability.events import (
     ThreadDrained,
     ThreadRetired,
 )
-from enhanced_checkpointing.observability.instruments import COUNTERS, HISTOGRAMS, OBSERVED
+from enhanced_checkpointing.observability.metrics import COUNTERS, HISTOGRAMS, OBSERVED
 from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from enhanced_checkpointing.observability.recent import Recent
 from enhanced_checkpointing.web.metrics import exposition

@@ -1,4 +1,4 @@
-"""Frozen records of what happened, and the protocol of whoever listens to them.
+"""Frozen records of what happened, and the protocol of those who listen to them.
 
 The library's logic emits these and knows nothing of OpenTelemetry or logging. Times are seconds; `started_at` is
 wall-clock (`time.time()`), so that a span can be made of a record after the fact.
@@ -213,23 +213,26 @@ class Gauges:
 
 
 NOTHING: AbstractContextManager[object] = nullcontext()
-"""What a sink gives that takes no note of single calls."""
+"""Returned by sinks that ignore single calls."""
 
 
 class Telemetry(Protocol):
-    """Whoever listens. Implementations never raise into the caller and never block."""
+    """A listener. Implementations never raise into the caller and never block; what one leaves out does nothing."""
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
         """Enter around one live call; on exit `scope` says how it ended."""
+        return NOTHING
 
     def emit(self, event: Event) -> None:
         """Take note of one event."""
 
     def observe(self, gauges: Callable[[], Gauges]) -> None:
         """Read `gauges` whenever current values are collected."""
+        return
 
     def close(self) -> None:
         """Forget the gauges and end what is open."""
+        return
 
 
 class _Both:

@@ -1,4 +1,5 @@
-"""Transitions as log lines that can be understood at 3 a.m., and the pool's own noise folded away."""
+"""Transitions as log lines that can be understood at 3 a.m., and what keeps every sink harmless: no secrets, few lines,
+no errors of its own."""
 
 from __future__ import annotations
 
@@ -7,27 +8,26 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from types import TracebackType
 from weakref import WeakSet
 
-from enhanced_checkpointing.errors import MOST_SHOWN, CheckpointerConfigurationError, shortened
+from enhanced_checkpointing.errors import MOST_SHOWN, CheckpointerConfigurationError, redact, shortened
 from enhanced_checkpointing.observability.events import (
-    NOTHING,
     ConfigurationFault,
     DeadLettered,
     Diverged,
     Event,
     FailedOver,
-    Gauges,
     Notice,
-    OperationScope,
     OutageEnded,
     OutageStarted,
     PrimaryRecovered,
     ProbeFinished,
+    Telemetry,
     ThreadDrained,
 )
-from enhanced_checkpointing.observability.shield import LOGGER_NAME, RateLimit, Shield, more_held_back, one_line
+
+LOGGER_NAME = "enhanced_checkpointing"
 
 _HIDDEN_AT_MOST = 30.0  # seconds; the longest wait between two probes is 15
 _NOTICE_METHODS = {"DEBUG": None, "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
@@ -37,7 +37,66 @@ _PLACE_IN_A_STATEMENT = re.compile(r"\s(?:at character \d+|LINE \d+:)")
 """Where PostgreSQL says where in a statement a fault is: the same fault in another statement is no other one."""
 
 
-class LoggingSink:
+class RateLimit:
+    """Admits `burst` lines per `seconds` and counts what it holds back."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float], burst: int = 1) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._burst = burst
+        self._window_started: float | None = None
+        self._admitted = 0
+        self._held_back = 0
+
+    def admit(self) -> int | None:
+        """Return how many were held back before this one, or None when this one is held back too."""
+        now = self._clock()
+        if self._window_started is None or now - self._window_started >= self._seconds:
+            self._window_started, self._admitted = now, 0
+        if self._admitted >= self._burst:
+            self._held_back += 1
+            return None
+        self._admitted += 1
+        held_back, self._held_back = self._held_back, 0
+        return held_back
+
+
+class Shield:
+    """Telemetry is never the reason why a call fails: an error of its own ends here, and is reported once a minute."""
+
+    def __init__(self, report: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._report = report
+        self._limit = RateLimit(60.0, clock)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        held_back = self._limit.admit()
+        if held_back is not None:
+            self._report(
+                one_line(
+                    f"telemetry failed and was skipped, checkpoints are not affected: "
+                    f"{type(error).__name__}: {redact(error)}{more_held_back(held_back)}"
+                )
+            )
+        return True
+
+
+def one_line(text: str) -> str:
+    """Return `text` without secrets and without line breaks, as errors of a database often have them."""
+    return " ".join(redact(text).split())
+
+
+def more_held_back(held_back: int, what: str = "") -> str:
+    return f" ({held_back} more {what}since the last such line)" if held_back else ""
+
+
+class LoggingSink(Telemetry):
     """Writes one line per transition to `logging` or to any object with `info`, `warning` and `error` methods.
 
     Single operations, retries and probes are not logged: an hour of outage is a handful of lines. Raises
@@ -64,22 +123,12 @@ class LoggingSink:
         self._divergences = RateLimit(60.0, clock, burst=10)
         self._faults: dict[tuple[str, str], float] = {}
 
-    def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
-        """Nothing: single calls are the business of spans and metrics."""
-        return NOTHING
-
-    def observe(self, gauges: Callable[[], Gauges]) -> None:
-        """Nothing: current values are the business of metrics."""
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
     def emit(self, event: Event) -> None:
-        """Write the line of a transition; events that come by the thousand are left to spans and metrics."""
+        """Write the line of a transition; single calls and events by the thousand are left to spans and metrics."""
         with self._shield:
-            self._emit(event)
+            self._write_line_of(event)
 
-    def _emit(self, event: Event) -> None:
+    def _write_line_of(self, event: Event) -> None:
         match event:
             case OutageStarted():
                 self._outage_started(event)
@@ -99,10 +148,8 @@ class LoggingSink:
                 self._diverged(event)
             case ConfigurationFault():
                 self._configuration_fault(event)
-            case Notice():
-                method = _NOTICE_METHODS.get(event.level.upper(), "warning")
-                if method is not None:
-                    self._write(method, event.message)
+            case Notice() if (method := _NOTICE_METHODS.get(event.level.upper(), "warning")) is not None:
+                self._write(method, event.message)
             case _:
                 pass
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import perf_counter
 from weakref import WeakKeyDictionary
@@ -14,7 +15,7 @@ from weakref import WeakKeyDictionary
 import opentelemetry.metrics._internal as metrics_internal
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
-from opentelemetry.metrics import Meter, MeterProvider, NoOpMeter
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, NoOpMeter, Observation
 from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode, Tracer, TracerProvider
 
 from enhanced_checkpointing.errors import redact
@@ -26,6 +27,7 @@ from enhanced_checkpointing.observability.events import (
     Diverged,
     Event,
     FailedOver,
+    Gauges,
     OperationScope,
     OutageEnded,
     OutageStarted,
@@ -34,14 +36,82 @@ from enhanced_checkpointing.observability.events import (
     RetryScheduled,
     ThreadDrained,
 )
-from enhanced_checkpointing.observability.instruments import GaugeSource, Instruments
-from enhanced_checkpointing.observability.shield import LOGGER_NAME, Shield
+from enhanced_checkpointing.observability.log import LOGGER_NAME, Shield
+from enhanced_checkpointing.observability.metrics import (
+    COUNTERS,
+    HISTOGRAMS,
+    OBSERVED,
+    OPERATION_DURATION,
+    OPERATIONS,
+    SECONDS_BOUNDARIES,
+    Observed,
+    measured,
+)
 
 Attributes = dict[str, str | int | float]
+GaugeSource = Callable[[], Gauges]
 
 _INSTRUMENTATION_SCOPE = "enhanced_checkpointing"
 _DATABASE_NAMES = {"postgres": "postgresql"}
 _FAILED_OUTCOMES = frozenset({"error", "unavailable"})
+
+_SPAN_EVENTS: dict[type[Event], tuple[str, tuple[str, ...]]] = {
+    RetryScheduled: ("retry", ("attempt", "delay", "error_type")),
+    AttemptAbandoned: ("attempt_abandoned", ("waited", "outstanding")),
+    FailedOver: ("failed_over", ("reason",)),
+    PrimaryRecovered: ("primary_recovered", ("outage_seconds", "pending")),
+    DeadLettered: ("dead_letter", ("thread_id", "operation", "error")),
+    Diverged: ("divergence", ("thread_id", "kept_as")),
+    ConfigurationFault: ("configuration_fault", ("error", "fix")),
+}
+"""The span event of an event, and the fields that it shows."""
+
+_SPAN_ATTRIBUTES = {"error_type": "error.type"}
+_FREE_TEXT = frozenset({"reason", "error", "fix"})
+"""May hold a secret."""
+
+
+class Instruments:
+    """Every instrument, made once per meter provider.
+
+    The SDK ignores the callback of an observable gauge whose name it already has, so a second manager in the process
+    would stay dark with gauges of its own: all of them share these, and `sources` says who is read.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.sources: tuple[GaugeSource, ...] = ()
+        self._shield = Shield(logging.getLogger(LOGGER_NAME).warning)
+        self._histograms = {
+            name: meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=SECONDS_BOUNDARIES)
+            for name, description in HISTOGRAMS
+        }
+        self._counters = {name: meter.create_counter(name, unit, text) for name, unit, text in COUNTERS}
+        self.duration, self.operations = self._histograms[OPERATION_DURATION], self._counters[OPERATIONS]
+        for observed in OBSERVED:
+            create = meter.create_observable_counter if observed.total else meter.create_observable_gauge
+            create(observed.name, [self._callback(observed)], observed.unit, observed.description)
+
+    def count(self, event: Event) -> None:
+        """Add what an event means."""
+        if (found := measured(event)) is None:
+            return
+        if (histogram := self._histograms.get(found.name)) is not None:
+            histogram.record(found.amount, found.labels)
+        else:
+            self._counters[found.name].add(found.amount, found.labels)
+
+    def _callback(self, observed: Observed) -> Callable[[CallbackOptions], list[Observation]]:
+        def observe(_options: CallbackOptions) -> list[Observation]:
+            values: list[float] = []
+            for source in self.sources:
+                with self._shield:
+                    value = observed.read(source())
+                    if value is not None:
+                        values.append(value)
+            return [Observation(observed.combine(values))] if values else []
+
+        return observe
+
 
 _instruments_of: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
 _instruments_lock = threading.Lock()
@@ -229,30 +299,19 @@ class OpenTelemetrySink:
 
     def _add_span_event(self, event: Event) -> None:
         """Retries belong to the call that they delay, transitions to the outage."""
-        outage = self._outage or trace.get_current_span()
-        match event:
-            case RetryScheduled():
-                attributes: Attributes = {"checkpoint.attempt": event.attempt, "checkpoint.delay": event.delay}
-                _event_on(trace.get_current_span(), "retry", attributes | {"error.type": event.error_type})
-            case AttemptAbandoned():
-                attributes = {"checkpoint.waited": event.waited, "checkpoint.outstanding": event.outstanding}
-                _event_on(trace.get_current_span(), "attempt_abandoned", attributes)
-            case FailedOver():
-                _event_on(trace.get_current_span(), "failed_over", {"checkpoint.reason": redact(event.reason)})
-            case PrimaryRecovered():
-                attributes = {"checkpoint.outage_seconds": event.outage_seconds, "checkpoint.pending": event.pending}
-                _event_on(outage, "primary_recovered", attributes)
-            case DeadLettered():
-                attributes = {"checkpoint.thread_id": event.thread_id, "checkpoint.operation": event.operation}
-                _event_on(outage, "dead_letter", attributes | {"checkpoint.error": redact(event.error)})
-            case Diverged():
-                attributes = {"checkpoint.thread_id": event.thread_id, "checkpoint.kept_as": event.kept_as}
-                _event_on(outage, "divergence", attributes)
-            case ConfigurationFault():
-                attributes = {"checkpoint.error": redact(event.error), "checkpoint.fix": redact(event.fix)}
-                _event_on(outage, "configuration_fault", attributes)
-            case _:
-                pass
+        if (found := _SPAN_EVENTS.get(type(event))) is None:
+            return
+        name, fields = found
+        attributes: Attributes = {}
+        for field in fields:
+            value = getattr(event, field)
+            attributes[_SPAN_ATTRIBUTES.get(field, f"checkpoint.{field}")] = (
+                redact(value) if field in _FREE_TEXT else value
+            )
+        of_a_call = isinstance(event, RetryScheduled | AttemptAbandoned | FailedOver)
+        span = trace.get_current_span() if of_a_call or self._outage is None else self._outage
+        if span.is_recording():  # an abandoned attempt may report after the span of its call has ended
+            span.add_event(f"checkpoint.{name}", attributes)
 
     def _open_outage(self, signals: _Signals, backend: str, started_at: float) -> Span:
         """Return the span of the outage: a breaker that opens again before the journal is drained continues it."""
@@ -305,11 +364,6 @@ def _attributes(backend: str, **more: str) -> Attributes:
     for name, value in more.items():
         attributes[f"checkpoint.{name}"] = value
     return attributes
-
-
-def _event_on(span: Span, name: str, attributes: Attributes) -> None:
-    if span.is_recording():  # an abandoned attempt may report after the span of its call has ended
-        span.add_event(f"checkpoint.{name}", attributes)
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -27,7 +27,8 @@ from enhanced_checkpointing.observability.events import (
     PrimaryRecovered,
     SystemState,
 )
-from enhanced_checkpointing.observability.instruments import (
+from enhanced_checkpointing.observability.log import LOGGER_NAME, Shield, one_line
+from enhanced_checkpointing.observability.metrics import (
     OPERATION_DURATION,
     OPERATIONS,
     PROBE_DURATION,
@@ -35,7 +36,6 @@ from enhanced_checkpointing.observability.instruments import (
     Labels,
     measured,
 )
-from enhanced_checkpointing.observability.shield import LOGGER_NAME, Shield, one_line
 
 CALLS_KEPT = 500
 """Of each operation and outcome: what percentiles are made of."""

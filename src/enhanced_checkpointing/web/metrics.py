@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from enhanced_checkpointing.observability.instruments import COUNTERS, HISTOGRAMS, OBSERVED, SECONDS_BOUNDARIES
+from enhanced_checkpointing.observability.metrics import COUNTERS, HISTOGRAMS, OBSERVED, SECONDS_BOUNDARIES
 from enhanced_checkpointing.observability.recent import Recent, Total
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
