@@ -20,23 +20,11 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = ["3.11", "3.12", "3.13"]
-THIS = "{}.{}".format(*sys.version_info)
-"""The Python of `together`, which has the unit tests in it."""
-nox.options.sessions = [
-    *("lint", "together", "serving", "lowest", "newest"),
-    *(f"unit-{version}" for version in PYTHONS if version != THIS),
-]
+nox.options.sessions = ["lint", "together", "serving", "lowest", f"unit-{PYTHONS[-1]}"]
+"""What runs with every push. What is between the oldest and the newest of anything has its turn at night."""
 SERVERS = ["18", "16"]
 PARALLEL = ("-n", "2", "--dist", "worksteal")
 """As many at a time as the smallest machine has cores: tests of deadlines must not starve each other."""
-OF_EACH_SERVER = tuple(
-    f"tests/faults/test_{name}.py"
-    for name in (
-        *("database_errors", "doctor", "migration", "missing_tables", "moving", "pooler", "same_rows", "server_faults"),
-        *("setup_command", "start_and_stop"),
-    )
-)
-"""Fault tests in which it matters which PostgreSQL serves: run on every version, the others on the newest."""
 INTEGRATION = ("tests/conformance", "tests/faults/test_same_rows.py")
 OF_EACH_DEPENDENCY = (
     *(
@@ -77,8 +65,9 @@ def install_all(session: nox.Session, *groups: str) -> None:
         session.install("--no-deps", "--no-build-isolation", ".[otlp,demo,serving]")
 
 
-def pytest(session: nox.Session, *arguments: str) -> None:
-    session.run("python", "-m", "pytest", *arguments, *session.posargs)
+def pytest(session: nox.Session, *arguments: str, marks: str = "not nightly") -> None:
+    """Run these tests, without the long proofs of `nox -s nightly`."""
+    session.run("python", "-m", "pytest", *arguments, "-m", marks, *session.posargs)
 
 
 @nox.session
@@ -107,12 +96,12 @@ def types(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Pure tests, on every supported Python that is present."""
     install(session, "test")
-    pytest(session, "tests/unit", *PARALLEL, *([] if session.python == PYTHONS[0] else ["-m", "not thorough"]))
+    pytest(session, "tests/unit", *PARALLEL, marks="" if session.python == PYTHONS[0] else "not thorough")
 
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Hundreds of seeded histories on virtual time; with the unit tests, every branch that must not fail is taken."""
+    """Seeded histories on virtual time; with the unit tests, every branch that must not fail is taken."""
     install(session, "test", "coverage")
     pytest(session, "tests/unit", "tests/simulation", "--cov", "--cov-report=term-missing", *PARALLEL)
 
@@ -123,19 +112,18 @@ def faults(session: nox.Session, postgres: str) -> None:
     """Real faults against a real PostgreSQL, whose binaries come in a wheel; LangGraph's suite before, in and after."""
     install(session, "test")
     session.env["TEST_POSTGRES_VERSION"] = postgres
-    if postgres == "18":
-        pytest(session, "tests/conformance", "tests/faults", *PARALLEL, "-m", "not alone")
-        pytest(session, "tests/faults", "-m", "alone")
-    else:
-        pytest(session, *OF_EACH_SERVER, *PARALLEL)
+    pytest(session, "tests/conformance", "tests/faults", *PARALLEL, marks="not alone and not nightly")
+    pytest(session, "tests/faults", marks="alone and not nightly")
 
 
 @nox.session
 def chaos(session: nox.Session) -> None:
     """Graphs of every kind while everything around them breaks: `nox -s chaos -- --minutes 30 --seed 7`."""
     install(session, "test")
-    pytest(session, "tests/chaos") if not session.posargs else None
-    session.run("python", "-m", "tests.chaos", *session.posargs)
+    if session.posargs:
+        session.run("python", "-m", "tests.chaos", *session.posargs)
+    else:
+        pytest(session, "tests/chaos")
 
 
 @nox.session
@@ -156,8 +144,8 @@ def serving(session: nox.Session) -> None:
 def deploy(session: nox.Session) -> None:
     """The files of deploy/: their schemas, and the alerts in a real outage. Needs Debian's package `prometheus`."""
     install(session, "test", "deploy")
-    pytest(session, "tests/deploy", "-n", "2", "--dist", "loadfile", "-m", "not alone")  # one outage serves a file
-    pytest(session, "tests/deploy", "-m", "alone")
+    pytest(session, "tests/deploy", "-n", "2", "--dist", "loadfile", marks="not alone")  # one outage serves a file
+    pytest(session, "tests/deploy", marks="alone")
 
 
 @nox.session
@@ -169,7 +157,7 @@ def docs(session: nox.Session) -> None:
         session.run("mkdocs", *session.posargs)
     else:
         session.run("mkdocs", "build", "--strict", "--quiet")  # into build/site
-        pytest(session, "tests/docs")
+        pytest(session, "tests/docs", *PARALLEL)
 
 
 @nox.session
@@ -184,7 +172,7 @@ def together(session: nox.Session) -> None:
         "examples": examples,
         "deploy": deploy,
         "docs": docs,
-        **{f"faults {version}": partial(faults, postgres=version) for version in SERVERS},
+        "faults": partial(faults, postgres=SERVERS[0]),
     }
     missed = []
     for name, part in parts.items():
@@ -254,8 +242,9 @@ def release(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """What takes too long for every push: much fuzz, 10,000 simulated worlds, half an hour of chaos; then one table."""
-    install(session, "test")
+    """What takes too long for every push: fuzz, 10,000 simulated worlds, chaos, other versions; then one table."""
+    install(session, "test", "deploy")
+    session.env["NOX_PYTHON"] = sys.executable
     session.run("python", "-m", "tests.nightly", *session.posargs)  # --seeds 100 --minutes 1 --fuzz 2: a short one
 
 
@@ -265,7 +254,7 @@ def containers(session: nox.Session) -> None:
     install(session, "test", "containers")
     session.env.update(_engine())
     session.env["TEST_POSTGRES"] = "containers"
-    pytest(session, "tests/containers", *INTEGRATION, *PARALLEL)
+    pytest(session, "tests/containers", "tests/faults/test_same_rows.py", *PARALLEL)
 
 
 def _engine() -> dict[str, str]:

@@ -100,6 +100,7 @@ def test_demo_ends_with_exit_code_1_when_what_is_stored_differs(temporary_direct
     assert "\x1b" not in ended.stdout  # no terminal, so no colours and no drawing
 
 
+@pytest.mark.nightly
 def test_demo_cuts_only_its_own_connections_to_a_given_server(
     temporary_directory: Path, private_postgres: LocalPostgres
 ) -> None:
@@ -115,7 +116,7 @@ def test_demo_cuts_only_its_own_connections_to_a_given_server(
     assert tables == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGTERM])
 def test_stopped_in_an_outage_the_demo_leaves_nothing_behind(temporary_directory: Path, number: signal.Signals) -> None:
     postgres_binaries()
     with subprocess.Popen(
@@ -136,6 +137,7 @@ def test_stopped_in_an_outage_the_demo_leaves_nothing_behind(temporary_directory
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.nightly
 def test_demo_locks_a_sqlite_file_in_a_live_display_and_proves_that_nothing_was_lost(temporary_directory: Path) -> None:
     terminal, its_end = pty.openpty()
     with subprocess.Popen(

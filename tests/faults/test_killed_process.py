@@ -18,7 +18,8 @@ from tests.support.checkpointer import opened, postgres, recovered, saver_of, sq
 from tests.support.checkpoints import Thread
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("TEST_KILLS", "200"))
+KILLS = int(os.environ.get("TEST_KILLS", "40"))
+"""A push takes a few; each night takes 200."""
 
 
 @pytest.mark.timeout(300 + KILLS)

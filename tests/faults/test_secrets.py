@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -490,18 +491,28 @@ def assert_halves_are_not_in(ended: Ended, *how: object) -> None:
     assert not [half for half in HALVES if half in said], (how, ended.out, ended.err)
 
 
-@pytest.mark.parametrize("url", MISTYPED)
-def test_commands_do_not_show_a_password_that_was_not_encoded(url: str) -> None:
+def ways_to_say(url: str) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Every command that takes a database, however it is told: arguments and variables."""
+    for form in ([], ["--json"]):
+        for profile in PROFILES:
+            yield ["doctor", *form], {"DATABASE_URL": url, **profile}
+            yield ["doctor", "--env-file", "variables", *form], profile
+        for named in NAMED_BY_OPTION:
+            yield [*named, url, *(["out.jsonl"] if named[0] == "export" else []), *form], {}
+    yield ["doctor"], {"OTEL_EXPORTER_OTLP_ENDPOINT": url.replace("postgresql", "http")}
+
+
+FEW = 8
+"""A push tries every eighth way with each URL, another eighth with the next; each night tries all with all."""
+
+
+@pytest.mark.parametrize("every", [FEW, pytest.param(1, marks=pytest.mark.nightly)], ids=["few", "all"])
+@pytest.mark.parametrize(("number", "url"), enumerate(MISTYPED), ids=MISTYPED)
+def test_commands_do_not_show_a_password_that_was_not_encoded(number: int, url: str, every: int) -> None:
     """Whether the URL is in use, comes from a file or an option, or is only set: it is checked before it is shown."""
     Path("variables").write_text(f"DATABASE_URL={json.dumps(url)}\n")
-    for form in ((), ("--json",)):
-        for profile in PROFILES:
-            assert_halves_are_not_in(command("doctor", *form, DATABASE_URL=url, **profile), form, profile)
-            assert_halves_are_not_in(command("doctor", "--env-file", "variables", *form, **profile), form, profile)
-        for named in NAMED_BY_OPTION:
-            arguments = [*named, url, *(["out.jsonl"] if named[0] == "export" else []), *form]
-            assert_halves_are_not_in(command(*arguments), arguments)
-    assert_halves_are_not_in(command("doctor", OTEL_EXPORTER_OTLP_ENDPOINT=url.replace("postgresql", "http")), "OTLP")
+    for arguments, variables in islice(ways_to_say(url), number % every, None, every):
+        assert_halves_are_not_in(command(*arguments, **variables), arguments, variables)
 
 
 @pytest.mark.parametrize("sign", "@/#?%:[ &=\\℀")

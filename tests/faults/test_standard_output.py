@@ -64,7 +64,7 @@ def run(*arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess
 
 
 @pytest.mark.parametrize(("code", "arguments"), COMMANDS.values(), ids=COMMANDS)
-@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize("form", [(), pytest.param(("--json",), marks=pytest.mark.nightly)], ids=["text", "json"])
 def test_command_ends_as_what_it_found_says_when_its_reader_went_away(
     form: tuple[str, ...], code: int, arguments: tuple[str, ...]
 ) -> None:
@@ -74,7 +74,7 @@ def test_command_ends_as_what_it_found_says_when_its_reader_went_away(
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("wrong usage", "migration")])
-@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize("form", [pytest.param((), marks=pytest.mark.nightly), ("--json",)], ids=["text", "json"])
 def test_full_standard_output_ends_with_2_and_one_sentence(form: tuple[str, ...], name: str) -> None:
     with full() as disk:
         ended, said = run(*COMMANDS[name][1], *form, stdout=disk)
@@ -117,6 +117,7 @@ def test_command_goes_on_where_nobody_reads_how_far_it_is() -> None:
     assert run("health", "--sqlite", "new.sqlite")[0] == run("health", "--sqlite", "another.sqlite")[0] == 0
 
 
+@pytest.mark.nightly
 def test_demo_that_nobody_watches_ends_as_what_it_proved_says() -> None:
     short = ("--conversations", "1", "--turns", "2", "--pace", "0.1", "--sqlite")
     with abandoned() as pipe:

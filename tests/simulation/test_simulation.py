@@ -11,7 +11,8 @@ from tests.simulation.platter import Content
 from tests.simulation.run import play
 from tests.simulation.script import make_script
 
-SEEDS, CHUNK = 500, 25
+SEEDS, CHUNK = 120, 10
+"""The same ones with every push, so that a failure is the change's; each night tries thousands of others."""
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
@@ -54,6 +55,7 @@ def test_process_that_dies_while_it_clears_the_directory_leaves_that_to_the_next
         assert not life.world.problems
 
 
+@pytest.mark.nightly
 def test_seeds_exercise_what_they_are_there_for() -> None:
     unseen = {
         "our process is dead",
