@@ -14,9 +14,15 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
-from enhanced_checkpointing import CheckpointCorruptionError, CheckpointerConfig, EnhancedCheckpointerManager
+from enhanced_checkpointing import (
+    CheckpointCorruptionError,
+    CheckpointerConfig,
+    EnhancedCheckpointerManager,
+    create_memory_checkpointer,
+)
 from enhanced_checkpointing.backends.directory import DEEPEST, load_metadata
 from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite
@@ -119,23 +125,63 @@ async def test_commands_list_the_others_and_name_those_that_cannot_be_read(
     assert ({one["thread_id"] for one in told["threads"]}, "unreadable" in told) == ({*HEALTHY}, False)
 
 
-@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+@pytest.mark.parametrize("name", ["memory", "sqlite", "postgres"])
 async def test_deletion_by_run_leaves_out_a_thread_with_a_row_that_cannot_be_read_and_goes_on(
     name: str, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = config_of(name, database_url, tmp_path)
+    config = create_memory_checkpointer() if name == "memory" else config_of(name, database_url, tmp_path)
     odd = {"a-array": "[]", "b-digits": HOSTILE["many digits"], "c-deep": HOSTILE["deep"]}
     async with opened(config) as manager:
-        for thread_id in (*odd, "sound"):
+        for thread_id in (*odd, "d-garbled", "sound"):
             thread = Thread(saver_of(manager), thread_id)
             await thread.put(note="first")
-            make_hostile(config, {one: text for one, text in odd.items() if one == thread_id})
+            if name == "memory":
+                damage_in_memory(manager, thread_id)
+            elif thread_id != "d-garbled":
+                make_hostile(config, {one: text for one, text in odd.items() if one == thread_id})
             await thread.put(run_id="the-run")
+            if thread_id == "d-garbled" and name != "memory":
+                await thread.put()
+                garble(config)
+        assert {"sound"} <= await ids_of(manager, run_id="the-run") <= {*odd, "d-garbled", "sound"}
         await manager.delete_for_runs(["the-run"])
-        assert await ids_of(manager, run_id="the-run") <= {*odd}, "the sound thread was gone through"
-        if name == "sqlite":
-            for thread_id in odd:
-                assert f"{thread_id}' was left out of a deletion by run: its metadata" in caplog.text
+        assert "sound" not in await ids_of(manager, run_id="the-run"), "the sound thread was gone through"
+        assert "sound" in await ids_of(manager)
+        for thread_id in (*(odd if name != "postgres" else ()), "d-garbled"):  # there no metadata is read
+            assert f"{thread_id}' was left out of a deletion by run: " in caplog.text
+        if name == "memory":
+            damage_in_memory(manager, "a-array", newest=True)
+            assert "a-array" not in await ids_of(manager)
+            assert "a-array" in manager._opened.backend.unreadable
+            assert (await manager.get_thread("sound")) is not None
+
+
+def garble(config: CheckpointerConfig) -> None:
+    """Make documents that are not LangGraph's of checkpoints that say that they have a delta channel."""
+    counted = '{"note": 1}'
+    if config.backend_name == "sqlite":
+        change = "checkpoint = x'c1', metadata = json_set(metadata, '$.counters_since_delta_snapshot', json(?))"
+        with closing(sqlite3.connect(config.database_path)) as connection, connection:
+            connection.execute(f"UPDATE checkpoints SET {change} WHERE thread_id = 'd-garbled'", (counted,))
+        return
+    assert config.connection_string is not None
+    change = "checkpoint = jsonb_set(checkpoint, '{channel_versions}', '[]')"
+    with psycopg.connect(config.connection_string.get_secret_value()) as session:
+        session.execute(f"UPDATE checkpoints SET {change} WHERE thread_id = 'd-garbled'")
+
+
+def damage_in_memory(manager: EnhancedCheckpointerManager, thread_id: str, *, newest: bool = False) -> None:
+    """Make bytes of a checkpoint that its serializer cannot read: metadata, or where it is garbled the checkpoint."""
+    saver = manager._opened.backend.saver
+    assert isinstance(saver, InMemorySaver)
+    checkpoints = saver.storage[thread_id][""]
+    checkpoint_id = (max if newest else min)(checkpoints)
+    checkpoint, metadata, parent = checkpoints[checkpoint_id]
+    if thread_id == "d-garbled":
+        checkpoint = "msgpack", b"\xc1"
+    elif thread_id != "sound":
+        metadata = {"a-array": ("msgpack", b"\x90"), "b-digits": ("json", b"["), "c-deep": ("other", b"")}[thread_id]
+    checkpoints[checkpoint_id] = checkpoint, metadata, parent
 
 
 json_values = st.recursive(

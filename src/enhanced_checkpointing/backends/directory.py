@@ -89,8 +89,13 @@ def load_metadata(stored: str | bytes | None) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         what = "has a number of too many digits" if "digits" in str(error) else "is no JSON"
         raise CheckpointCorruptionError(f"its metadata {what}") from None
+    return checked_metadata(read)
+
+
+def checked_metadata(read: object) -> dict[str, Any]:
+    """What was read as metadata, if it can be passed on. Raises as `load_metadata` does."""
     if not isinstance(read, dict):
-        raise CheckpointCorruptionError("its metadata is JSON, but no object")
+        raise CheckpointCorruptionError("its metadata can be read, but is no object")
     if is_deeper(read, DEEPEST):
         raise CheckpointCorruptionError(f"its metadata is nested deeper than {DEEPEST}")
     return read

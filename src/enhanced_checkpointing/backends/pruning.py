@@ -6,11 +6,16 @@ back to the nearest one that holds the value. What lies in between stays, whoeve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from enhanced_checkpointing.errors import CheckpointerError, quoted
+from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointerError, quoted
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 KEEP_LATEST, DELETE = "keep_latest", "delete"
 
@@ -173,6 +178,27 @@ class _Chain:
             link = self._links[link.parent_id]
             passed.add(link.checkpoint_id)
             yield link
+
+
+def read_of(what: str, read: Callable[[], T]) -> T:
+    """What `read` returns of stored bytes.
+
+    Raises:
+        CheckpointCorruptionError: they cannot be read, whatever the serializer raises then.
+    """
+    try:
+        return read()
+    except CheckpointCorruptionError:
+        raise
+    except Exception as error:
+        raise CheckpointCorruptionError(f"its {what} cannot be read ({type(error).__name__})") from error
+
+
+def leave_out(thread_id: str, error: BaseException) -> None:
+    """Tell that one thread keeps a deletion by run from being carried out in it, and in no other."""
+    _log.warning(
+        "Thread %s was left out of a deletion by run: %s. All others were gone through.", quoted(thread_id), error
+    )
 
 
 def refuse_copy(source_thread_id: str, target_thread_id: str) -> CheckpointerError:

@@ -43,6 +43,7 @@ class MemoryBackend(Backend):
     def __init__(self, config: CheckpointerConfig, serializer: SharingSerializer) -> None:
         super().__init__(config, serializer)
         self.saver = self._memory = MaintainedMemorySaver(serde=serializer)
+        self.unreadable = self._memory.unreadable
 
     async def scrub(self) -> Sequence[str]:
         return []

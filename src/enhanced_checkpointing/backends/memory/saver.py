@@ -7,18 +7,21 @@ from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.backends.directory import ThreadHead, time_of, user_of
+from enhanced_checkpointing.backends.directory import ThreadHead, checked_metadata, time_of, user_of
 from enhanced_checkpointing.backends.pruning import (
     DELETE,
     Held,
     Link,
     Plan,
     check_strategy,
+    leave_out,
     link_of,
     plan_pruning,
     plan_removal,
+    read_of,
     refuse_copy,
 )
+from enhanced_checkpointing.errors import CheckpointCorruptionError
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.serialization import MSGPACK, Serialized, SharingSerializer, dump_plain, load_plain
 
@@ -32,6 +35,10 @@ Stored = tuple[tuple[str, bytes], tuple[str, bytes], str | None]
 class MaintainedMemorySaver(InMemorySaver):
     """Each method is done before anybody else gets a turn."""
 
+    def __init__(self, *, serde: SharingSerializer) -> None:
+        super().__init__(serde=serde)
+        self.unreadable: dict[str, str] = {}
+
     def heads(self, thread_ids: Collection[str] | None = None) -> Iterator[ThreadHead]:
         """These threads, or all; each is looked at when it is taken, so that many need not hold the event loop."""
         of_writes: dict[str, int] = {}
@@ -41,7 +48,7 @@ class MaintainedMemorySaver(InMemorySaver):
             of_writes[thread_id] = of_writes.get(thread_id, 0) + len(data)
         for thread_id in self.thread_ids() if thread_ids is None else thread_ids:
             if any((namespaces := dict(self.storage.get(thread_id, {}))).values()):
-                yield self._head(thread_id, namespaces, of_writes.get(thread_id, 0))
+                yield self._head_or_why(thread_id, namespaces, of_writes.get(thread_id, 0))
 
     def thread_ids(self) -> list[str]:
         """All threads, in ascending order."""
@@ -79,14 +86,17 @@ class MaintainedMemorySaver(InMemorySaver):
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         runs = {str(run_id) for run_id in run_ids}
         for thread_id in self.thread_ids():
-            doomed = {
-                (namespace, checkpoint_id)
-                for namespace, checkpoints in self.storage[thread_id].items()
-                for checkpoint_id, stored in checkpoints.items()
-                if self._metadata(stored).get("run_id") in runs
-            }
-            if doomed:
-                self._carry_out(thread_id, plan_removal(self._links(thread_id), doomed, self._held_by(thread_id)))
+            try:
+                doomed = {
+                    (namespace, checkpoint_id)
+                    for namespace, checkpoints in self.storage[thread_id].items()
+                    for checkpoint_id, stored in checkpoints.items()
+                    if self._metadata(stored).get("run_id") in runs
+                }
+                if doomed:
+                    self._carry_out(thread_id, plan_removal(self._links(thread_id), doomed, self._held_by(thread_id)))
+            except CheckpointCorruptionError as error:
+                leave_out(thread_id, error)
 
     def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
         """Put these keys into the metadata of the newest root checkpoint; False if there is none."""
@@ -98,6 +108,19 @@ class MaintainedMemorySaver(InMemorySaver):
         of_root[max(of_root)] = checkpoint, metadata, parent_id
         return True
 
+    def _head_or_why(
+        self, thread_id: str, namespaces: Mapping[str, Mapping[str, Stored]], size_besides: int
+    ) -> ThreadHead:
+        try:
+            head = self._head(thread_id, namespaces, size_besides)
+        except CheckpointCorruptionError as error:
+            newest = max(key for checkpoints in namespaces.values() for key in checkpoints)
+            count = sum(map(len, namespaces.values()))
+            self.unreadable[thread_id] = str(error)
+            return ThreadHead(thread_id, newest, time_of(newest), {}, count, size_besides, unreadable=str(error))
+        self.unreadable.pop(thread_id, None)
+        return head
+
     def _head(self, thread_id: str, namespaces: Mapping[str, Mapping[str, Stored]], size_besides: int) -> ThreadHead:
         of_root = namespaces.get("") or {}
         everything = of_root or {key: one for checkpoints in namespaces.values() for key, one in checkpoints.items()}
@@ -105,7 +128,7 @@ class MaintainedMemorySaver(InMemorySaver):
         checkpoint, *_ = newest = everything[checkpoint_id]
         when = time_of(checkpoint_id)
         if when is None:
-            when = time_of(checkpoint_id, self._plain(checkpoint).get("ts"))
+            when = time_of(checkpoint_id, self._document("checkpoint", checkpoint).get("ts"))
         may_name = (one for one in sorted(of_root, reverse=True) if _may_name_a_user(of_root[one][1]))
         named = ((one, user_of(self._metadata(of_root[one]))) for one in may_name)
         named_by, user_id = next(((one, user) for one, user in named if user is not None), (None, None))
@@ -122,12 +145,13 @@ class MaintainedMemorySaver(InMemorySaver):
         )
 
     def _metadata(self, stored: Stored) -> dict[str, Any]:
-        return self._plain(stored[1])
+        return checked_metadata(self._document("metadata", stored[1]))
 
-    def _plain(self, stored: tuple[str, bytes]) -> dict[str, Any]:
+    def _document(self, what: str, stored: tuple[str, bytes]) -> Any:
         """Without making objects of the application: no graph asks for it."""
-        assert isinstance(self.serde, SharingSerializer)
-        return dict(load_plain(Serialized(*stored), self.serde))
+        serializer = self.serde
+        assert isinstance(serializer, SharingSerializer)
+        return read_of(what, lambda: load_plain(Serialized(*stored), serializer))
 
     def _stored(self, document: Mapping[str, Any]) -> tuple[str, bytes]:
         assert isinstance(self.serde, SharingSerializer)
@@ -153,7 +177,7 @@ class MaintainedMemorySaver(InMemorySaver):
 
     def _versions(self, thread_id: str, namespace: str, checkpoint_id: str) -> dict[str, str | int | float]:
         stored = self.storage[thread_id][namespace][checkpoint_id]
-        return dict(self._plain(stored[0])["channel_versions"])
+        return read_of("checkpoint", lambda: dict(self._document("checkpoint", stored[0])["channel_versions"]))
 
     def _carry_out(self, thread_id: str, plan: Plan) -> int:
         namespaces = self.storage.get(thread_id, {})

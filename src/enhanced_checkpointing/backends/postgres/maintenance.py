@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from langgraph.checkpoint.serde.types import TASKS
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, DataError
 from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.postgres.saver import PooledSaver
@@ -26,6 +26,7 @@ from enhanced_checkpointing.backends.pruning import (
     Link,
     Plan,
     check_strategy,
+    leave_out,
     link_of,
     plan_pruning,
     plan_removal,
@@ -162,8 +163,11 @@ class MaintainedPooledSaver(PooledSaver):
         async with self._connections.borrow() as connection:
             rows = await _ask(connection, THREADS_OF_RUNS_SQL, runs=runs)
         for row in rows:
-            async with self._connections.borrow() as connection, connection.transaction():
-                await _drop_runs(connection, row["thread_id"], {*runs})
+            try:
+                async with self._connections.borrow() as connection, connection.transaction():
+                    await _drop_runs(connection, row["thread_id"], {*runs})
+            except DataError as error:  # a document that is not LangGraph's
+                leave_out(row["thread_id"], error)
 
 
 async def _drop_runs(connection: Connection, thread_id: str, runs: set[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,17 +18,17 @@ from enhanced_checkpointing.backends.pruning import (
     Link,
     Plan,
     check_strategy,
+    leave_out,
     link_of,
     plan_pruning,
     plan_removal,
+    read_of,
     refuse_copy,
 )
 from enhanced_checkpointing.backends.sqlite.directory import JSON, VALUE_SQL, thread_ids_from
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
-from enhanced_checkpointing.errors import CheckpointCorruptionError, quoted
+from enhanced_checkpointing.errors import CheckpointCorruptionError
 from enhanced_checkpointing.serialization import without_objects
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Planner = Callable[[dict[str, list[Link]], HeldBy], Plan]
@@ -41,7 +40,6 @@ LONGEST_REST = 0.1
 THREADS_AT_ONCE = 10
 """Threads in which is looked for a run, in one go."""
 
-SKIPPED = "Thread %s was left out of a deletion by run: %s. All others were gone through."
 LINKS_SQL = "SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata FROM checkpoints WHERE thread_id = ?"
 PARENT_SQL = """
 UPDATE checkpoints SET parent_checkpoint_id = ? WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?
@@ -112,8 +110,8 @@ class MaintainedSqliteSaver(OneHopSaver):
             for thread_id, doomed in found.items():
                 try:
                     await self._change(thread_id, partial(_plan_removal, doomed=doomed))
-                except CheckpointCorruptionError as error:  # of that thread only; all others are gone through
-                    _log.warning(SKIPPED, quoted(thread_id), error)
+                except CheckpointCorruptionError as error:
+                    leave_out(thread_id, error)
             if after is None:
                 break
 
@@ -135,11 +133,15 @@ class MaintainedSqliteSaver(OneHopSaver):
     def _held_by(self, connection: sqlite3.Connection, thread_id: str) -> HeldBy:
         def held_by(namespace: str, checkpoint_id: str, channels: frozenset[str]) -> Held:
             found = connection.execute(VALUE_SQL, (thread_id, namespace, checkpoint_id)).fetchone()
-            with without_objects():
-                checkpoint = self.serde.loads_typed(found)
-            return Held(
-                channels & checkpoint["channel_versions"].keys(), channels & checkpoint["channel_values"].keys()
-            )
+
+            def read() -> Held:
+                with without_objects():
+                    checkpoint = self.serde.loads_typed(found)
+                return Held(
+                    channels & checkpoint["channel_versions"].keys(), channels & checkpoint["channel_values"].keys()
+                )
+
+            return read_of("checkpoint", read)
 
         return held_by
 
