@@ -14,6 +14,8 @@ import pytest
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from benchmarks.journal import NOBODY
+from enhanced_checkpointing.cli import screen
+from enhanced_checkpointing.cli.threads import list as threads_list
 from enhanced_checkpointing.journal import thread_table
 from enhanced_checkpointing.upkeep.divergence import APART
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite
@@ -239,6 +241,52 @@ def test_dead_letters_are_listed_and_retried_once_the_cause_is_mended() -> None:
     assert journal("retry", "--all", "--sqlite", FILE).code == 0
     assert stored("b") == threads["b"]
     assert os.listdir(JOURNAL) == []
+
+
+def test_json_of_journal_commands_is_bounded_in_bytes_and_says_what_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = str(FILE.resolve())
+
+    async def bury_many() -> None:
+        async with opened_journal(JOURNAL, home=home) as journal:
+            for number in range(60):
+                await journal.bury(await add(journal, f"{number:04}" + "x" * 4_000), "refused " + "y" * 20_000)
+
+    asyncio.run(bury_many())
+    set_up()
+    whole = journal("dead-letters")
+    assert len(whole.report["dead_letters"]) == 60
+    assert "cut" not in whole.report
+    monkeypatch.setattr(screen, "MOST_JSON", 100_000)
+    ended = journal("dead-letters")
+    assert len(ended.out) <= 100_000
+    cut = ended.report
+    assert cut["cut"] == {"dead_letters": 60}
+    first, shown = whole.report["dead_letters"][0], cut["dead_letters"][0]
+    assert (shown.keys(), shown["thread_id"]) == (first.keys(), first["thread_id"])
+    for name in ("status", "quarantine", "drain"):
+        assert len(journal(name, *(("--sqlite", FILE) if name == "drain" else ())).out) <= 100_000
+
+
+def test_page_of_threads_ends_where_it_grows_too_large_and_the_next_one_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def write() -> None:
+        async with opened(sqlite(FILE)) as manager:
+            for number in range(30):
+                await Thread(saver_of(manager), f"thread {number:02}").put(note="x" * 9_000)
+
+    asyncio.run(write())
+    monkeypatch.setattr(threads_list, "MOST_JSON", 100_000)
+    seen: list[str] = []
+    before: tuple[object, ...] = ()
+    for _ in range(5):
+        page = command("threads", "list", "--sqlite", FILE, "--json", *before)
+        assert len(page.out) < 100_000
+        seen += [one["thread_id"] for one in page.report["threads"]]
+        before = ("--before", page.report["next"])
+        if page.report["next"] is None:
+            break
+    assert seen == [f"thread {number:02}" for number in reversed(range(30))]
 
 
 def test_retry_without_a_dead_letter_or_without_a_thread_is_wrong_usage() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -14,7 +15,9 @@ import pytest
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import HeadQuery, Place
 from enhanced_checkpointing.operations import Operation, PutWrites
+from enhanced_checkpointing.threads.directory import LEFT_OUT, LISTED_METADATA
 from tests.support.backends import BACKENDS, START, checkpoint_id, config_of, opened_backend, put, write
+from tests.support.checkpointer import opened
 
 EVERY_BACKEND = pytest.mark.parametrize("name", BACKENDS)
 
@@ -164,3 +167,25 @@ async def test_no_user_id_is_too_long_or_too_odd_to_be_stored_and_found(
         for number, user in enumerate(users):
             assert await listed(backend, user) == [f"thread-{number}"]
         assert await backend.has_thread_index()
+
+
+@EVERY_BACKEND
+async def test_metadata_of_one_thread_is_not_the_size_of_a_listing_and_what_is_left_out_is_said(
+    name: str, database_url: str, tmp_path: Path
+) -> None:
+    config = config_of(name, database_url, tmp_path)
+    large = {"user_id": "ada", "page": "x" * LISTED_METADATA, "many": [*range(10_000)], "deep": {"a": {"b": "c" * 99}}}
+    async with opened(config) as manager:
+        for thread_id, metadata in (("large", large), ("small", {"user_id": "ada", "note": "short"})):
+            await manager._opened.backend.apply(put(thread_id, 1, metadata=metadata))
+        found = {one["thread_id"]: one["metadata"] for one in await manager.list_threads(user_id="ada")}
+        assert found["small"]["note"] == "short"
+        assert LEFT_OUT not in found["small"]
+        assert len(json.dumps(found["large"])) < LISTED_METADATA + 200
+        assert (found["large"]["user_id"], found["large"]["deep"]) == ("ada", large["deep"])
+        assert "page" not in found["large"]
+        assert found["large"][LEFT_OUT].startswith("2 of ")
+        assert [one["thread_id"] for one in await manager.list_threads(page="x" * LISTED_METADATA)] == ["large"]
+        whole = await manager.get_thread("large")
+        assert whole is not None
+        assert {key: whole["metadata"][key] for key in large} == large

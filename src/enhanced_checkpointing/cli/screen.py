@@ -17,10 +17,11 @@ from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status
 from enhanced_checkpointing.cli.safe_text import clean
 from enhanced_checkpointing.cli.streams import CUT_OFF, flush_bytes
-from enhanced_checkpointing.errors import CheckpointerError, redact
+from enhanced_checkpointing.errors import LONGEST_TEXT, CheckpointerError, redact, shortened
 from enhanced_checkpointing.journal.refusals import reason
 
 __all__ = [
+    "MOST_JSON",
     "age",
     "ask",
     "guarded",
@@ -58,9 +59,39 @@ def stdout() -> Console:
     return Terminal()
 
 
-def print_json(content: dict[str, Any]) -> None:
-    """The one object of a command that was asked for JSON."""
-    print(json.dumps(content, indent=2, default=str), flush=True)
+MOST_JSON = 4 * 1024 * 1024
+"""Bytes of a command's JSON, but for values that were asked for: what was stored does not set the size of a report."""
+
+
+def print_json(content: dict[str, Any], *, whole: bool = False) -> None:
+    """The one object of a command that was asked for JSON. Of what is too large, but for `whole`, long lists are cut,
+    and `cut` says where, and how long they are."""
+    print(json.dumps(content if whole else _within(content, MOST_JSON), indent=2, default=str), flush=True)
+
+
+def _within(content: dict[str, Any], most: int) -> dict[str, Any]:
+    kept, found, cut = 4096, content, dict[str, int]()
+    while kept and len(json.dumps(found, indent=2, default=str)) > most:
+        kept //= 4
+        cut = {}
+        found = _cut(content, kept, "", cut)
+    return {**found, "cut": cut} if cut else content
+
+
+def _cut(content: Any, kept: int, where: str, cut: dict[str, int]) -> Any:
+    if isinstance(content, str):
+        return shortened(content, LONGEST_TEXT)
+    if isinstance(content, dict):
+        rest = len(content) - kept if len(content) > max(kept, 64) else 0  # as what is named by threads
+        if rest:
+            cut[where] = len(content)
+        some = [*content.items()][: len(content) - rest]
+        return {key: _cut(value, kept, f"{where}.{key}" if where else key, cut) for key, value in some}
+    if isinstance(content, (list, tuple)):
+        if len(content) > kept:
+            cut[where] = max(len(content), cut.get(where, 0))
+        return [_cut(one, kept, f"{where}[]", cut) for one in content[:kept]]
+    return content
 
 
 def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:

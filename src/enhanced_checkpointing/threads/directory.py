@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -26,6 +27,11 @@ from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from enhanced_checkpointing.threads.sweep import Sweep
 from enhanced_checkpointing.threads.sweeper import Sweeper
+
+LISTED_METADATA = 16 * 1024
+"""Bytes of JSON that the metadata of one thread takes in a listing. Those of a graph take some hundred."""
+LEFT_OUT = "__left_out__"
+"""The key in a listing's metadata that says what was left out of it."""
 
 Entry: TypeAlias = dict[str, Any]
 """A thread, as plain JSON types."""
@@ -69,7 +75,7 @@ class ThreadDirectory:
         heads = await self.bridge.bring(
             lambda: self._maintenance.consult("list_threads", None, lambda one: one.heads(query), frozen=False)
         )
-        return [entry_of(head) for head in heads if self._owners.is_shown(head.metadata, user)]
+        return [listed_entry(head) for head in heads if self._owners.is_shown(head.metadata, user)]
 
     async def get(self, thread_id: str, user_id: str | None = None) -> Entry | None:
         """One thread; None if it is known that there is none.
@@ -150,6 +156,26 @@ class ThreadDirectory:
         user = None if user_id is None else text_of(user_id, USER_ID)
         for thread_id in thread_ids:
             await self.bridge.bring(self._owners.require, thread_id, user, as_owner=as_owner, new=new)
+
+
+def listed_entry(head: ThreadHead) -> Entry:
+    """An entry whose metadata takes `LISTED_METADATA` at most: what one row holds must not be the size of a listing."""
+    return {**entry_of(head), "metadata": _bounded(head.metadata)}
+
+
+def _bounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {key: len(key) + len(json.dumps(value, default=str)) for key, value in metadata.items()}
+    total = sum(sizes.values())
+    if total <= LISTED_METADATA:
+        return dict(metadata)
+    kept, room = {}, LISTED_METADATA
+    for key in sorted(sizes, key=sizes.__getitem__):
+        room -= sizes[key]
+        if room < 0:
+            break
+        kept[key] = metadata[key]
+    left_out = f"{len(sizes) - len(kept)} of {len(sizes)} keys, which take {total:,} bytes: `get_thread` has them all"
+    return {**{key: kept[key] for key in metadata if key in kept}, LEFT_OUT: left_out}
 
 
 def entry_of(head: ThreadHead) -> Entry:

@@ -75,7 +75,8 @@ def run(target: Target, thread_id: str, wanted: Range, *, namespace: str, full: 
                 "channels": [one.as_json() for one in found],
                 "journal": [one.as_json() for one in held],
                 "warnings": warnings,
-            }
+            },
+            whole=True,
         )
     else:
         console = stdout()

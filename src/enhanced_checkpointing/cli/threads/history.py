@@ -151,7 +151,8 @@ def run(target: Target, thread_id: str, *, limit: int, before: str | None, every
                 "next": history.following,
                 "journal": [one.as_json() for one in held],
                 "warnings": warnings,
-            }
+            },
+            whole=True,
         )
     else:
         console = stdout()

@@ -14,14 +14,22 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from enhanced_checkpointing.backends.directory import ACTIVE, COMPLETED, FAILED, THREAD_STATUS, HeadQuery, Place
+from enhanced_checkpointing.backends.directory import (
+    ACTIVE,
+    COMPLETED,
+    FAILED,
+    THREAD_STATUS,
+    HeadQuery,
+    Place,
+    ThreadHead,
+)
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.safe_text import one_line
-from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.screen import MOST_JSON, age, listed, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
 from enhanced_checkpointing.errors import quoted
-from enhanced_checkpointing.threads.directory import Entry, entry_of
+from enhanced_checkpointing.threads.directory import Entry, listed_entry
 
 __all__ = ["Wanted", "parsed_metadata", "print_whole", "run", "table_of"]
 
@@ -84,9 +92,18 @@ async def _found(
     """A page of threads; where it ends, unless these are the last ones; and those that were left out, and why."""
     query = HeadQuery(wanted.limit + 1, wanted.user_id, metadata, place)
     heads = await store.ask("list threads", lambda backend: backend.heads(query))
-    page = [entry_of(head) for head in heads[: wanted.limit] if store.shows(head.metadata)]
-    last = heads[wanted.limit - 1] if len(heads) > wanted.limit else None
-    following = f"{last.checkpoint_id}:{last.thread_id}" if last is not None else None
+    page: list[Entry] = []
+    last: ThreadHead | None = None
+    room = 3 * MOST_JSON // 4
+    for head in heads[: wanted.limit]:
+        entry = listed_entry(head)
+        room -= len(json.dumps(entry, indent=2, default=str))
+        if room < 0 and last is not None:
+            break  # the next page begins here
+        last = head
+        if store.shows(head.metadata):
+            page.append(entry)
+    following = f"{last.checkpoint_id}:{last.thread_id}" if last is not None and last is not heads[-1] else None
     return page, following, dict(store.unreadable)
 
 

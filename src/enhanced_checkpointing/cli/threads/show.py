@@ -59,7 +59,7 @@ def run(
 
     subject, held, warnings = run_with(configured, work)
     if as_json:
-        print_json(_as_object(subject, held, warnings))
+        print_json(_as_object(subject, held, warnings), whole=True)
     else:
         _print(subject, warnings, stdout(), time.time(), full=full)
     return ExitCode.FINE
