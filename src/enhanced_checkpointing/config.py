@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -345,6 +346,7 @@ class CheckpointerConfig(SettingFields):
 
     def with_overrides(self, **fields: Unpack[ConfigFields]) -> Self:
         """Return a copy with `fields` changed, checked anew; defaults that depend on the environment follow it."""
+        hide_secrets(fields)
         explicit: dict[str, Any] = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**explicit, **fields})
 
@@ -356,8 +358,17 @@ class CheckpointerConfig(SettingFields):
         }
 
 
+def hide_secrets(fields: Mapping[str, Any]) -> None:
+    """Replace secrets among keyword arguments, so that no frame of a traceback from here on shows them."""
+    assert isinstance(fields, dict)
+    for name in ("connection_string", "journal_key", "status_token"):
+        if isinstance(fields.get(name), str):
+            fields[name] = SecretStr(fields[name])
+
+
 def create_memory_checkpointer(**fields: Unpack[FactoryFields]) -> CheckpointerConfig:
     """Configure a primary in this process's memory: for tests and development, nothing outlives the process."""
+    hide_secrets(fields)
     return CheckpointerConfig(checkpointer_type=CheckpointerType.MEMORY, **fields)
 
 
@@ -365,6 +376,7 @@ def create_sqlite_checkpointer(
     database_path: str | Path = "checkpoints.sqlite", **fields: Unpack[FactoryFields]
 ) -> CheckpointerConfig:
     """Configure a primary in a SQLite file: durable on this machine, for one machine's processes."""
+    hide_secrets(fields)
     return CheckpointerConfig(checkpointer_type=CheckpointerType.SQLITE, database_path=database_path, **fields)
 
 
@@ -372,7 +384,8 @@ def create_postgres_checkpointer(
     connection_string: str | SecretStr, **fields: Unpack[FactoryFields]
 ) -> CheckpointerConfig:
     """Configure a PostgreSQL primary; `connection_string` is a URL or `host=… dbname=…` pairs."""
-    if isinstance(connection_string, str):  # no traceback from here on shows it
+    hide_secrets(fields)
+    if isinstance(connection_string, str):
         connection_string = SecretStr(connection_string)
     return CheckpointerConfig(
         checkpointer_type=CheckpointerType.POSTGRES, connection_string=connection_string, **fields

@@ -20,7 +20,7 @@ from langgraph.checkpoint.base.id import uuid6
 from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
-from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides
+from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides, hide_secrets
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.identifiers import text_of, with_text_ids
 from enhanced_checkpointing.journal.opening import open_journal
@@ -330,6 +330,7 @@ async def initialize_enhanced_checkpointing(
         CheckpointerConfigurationError: a setting is wrong, or the primary refuses for a reason that does not pass.
         CheckpointUnavailableError: the primary is down, and `require_primary=True`.
     """
+    hide_secrets(overrides)
     if custom_config is not None:
         config = custom_config.with_overrides(**overrides) if overrides else custom_config
     else:

@@ -19,6 +19,7 @@ from enhanced_checkpointing.config import (
     CheckpointerType,
     ProfileOverrides,
     SettingFields,
+    hide_secrets,
     variable_of,
 )
 
@@ -70,6 +71,7 @@ class CheckpointerSettings(BaseSettings, SettingFields):
         `environment` None means CHECKPOINT_ENVIRONMENT, else development. Only what was set is handed on, so that
         `model_fields_set` of the result tells what somebody asked for by name.
         """
+        hide_secrets(overrides)
         fields: dict[str, Any] = {
             name: getattr(self, name) for name in SettingFields.model_fields if name in self.model_fields_set
         }
@@ -102,16 +104,19 @@ class CheckpointerSettings(BaseSettings, SettingFields):
 
 def get_development_checkpointer_config(**overrides: Unpack[ProfileOverrides]) -> CheckpointerConfig:
     """Memory, or the SQLite file SQLITE_PATH when DEV_USE_SQLITE is true."""
+    hide_secrets(overrides)
     return CheckpointerSettings().to_config("development", **overrides)
 
 
 def get_testing_checkpointer_config(**overrides: Unpack[ProfileOverrides]) -> CheckpointerConfig:
     """Memory."""
+    hide_secrets(overrides)
     return CheckpointerSettings().to_config("testing", **overrides)
 
 
 def get_production_checkpointer_config(**overrides: Unpack[ProfileOverrides]) -> CheckpointerConfig:
     """PostgreSQL at DATABASE_URL or POSTGRES_URL; where neither is set, the SQLite file SQLITE_PATH, with a warning."""
+    hide_secrets(overrides)
     return CheckpointerSettings().to_config("production", **overrides)
 
 

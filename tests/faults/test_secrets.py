@@ -29,21 +29,31 @@ from enhanced_checkpointing import (
     CheckpointerError,
     CheckpointerSettings,
     EnhancedCheckpointerManager,
+    create_memory_checkpointer,
     create_postgres_checkpointer,
+    create_sqlite_checkpointer,
+    get_production_checkpointer_config,
+    initialize_enhanced_checkpointing,
 )
 from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
+from enhanced_checkpointing.journal.opening import signer_of
 from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from enhanced_checkpointing.observability.recent import Message, Recent
 from enhanced_checkpointing.serving import checkpointing_app
 from tests.support.checkpointer import eventually, postgres, recovered, saver_of
 from tests.support.checkpoints import Thread
 from tests.support.graphs import GRAPHS, run_case
+from tests.support.journals import add, opened_journal
 from tests.support.postgres import postgres_binaries
 from tests.support.terminal import Ended, command
 
 PLAIN = "correcthorsebatterystaple"
 SPECIAL = "p@ss/w:rd %'\"\\ü&=?#"
 KEY_PASSWORD = "keyphrase-of-the-client-key"
+JOURNAL_KEY = "signs-the-journal-0123456789abcdef"
+STATUS_TOKEN = "opens-the-page-0123456789abcdef"
+SHORT = "Zq9short"
+"""Too short for either."""
 
 
 @pytest.fixture(scope="module", params=[PLAIN, SPECIAL], ids=["plain", "special characters"])
@@ -82,7 +92,7 @@ def secrets_of(server: LocalPostgres) -> set[str]:
     password = server._password
     assert password is not None
     forms = {password, quote(password, safe=""), quote(password), password.replace("'", "\\'"), repr(password)[1:-1]}
-    return {*forms, json.dumps(password)[1:-1], KEY_PASSWORD}
+    return {*forms, json.dumps(password)[1:-1], KEY_PASSWORD, JOURNAL_KEY, STATUS_TOKEN, SHORT}
 
 
 @dataclass
@@ -109,7 +119,10 @@ class Outlets:
     async def collect_served(self) -> None:
         if self._client is not None:
             for path in ("/", "/status.json", "/livez", "/readyz", "/health", "/health?fresh=1", "/metrics"):
-                response = await self._client.get(path)
+                refused = await self._client.get(path)
+                response = await self._client.get(path, headers={"Authorization": f"Bearer {STATUS_TOKEN}"})
+                self.sweep.add("served", refused.text, *refused.headers.values())
+                assert (refused.status_code, response.status_code) != (200, 401)
                 kind = response.headers["Content-Type"]
                 told = strings_in(response.json()) if kind == "application/json" else [response.text]
                 self.sweep.add("served", *told, *map(html.unescape, told), *response.headers.values())
@@ -205,13 +218,16 @@ def outlets(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outlets]:
 
 
 def config_of(server: LocalPostgres, **fields: Any) -> CheckpointerConfig:
-    return postgres(f"{server.url()}?sslpassword={KEY_PASSWORD}", on_unknown_thread="raise", **fields)
+    fields = {"journal_key": JOURNAL_KEY, "status_token": STATUS_TOKEN, "on_unknown_thread": "raise", **fields}
+    return postgres(f"{server.url()}?sslpassword={KEY_PASSWORD}", **fields)
 
 
 WRONG_FIELDS: tuple[dict[str, Any], ...] = (
     {"deadline": "soon"},
     {"no_such_setting": 1},
     {"thread_safe": False},
+    {"journal_key": SHORT},
+    {"status_token": SHORT},
     {"probe_backoff_min": 20.0},
 )
 
@@ -223,6 +239,10 @@ def be_refused(sweep: Sweep, server: LocalPostgres, monkeypatch: pytest.MonkeyPa
         for make in (
             create_postgres_checkpointer,
             lambda one, **fields: CheckpointerConfig(connection_string=one, **fields),
+            lambda one, **fields: CheckpointerConfig().with_overrides(connection_string=one, **fields),
+            lambda one, **fields: get_production_checkpointer_config(connection_string=one, **fields),
+            lambda _, **fields: create_sqlite_checkpointer(**fields),
+            lambda _, **fields: create_memory_checkpointer(**fields),
         ):
             with pytest.raises(CheckpointerError) as refused:
                 make(url, **wrong)
@@ -233,6 +253,19 @@ def be_refused(sweep: Sweep, server: LocalPostgres, monkeypatch: pytest.MonkeyPa
         CheckpointerSettings().to_config("production")
     sweep.add_error(refused.value)
     monkeypatch.delenv("CHECKPOINT_DEADLINE")
+    for name in ("CHECKPOINT_JOURNAL_KEY", "CHECKPOINT_STATUS_TOKEN"):
+        monkeypatch.setenv(name, SHORT)
+        with pytest.raises(CheckpointerError) as refused:
+            CheckpointerSettings().to_config("production")
+        sweep.add_error(refused.value)
+        monkeypatch.delenv(name)
+
+
+async def be_refused_at_once(sweep: Sweep, server: LocalPostgres) -> None:
+    for wrong in WRONG_FIELDS:
+        with pytest.raises(CheckpointerError) as refused:
+            await initialize_enhanced_checkpointing(connection_string=server.url(), **wrong)
+        sweep.add_error(refused.value)
 
 
 async def fail_to_start(sweep: Sweep, config: CheckpointerConfig) -> None:
@@ -300,6 +333,7 @@ async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkey
     config = settings.to_config("production")
     sweep.add("config", config, repr(config), config.model_dump(), config.model_dump_json())
     be_refused(sweep, guarded_postgres, monkeypatch)
+    await be_refused_at_once(sweep, guarded_postgres)
     with outlets(sweep, monkeypatch) as out:
         await go_through_an_outage(guarded_postgres, out)
     places = {place for place, text in sweep.found if len(text) > 2}
@@ -556,6 +590,38 @@ def test_password_in_an_argument_is_warned_of_and_one_in_a_variable_or_a_file_is
         "@bytes": "cannot be read: not UTF-8",
     }.items():
         assert what in " ".join(" ".join(said(given)).split()), given
+
+
+def test_no_command_shows_the_key_of_the_journal_the_token_of_the_page_or_what_a_name_or_a_file_stands_for() -> None:
+    async def leave() -> None:
+        signer = signer_of(CheckpointerConfig(journal_key=JOURNAL_KEY))
+        async with opened_journal(Path("journal"), signer=signer) as journal:
+            await journal.bury(await add(journal, "thread"), "refused")
+
+    asyncio.run(leave())
+    url = f"postgresql://u:{FIRST}@127.0.0.1:1/db"
+    Path("url").write_text(url)
+    where = ("--database-url", "@url", "--journal-dir", "journal", "--json")
+    journal = ("--journal-dir", "journal", "--json")
+    for key, token in ((JOURNAL_KEY, STATUS_TOKEN), (JOURNAL_KEY[::-1], STATUS_TOKEN), (SHORT, SHORT), (None, None)):
+        environment = {"CHECKPOINT_JOURNAL_KEY": key, "CHECKPOINT_STATUS_TOKEN": token, "HERE": url}
+        for words in (
+            ("doctor", "--timeout", "1", *where),
+            ("health", "--timeout", "1", *where),
+            ("health", "--timeout", "1", "--json", "--url", "http://127.0.0.1:1"),
+            ("journal", "status", *journal),
+            ("journal", "dead-letters", *journal),
+            ("journal", "quarantine", *journal),
+            ("journal", "drain", "--timeout", "1", *where),
+            ("threads", "list", "--database-url", "env:HERE", "--json"),
+            ("erase", "--thread", "thread", "--yes", *where),
+            ("audit", "verify", *journal),
+        ):
+            ended = command(*words, **environment)
+            said = ended.out + ended.err
+            assert "Traceback" not in said, words
+            secrets = (JOURNAL_KEY, JOURNAL_KEY[::-1], STATUS_TOKEN, SHORT, FIRST)
+            assert not [one for one in secrets if one in said], (words, said)
 
 
 def test_password_in_the_environment_is_not_warned_of() -> None:
