@@ -152,7 +152,7 @@ async def test_deletion_by_run_leaves_out_a_thread_with_a_row_that_cannot_be_rea
         if name == "memory":
             damage_in_memory(manager, "a-array", newest=True)
             assert "a-array" not in await ids_of(manager)
-            assert "a-array" in manager._opened.backend.unreadable
+            assert "a-array" in manager.components.backend.unreadable
             assert (await manager.get_thread("sound")) is not None
 
 
@@ -172,7 +172,7 @@ def garble(config: CheckpointerConfig) -> None:
 
 def damage_in_memory(manager: EnhancedCheckpointerManager, thread_id: str, *, newest: bool = False) -> None:
     """Make bytes of a checkpoint that its serializer cannot read: metadata, or where it is garbled the checkpoint."""
-    saver = manager._opened.backend.saver
+    saver = manager.components.backend.saver
     assert isinstance(saver, InMemorySaver)
     checkpoints = saver.storage[thread_id][""]
     checkpoint_id = (max if newest else min)(checkpoints)

@@ -177,7 +177,7 @@ async def test_metadata_of_one_thread_is_not_the_size_of_a_listing_and_what_is_l
     large = {"user_id": "ada", "page": "x" * LISTED_METADATA, "many": [*range(10_000)], "deep": {"a": {"b": "c" * 99}}}
     async with opened(config) as manager:
         for thread_id, metadata in (("large", large), ("small", {"user_id": "ada", "note": "short"})):
-            await manager._opened.backend.apply(put(thread_id, 1, metadata=metadata))
+            await manager.components.backend.apply(put(thread_id, 1, metadata=metadata))
         found = {one["thread_id"]: one["metadata"] for one in await manager.list_threads(user_id="ada")}
         assert found["small"]["note"] == "short"
         assert LEFT_OUT not in found["small"]

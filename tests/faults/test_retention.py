@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
@@ -503,3 +504,33 @@ async def test_value_that_cannot_be_read_keeps_no_thread_from_going(database_url
         found = await manager.run_retention()
         assert (found.deleted, found.failed) == (2, 0), "values are not read to judge a thread"
         assert await left(manager) == set()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_joins_and_whole_values_of_delta_channels_are_judged_without_making_objects(
+    backend: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A join that waits for more nodes has a set of names, and a delta channel's whole value an object of LangGraph's:
+    which node is still to run is told by their bytes."""
+    serde, made = JsonPlusSerializer(), list[int]()
+    make = serde._unpack_ext_hook
+
+    def seen(code: int, data: bytes) -> object:
+        made.append(code)
+        return make(code, data)
+
+    monkeypatch.setattr(serde, "_unpack_ext_hook", seen)
+    async with stage(backend, database_url, tmp_path) as place:
+        manager = await place.manager(serde=serde)
+        await run(manager, "parallel", "half joined", interrupt_before=["left", "middle"])
+        await run(manager, "parallel", "joined", interrupt_before=["join"])
+        for name in ("parallel", "delta_channel"):
+            await run(manager, name, f"done {name}", turns=3)
+        await run(manager, "delta_channel", "stopped", interrupt_before=["second"])
+        assert made, "an application's own read makes objects, and it is seen here"
+        let_pass(manager, 10_000)
+        made.clear()
+        found = await manager.run_retention(RetentionPolicy(0, 0, 0))
+        assert (found.failed, made) == (0, [])
+        assert await left(manager) == {"half joined", "joined", "stopped"}
+        assert (await state(manager, "parallel", "joined"))["log"]
