@@ -664,3 +664,15 @@ def test_book_whose_files_were_removed_takes_marks_and_no_records(tmp_path: Path
     assert book.diverted == {"a": "b"}
     book.close()
     assert len(list(tmp_path.glob("*.journal"))) == 1, "its name may be another one's by now"
+
+
+def test_mark_that_is_stored_twice_says_what_it_said_once(tmp_path: Path) -> None:
+    book = new_book(RealDisk(tmp_path))
+    first, second = book.append([record("a", b"1"), record("b", b"2")])
+    for _ in range(2):  # the first one was synced, and its process was not told
+        book.append([marks.applied([first])])
+    assert book.places.keys() == {second}
+    book.release()
+    found = adopted(tmp_path)
+    assert pending(found) == {"b": [b"2"]}
+    found.book.release()

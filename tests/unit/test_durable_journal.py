@@ -27,6 +27,7 @@ from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable_journal import DurableJournal
 from enhanced_checkpointing.journal.frames import Draft, Kind
+from enhanced_checkpointing.journal.inheritance import MEMORY
 from enhanced_checkpointing.journal.shelf import TRIES
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
@@ -873,3 +874,12 @@ async def test_directory_that_cannot_be_made_again_is_told_until_it_can() -> Non
         await journal.check()
         await add(journal, Author("b").put({"n": 1}))
         assert journal.status().error is None
+
+
+async def test_journal_of_a_primary_in_memory_has_no_other_workers_and_forgets_what_was_applied() -> None:
+    async with opened_journal(home=MEMORY) as journal:
+        assert journal.workers is None
+        await add(journal, "a")
+        await journal.mark_applied(journal.entries("a"))
+        assert not journal.holds("a")
+    assert everything() == []
