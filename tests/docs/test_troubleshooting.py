@@ -21,7 +21,7 @@ from docs.building.writing import DOCS, ROOT
 from enhanced_checkpointing import CheckpointerError, CheckpointUnavailableError, EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.postgres.failures import classify_postgres
 from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
-from enhanced_checkpointing.journal.refusals import refusal
+from enhanced_checkpointing.journal.disk import refusal
 from enhanced_checkpointing.resilience.failures import FailureKind
 from tests.support.checkpointer import opened, postgres, sqlite
 from tests.support.checkpointer import saver_of as saver

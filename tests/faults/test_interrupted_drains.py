@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 DRAIN_AND_DIE = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from enhanced_checkpointing.journal.durable_journal import DurableJournal
+from enhanced_checkpointing.journal.durable import DurableJournal
 from tests.support.checkpointer import opened, postgres
 
 url, journal_dir, when, marks_before = sys.argv[1:]

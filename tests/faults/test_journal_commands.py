@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from benchmarks.journal import NOBODY
 from enhanced_checkpointing.cli import screen
 from enhanced_checkpointing.cli.threads import list as threads_list
-from enhanced_checkpointing.journal import thread_table
+from enhanced_checkpointing.journal import workers as thread_table
 from enhanced_checkpointing.upkeep.divergence import APART
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite
 from tests.support.checkpoints import Thread
@@ -75,7 +75,7 @@ def stored(thread_id: str) -> list[str]:
 
 def contents() -> dict[str, bytes]:
     """All of it but the table that processes meet in, which each of them changes."""
-    files = (path for path in JOURNAL.rglob("*") if path.is_file() and path.name != thread_table.NAME)
+    files = (path for path in JOURNAL.rglob("*") if path.is_file() and path.name != thread_table.TABLE_NAME)
     return {str(path): path.read_bytes() for path in files}
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.journal import NOBODY
 from enhanced_checkpointing import CheckpointUnavailableError, JournalFullError
-from enhanced_checkpointing.journal import opening, thread_table
+from enhanced_checkpointing.journal import opening
+from enhanced_checkpointing.journal import workers as thread_table
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.saver.saver import FailoverSaver
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, switched
@@ -49,7 +50,7 @@ async def test_journal_on_a_full_disk_refuses_clearly_shows_nothing_of_it_and_is
             assert await thread.stored_ids() == thread.ids
             await thread.put()
         assert [path.name for path in disk.iterdir() if path.name != "filler"] == ["journal"]
-        assert [name for name in os.listdir(disk / "journal") if name != thread_table.NAME] == []
+        assert [name for name in os.listdir(disk / "journal") if name != thread_table.TABLE_NAME] == []
 
 
 class SlowDisk(RealDisk):

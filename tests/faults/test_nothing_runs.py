@@ -20,7 +20,7 @@ from langgraph.checkpoint.serde.types import TASKS
 from enhanced_checkpointing import CheckpointerConfig, EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.errors import CheckpointerError
-from enhanced_checkpointing.journal.contract import Journal, JournalEntry
+from enhanced_checkpointing.journal.api import Journal, JournalEntry
 from enhanced_checkpointing.operations import PutWrites
 from enhanced_checkpointing.serialization import Opaque, SharingSerializer
 from enhanced_checkpointing.threads.retention import RetentionPolicy

@@ -9,7 +9,7 @@ from typing import Any
 
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.journal.durable_journal import DurableJournal
+from enhanced_checkpointing.journal.durable import DurableJournal
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep import life

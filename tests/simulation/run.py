@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from enhanced_checkpointing.journal import book
+from enhanced_checkpointing.journal import log_file as book
 from enhanced_checkpointing.resilience import group_commit
 from enhanced_checkpointing.saver import write_path as writes
 from enhanced_checkpointing.upkeep import replay

@@ -12,9 +12,9 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Heads
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.journal.book import Book, JournalFile
-from enhanced_checkpointing.journal.contract import JournalEntry, JournalRecord
-from enhanced_checkpointing.journal.durable_journal import DurableJournal
+from enhanced_checkpointing.journal.api import JournalEntry, JournalRecord
+from enhanced_checkpointing.journal.durable import DurableJournal
+from enhanced_checkpointing.journal.log_file import Book, JournalFile
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.guard import Guard

@@ -10,8 +10,8 @@ from typing import Any
 from enhanced_checkpointing.backends.contract import classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
-from enhanced_checkpointing.journal.contract import BaseHead, JournalEntry
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.api import BaseHead, JournalEntry
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.journal.workers import Workers
 from enhanced_checkpointing.observability.events import Notice, OperationScope
 from enhanced_checkpointing.operations import Operation, Put, PutWrites

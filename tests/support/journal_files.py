@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from enhanced_checkpointing.journal.frames import (
+from enhanced_checkpointing.journal.format import (
     NO_HASH,
     Draft,
     FileHeader,

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, Journal, JournalEntry
 from enhanced_checkpointing.journal.disk import Disk, RealDisk
-from enhanced_checkpointing.journal.durable_journal import DurableJournal
+from enhanced_checkpointing.journal.durable import DurableJournal
 from enhanced_checkpointing.observability.events import Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.deadline import Deadline

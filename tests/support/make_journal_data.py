@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-from enhanced_checkpointing.journal import book
-from enhanced_checkpointing.journal.contract import UNKNOWN
-from enhanced_checkpointing.journal.frames import Signer
+from enhanced_checkpointing.journal import log_file as book
+from enhanced_checkpointing.journal.api import UNKNOWN
+from enhanced_checkpointing.journal.format import Signer
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized
 from enhanced_checkpointing.testing import FakeClock

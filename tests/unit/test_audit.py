@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from enhanced_checkpointing.audit import HEAD, LOG, NAMED, AuditTrail, named
 from enhanced_checkpointing.identifiers import LONGEST_ID
-from enhanced_checkpointing.journal.adoption import strays_in
+from enhanced_checkpointing.journal.recovery import strays_in
 
 Change = Callable[[list[bytes]], list[bytes]]
 

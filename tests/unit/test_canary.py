@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.upkeep.canary import Canary
 from tests.support.faulty_disk import FaultyDisk

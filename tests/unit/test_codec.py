@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.errors import CheckpointCorruptionError
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead
 from enhanced_checkpointing.journal.codec import Description, decode, describe, encode
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 from tests.support.author import Author

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, entry_of
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, JournalEntry, entry_of
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.upkeep.divergence import (
     Branch,

@@ -32,7 +32,7 @@ from enhanced_checkpointing.config import (
     create_memory_checkpointer,
     create_postgres_checkpointer,
 )
-from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook
 
 POSTGRES = create_postgres_checkpointer("postgresql://db/app")
 SQLITE = CheckpointerConfig(checkpointer_type="sqlite")

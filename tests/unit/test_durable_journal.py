@@ -20,15 +20,14 @@ from enhanced_checkpointing.errors import (
     CheckpointUnavailableError,
     JournalFullError,
 )
-from enhanced_checkpointing.journal import durable_journal as durable_module
-from enhanced_checkpointing.journal import frames
-from enhanced_checkpointing.journal.committer import Committer
-from enhanced_checkpointing.journal.contract import UNKNOWN
+from enhanced_checkpointing.journal import durable as durable_module
+from enhanced_checkpointing.journal import format as frames
+from enhanced_checkpointing.journal.api import UNKNOWN
 from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.durable_journal import DurableJournal
-from enhanced_checkpointing.journal.frames import Draft, Kind
-from enhanced_checkpointing.journal.inheritance import MEMORY
-from enhanced_checkpointing.journal.shelf import TRIES
+from enhanced_checkpointing.journal.durable import DurableJournal
+from enhanced_checkpointing.journal.format import Draft, Kind
+from enhanced_checkpointing.journal.log_files import TRIES, Committer
+from enhanced_checkpointing.journal.recovery import MEMORY
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.testing import FakeClock

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.journal.filesystems import (
+from enhanced_checkpointing.journal.disk import (
     MOUNTS,
     NETWORK,
     filesystem_of,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.journal.contract import Journal, JournalEntry
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.api import Journal, JournalEntry
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.standby.cache import Standby

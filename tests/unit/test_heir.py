@@ -10,8 +10,8 @@ import pytest
 
 from enhanced_checkpointing.backends.selection import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.api import Journal
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.standby.new_threads import Newcomers

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enhanced_checkpointing.errors import JournalFullError
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, entry_of
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, JournalEntry, entry_of
 from enhanced_checkpointing.journal.index import Index
 from enhanced_checkpointing.operations import DeleteThread
 from tests.support.journals import soon

@@ -13,8 +13,8 @@ import pytest
 from langgraph.checkpoint.base import CheckpointMetadata
 
 from enhanced_checkpointing.errors import JournalFullError
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry, entry_of
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, Journal, JournalEntry, entry_of
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author

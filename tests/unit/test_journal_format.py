@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.journal import thread_table
-from enhanced_checkpointing.journal.contract import UNKNOWN
+from enhanced_checkpointing.journal import workers as thread_table
+from enhanced_checkpointing.journal.api import UNKNOWN
 from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.frames import FORMAT, SIGNED_FORMAT, Kind, Signer, scan
+from enhanced_checkpointing.journal.format import FORMAT, SIGNED_FORMAT, Kind, Signer, scan
 from tests.support.journals import opened_journal, operations_in
 from tests.support.make_journal_data import PENDING, SIGNER, WRITTEN_AT, make
 
@@ -74,6 +74,6 @@ async def test_same_bytes_are_written_today(version: int) -> None:
     await make(Path("today"), signer_of(version))
     kept_files, today = kept(version), Path("today")
     names = RealDisk(kept_files).names()
-    assert [name for name in RealDisk(today).names() if name != thread_table.NAME] == names
+    assert [name for name in RealDisk(today).names() if name != thread_table.TABLE_NAME] == names
     for name in names:
         assert (today / name).read_bytes() == (kept_files / name).read_bytes(), name

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, JournalFullError
-from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.api import UNKNOWN, Appending, BaseHead
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings

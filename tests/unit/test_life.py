@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.api import Journal
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Put
 from enhanced_checkpointing.standby.cache import Standby

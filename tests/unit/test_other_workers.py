@@ -9,8 +9,8 @@ import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.journal.api import UNKNOWN
 from enhanced_checkpointing.journal.codec import encode
-from enhanced_checkpointing.journal.contract import UNKNOWN
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.resilience.deadline import Deadline

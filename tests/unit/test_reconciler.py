@@ -17,8 +17,8 @@ from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Head
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFullError
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, JournalEntry, JournalRecord
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, JournalEntry, JournalRecord
+from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.observability.events import (
     ConfigurationFault,
     DeadLettered,

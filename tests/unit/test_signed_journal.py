@@ -9,9 +9,9 @@ import pytest
 
 from enhanced_checkpointing import CheckpointerConfig, create_sqlite_checkpointer
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.journal.frames import SIGNATURE_SIZE, Kind, Signer, scan
+from enhanced_checkpointing.journal.format import SIGNATURE_SIZE, Kind, Signer, scan
+from enhanced_checkpointing.journal.inspect import held_in, survey
 from enhanced_checkpointing.journal.opening import open_journal, signer_of
-from enhanced_checkpointing.journal.survey import held_in, survey
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.serialization import SharingSerializer
 from tests.support.journals import add, opened_journal, operations_in

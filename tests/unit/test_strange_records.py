@@ -16,13 +16,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointerConfigurationError
-from enhanced_checkpointing.journal import codec, marks
-from enhanced_checkpointing.journal.adoption import adopt
-from enhanced_checkpointing.journal.contract import UNKNOWN
+from enhanced_checkpointing.journal import codec
+from enhanced_checkpointing.journal.api import UNKNOWN
 from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.frames import FORMAT, NO_HASH, Draft, FileHeader, Kind, Predecessor, file_head, scan
-from enhanced_checkpointing.journal.slot import MOST_FILES, read_slot, slot_bytes
-from enhanced_checkpointing.journal.survey import survey
+from enhanced_checkpointing.journal.format import (
+    FORMAT,
+    MOST_FILES,
+    NO_HASH,
+    Draft,
+    FileHeader,
+    Kind,
+    Predecessor,
+    Sequences,
+    applied_in,
+    applied_record,
+    dead_letter_record,
+    file_head,
+    lock_file_bytes,
+    read_lock_file,
+    redirection_record,
+    scan,
+)
+from enhanced_checkpointing.journal.inspect import survey
+from enhanced_checkpointing.journal.recovery import adopt
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -46,7 +62,7 @@ def put_by(directory: Path, *files: FileMaker, home: str | None = None) -> None:
     directory.mkdir(mode=0o700, exist_ok=True)
     for number, file in enumerate(files, start=1):
         (directory / f"{IDENTITY}.{number:06}.journal").write_bytes(file.data())
-    (directory / f"{IDENTITY}.lock").write_bytes(slot_bytes(len(files), home))
+    (directory / f"{IDENTITY}.lock").write_bytes(lock_file_bytes(len(files), home))
 
 
 def file_with(*drafts: Draft) -> FileMaker:
@@ -190,10 +206,10 @@ async def test_header_that_none_has_is_damage_and_costs_no_time(header: FileHead
 
 
 async def test_lock_file_that_names_no_file_that_could_be_is_damaged() -> None:
-    assert read_slot(slot_bytes(MOST_FILES + 1, None)).newest is None
-    text = slot_bytes(1, "x" * 2)[:-6] + b"\xff\xff"
+    assert read_lock_file(lock_file_bytes(MOST_FILES + 1, None)).newest is None
+    text = lock_file_bytes(1, "x" * 2)[:-6] + b"\xff\xff"
     slot = text + struct.pack(">I", crc32(text[12:]))
-    assert read_slot(slot).home_damaged
+    assert read_lock_file(slot).home_damaged
     put_by(Path("journal"), file_with())
     (Path("journal") / f"{IDENTITY}.lock").write_bytes(slot)
     _, _, said = await started(Path("journal"))
@@ -242,7 +258,7 @@ def test_file_made_to_be_read_again_and_again_is_read_once() -> None:
 
 
 def test_ranges_are_kept_as_a_set_of_them() -> None:
-    kept = marks.Sequences([(5, 8), (1, 3), (3, 4)])
+    kept = Sequences([(5, 8), (1, 3), (3, 4)])
     assert kept.ranges == [(1, 4), (5, 8)]
     kept.add([(4, 5), (20, 2**50)])
     assert kept.ranges == [(1, 8), (20, 2**50)]
@@ -256,12 +272,12 @@ def test_ranges_are_kept_as_a_set_of_them() -> None:
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)).map(lambda one: (one[0], one[0] + one[1])), max_size=12)
 )
 def test_set_of_ranges_is_the_set_of_their_numbers(parts: list[tuple[int, int]]) -> None:
-    kept = marks.Sequences(parts[:3])
+    kept = Sequences(parts[:3])
     kept.add(parts[3:])
     expected = {number for part in parts for number in range(*part)}
     assert {number for number in range(80) if number in kept} == expected
     assert kept.ranges == sorted(kept.ranges)
-    assert marks.applied_in(marks.applied(expected)) == kept.ranges
+    assert applied_in(applied_record(expected)) == kept.ranges
 
 
 # Anything at all
@@ -269,13 +285,18 @@ def test_set_of_ranges_is_the_set_of_their_numbers(parts: list[tuple[int, int]])
 
 def sound_file() -> bytes:
     return file_with(
-        record("strange", SOUND), marks.applied([2]), marks.buried(3, "no"), marks.diverted("before", "there")
+        record("strange", SOUND),
+        applied_record([2]),
+        dead_letter_record(3, "no"),
+        redirection_record("before", "there"),
     ).data()
 
 
 def mutated(changes: Sequence[tuple[int, int]]) -> bytes:
     """A sound file with bytes changed, and all checksums made right again."""
-    file = file_with(record("strange", SOUND), marks.applied([2]), marks.buried(3, "no"), marks.diverted("before", "x"))
+    file = file_with(
+        record("strange", SOUND), applied_record([2]), dead_letter_record(3, "no"), redirection_record("before", "x")
+    )
     for number, (at, byte) in enumerate(changes):
         part = 1 + (at + number) % (len(file.parts) - 1)
         data = bytearray(file.parts[part])
@@ -303,7 +324,7 @@ bytes_of_files: st.SearchStrategy[bytes] = st.one_of(
 )
 
 
-@given(bytes_of_files, st.one_of(st.binary(max_size=40), st.just(slot_bytes(1, "here"))))
+@given(bytes_of_files, st.one_of(st.binary(max_size=40), st.just(lock_file_bytes(1, "here"))))
 @settings(max_examples=40, deadline=None)
 def test_no_file_ends_a_start_a_survey_or_a_drain(data: bytes, lock: bytes) -> None:
     directory = Path(tempfile.mkdtemp(dir="."))

@@ -14,11 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError
-from enhanced_checkpointing.journal import thread_table
+from enhanced_checkpointing.journal import workers as thread_table
 from enhanced_checkpointing.journal import workers as workers_module
 from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.thread_table import NAME, SIZE, WORKERS, Spot, ThreadTable
-from enhanced_checkpointing.journal.workers import Workers
+from enhanced_checkpointing.journal.workers import TABLE_NAME, TABLE_SIZE, WORKERS, Spot, ThreadTable, Workers
 
 HOME = "postgres://database/app"
 
@@ -191,12 +190,12 @@ def test_file_that_was_damaged_is_begun_anew_and_nothing_older_is_answered(damag
     read(one, "b")
     other.note("a")
     other.hold("b")
-    path = directory.path / NAME
+    path = directory.path / TABLE_NAME
     if damage == "removed":
         path.unlink()
     else:
         with path.open("r+b") as file:
-            file.write(bytes(SIZE) if damage == "emptied" else b"\x5a" * SIZE)
+            file.write(bytes(TABLE_SIZE) if damage == "emptied" else b"\x5a" * TABLE_SIZE)
     third = directory.new()
     directory.look(other)
     directory.look(one)
@@ -210,15 +209,15 @@ def test_file_that_was_damaged_is_begun_anew_and_nothing_older_is_answered(damag
 
 def test_file_is_private_and_goes_with_the_last_worker(directory: Directory) -> None:
     one, other = directory.new(), directory.new()
-    assert (directory.path / NAME).stat().st_mode & 0o777 == 0o600
+    assert (directory.path / TABLE_NAME).stat().st_mode & 0o777 == 0o600
     one.leave()
     directory.kill(one)
     one.leave()
     one.note("a")
     one.note_changed(None)
-    assert (directory.path / NAME).exists()
+    assert (directory.path / TABLE_NAME).exists()
     other.leave()
-    assert not (directory.path / NAME).exists()
+    assert not (directory.path / TABLE_NAME).exists()
 
 
 def test_what_stays_in_the_journal_of_a_worker_that_leaves_stays_held(directory: Directory) -> None:
@@ -228,7 +227,7 @@ def test_what_stays_in_the_journal_of_a_worker_that_leaves_stays_held(directory:
     directory.kill(one)
     assert other.held_elsewhere("a")
     other.leave()
-    assert (directory.path / NAME).exists()
+    assert (directory.path / TABLE_NAME).exists()
 
 
 def test_one_worker_too_many_may_answer_and_journals_nothing(directory: Directory) -> None:
@@ -435,7 +434,7 @@ def test_no_worker_answers_what_is_older_than_any_has_acknowledged_in_any_order_
             elif what == "damage" and len(directory.logs) == 1:  # a machine that crashes leaves none of them
                 held = mine.holds | orphaned.keys()
                 directory.kill(worker)
-                (Path(path) / NAME).write_bytes(b"\x77" * SIZE)
+                (Path(path) / TABLE_NAME).write_bytes(b"\x77" * TABLE_SIZE)
                 orphaned |= {each: mine.newest.get(each, orphaned.get(each, 0)) for each in held}
                 places[place] = None
             for other in filter(None, places):

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enhanced_checkpointing.audit import AuditTrail
-from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
-from enhanced_checkpointing.journal.frames import Signer
-from enhanced_checkpointing.journal.refusals import reason
-from enhanced_checkpointing.journal.survey import Survey, survey
+from enhanced_checkpointing.journal.disk import RealDisk, memory_filesystem, network_filesystem, reason
+from enhanced_checkpointing.journal.format import Signer
+from enhanced_checkpointing.journal.inspect import Survey, survey
 from enhanced_checkpointing.private_files import FOLDER_MODE, UntrustedFileError
 
 __all__ = ["JournalFacts", "ask_journal"]

@@ -18,7 +18,7 @@ from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status
 from enhanced_checkpointing.cli.safe_text import clean
 from enhanced_checkpointing.cli.streams import CUT_OFF, flush_bytes
 from enhanced_checkpointing.errors import LONGEST_TEXT, CheckpointerError, redact, shortened
-from enhanced_checkpointing.journal.refusals import reason
+from enhanced_checkpointing.journal.disk import reason
 
 __all__ = [
     "MOST_JSON",

@@ -13,7 +13,7 @@ from pathlib import Path
 from enhanced_checkpointing.backends.contract import PROBE_THREAD
 from enhanced_checkpointing.backends.sqlite.index import IS_THERE_SQL
 from enhanced_checkpointing.backends.sqlite.place import is_something_else, orphaned_log
-from enhanced_checkpointing.journal.filesystems import network_filesystem
+from enhanced_checkpointing.journal.disk import network_filesystem
 
 __all__ = ["SqliteFacts", "ask_sqlite"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointMetadata
 
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Unknown
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, Unknown
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import (
     AS_JSON,

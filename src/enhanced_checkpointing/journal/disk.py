@@ -1,21 +1,25 @@
-"""The few things that the journal asks of a file system, in one directory. No decisions, and nothing is caught.
+"""What the journal asks of a file system, in one directory; which kind that is, who holds a file in it, and what a
+caller is told when it fails. No decisions, and nothing is caught.
 
-The simulation has another one of these, which tears, fills and fails.
+The simulation has another disk, which tears, fills and fails.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
 
+from enhanced_checkpointing.errors import CheckpointUnavailableError, JournalFullError, redact
 from enhanced_checkpointing.private_files import (
     FOLDER_MODE,
+    UntrustedFileError,
     copy_own,
     create_private,
     make_private_folder,
@@ -274,3 +278,127 @@ def _leave_all_to_parent() -> None:
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_leave_all_to_parent)
+
+
+NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "ocfs2", "gfs2", "beegfs"}
+    | {"fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.rclone", "ncpfs", "davfs"}
+)
+
+IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+
+MOUNTS = Path("/proc/self/mountinfo")
+
+
+def network_filesystem(directory: Path, mounts: Path = MOUNTS) -> str | None:
+    """The kind of network file system that a directory is on; None on a local one, and where it cannot be told."""
+    return _one_of(NETWORK, directory, mounts)
+
+
+def memory_filesystem(directory: Path, mounts: Path = MOUNTS) -> str | None:
+    """The kind of file system in memory that a directory is on; None on a disk, and where it cannot be told."""
+    return _one_of(IN_MEMORY, directory, mounts)
+
+
+def _one_of(kinds: Set[str], directory: Path, mounts: Path) -> str | None:
+    if not mounts.exists():
+        return None
+    kind = filesystem_of(directory.resolve(), mounts.read_text())
+    return kind if kind in kinds else None
+
+
+def filesystem_of(directory: Path, mountinfo: str) -> str | None:
+    """The kind of file system of the longest mount point above `directory`, in Linux's own words. Pure."""
+    found: tuple[int, str] | None = None
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        if directory.is_relative_to(point) and (found is None or len(point.parts) >= found[0]):
+            found = len(point.parts), after.split()[0]
+    return found[1] if found is not None else None
+
+
+LOCKS = Path("/proc/locks")
+
+
+def holders(path: Path, locks: Path = LOCKS) -> tuple[int, ...]:
+    """The processes that hold a lock on a file or directory, as far as this machine tells: Linux, the same container.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if not locks.exists():
+        return ()
+    return holders_in(locks.read_text(), path.stat())
+
+
+def holders_in(text: str, file: os.stat_result) -> tuple[int, ...]:
+    """The process ids in the words of `/proc/locks`. Pure.
+
+    Some file systems show another device there than to whoever looks at a file, so that this one counts only where
+    several files have the same number.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for line in text.splitlines():
+        fields = line.replace("-> ", "").split()
+        if len(fields) < 6 or fields[1] != "FLOCK":
+            continue
+        major, minor, inode = fields[5].split(":")
+        if int(inode) == file.st_ino and int(fields[4]) > 0:
+            found[int(fields[4])] = int(major, 16), int(minor, 16)
+    here = os.major(file.st_dev), os.minor(file.st_dev)
+    same = [process_id for process_id, device in found.items() if device == here]
+    return tuple(sorted(same or found))
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a directory that waiting does not mend."""
+
+
+def refusal(error: OSError) -> JournalFullError | CheckpointUnavailableError:
+    """The error of a write that the journal's disk did not take."""
+    fate = (
+        "so this write was not accepted: it is neither in the primary nor in the journal. Nothing older was dropped, "
+        "and what is there goes on being drained."
+    )
+    if error.errno in FULL:
+        return JournalFullError(
+            f"The disk of the journal is full ({reason(error)}), {fate} Make room where CHECKPOINT_JOURNAL_DIR is, or "
+            "bring the primary back."
+        )
+    return CheckpointUnavailableError(
+        f"The journal cannot be written ({reason(error)}), {fate} Look at the disk of CHECKPOINT_JOURNAL_DIR, or bring "
+        "the primary back."
+    )
+
+
+def unusable(error: OSError) -> str:
+    """Why a start with this directory is refused."""
+    if isinstance(error, UntrustedFileError):
+        return (
+            f"The journal's directory cannot be trusted ({reason(error)}), so nothing in it was read or changed. Do "
+            "that, or set CHECKPOINT_JOURNAL_DIR to a directory that is this process's user's and that no other user "
+            "may write."
+        )
+    return (
+        f"The journal's directory cannot be used ({reason(error)}), so what is acknowledged in an outage could not "
+        "survive this process. Nothing was stored. Set CHECKPOINT_JOURNAL_DIR to a directory on a local disk that this "
+        "process may write, or accept that with CHECKPOINT_JOURNAL=memory."
+    )
+
+
+def unreadable(error: OSError) -> str:
+    """Why a start is refused that could not see what earlier processes acknowledged."""
+    return (
+        f"The journal cannot be read ({reason(error)}), and may hold what an earlier process acknowledged. Nothing in "
+        "it was changed. Mend the disk of CHECKPOINT_JOURNAL_DIR; or set it to another directory, which leaves what is "
+        "in this one behind."
+    )
+
+
+def reason(error: OSError) -> str:
+    """What the system says, with the name of the file."""
+    if isinstance(error, UntrustedFileError):
+        return redact(f"{error.filename}: {error.strerror}")
+    return redact(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")

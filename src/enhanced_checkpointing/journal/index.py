@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from operator import itemgetter
 
 from enhanced_checkpointing.errors import JournalFullError
-from enhanced_checkpointing.journal.contract import UNKNOWN, DeadLetter, JournalEntry, JournalStatus
+from enhanced_checkpointing.journal.api import UNKNOWN, DeadLetter, JournalEntry, JournalStatus
 from enhanced_checkpointing.operations import DeleteThread, Put
 from enhanced_checkpointing.resilience.deadline import Deadline, acquire
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.journal.adoption import adopt, books_in
-from enhanced_checkpointing.journal.contract import Journal
-from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.durable_journal import DurableJournal
-from enhanced_checkpointing.journal.filesystems import memory_filesystem, network_filesystem
-from enhanced_checkpointing.journal.frames import Signer
-from enhanced_checkpointing.journal.memory_journal import MemoryJournal
-from enhanced_checkpointing.journal.refusals import reason
+from enhanced_checkpointing.journal.api import Journal
+from enhanced_checkpointing.journal.disk import RealDisk, memory_filesystem, network_filesystem, reason
+from enhanced_checkpointing.journal.durable import DurableJournal
+from enhanced_checkpointing.journal.format import Signer
+from enhanced_checkpointing.journal.memory import MemoryJournal
+from enhanced_checkpointing.journal.recovery import adopt, books_in
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.serialization import SharingSerializer

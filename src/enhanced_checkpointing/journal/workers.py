@@ -1,25 +1,151 @@
 """What one worker knows of the others in its journal directory: whether they may have gone on with a thread, and
-whether a journal holds anything of it. The bytes are in `thread_table`.
+whether a journal holds anything of it; and the file in which they tell each other.
 
 The order matters: a thread is told of as held before anything of it is journaled, and as changed before that is
 acknowledged; an answer of the primary counts from the moment before it was asked for.
+
+Nothing in the file is as long as a thread: of each there are a *stamp*, which changes whenever a worker acknowledges
+something of it, and two bits for each worker whose journal holds anything of it. Threads whose hashes meet share these,
+so that one of them is refused without need, and none is answered wrongly. No worker waits for another: a stamp is one
+aligned word, which is stored as a whole, and all else that a worker stores belongs to it alone. One that is killed
+leaves nothing half done, and a machine that crashes leaves no worker alive: the first one that starts then empties the
+file.
 """
 
 from __future__ import annotations
 
 import secrets
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
 from threading import Lock
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
-from enhanced_checkpointing.journal.disk import Disk
-from enhanced_checkpointing.journal.refusals import reason
-from enhanced_checkpointing.journal.thread_table import KEY_SIZE, NAME, SIZE, WORKERS, Spot, ThreadTable
+from enhanced_checkpointing.journal.disk import Disk, reason
+
+WORKERS = 63
+"""Workers that can be told apart. One more sees what these hold, and accepts nothing itself in an outage."""
+
+TABLE_NAME = ".threads"
+"""Of the file. Hidden, so that an earlier release takes no notice of it."""
+
+_MAGIC = int.from_bytes(b"ECTHREA1")
+KEY_SIZE, _WORD, _PAGE = 16, 8, 4096
+_START, _KEY_AT = 1, 16
+"""The word of the newest start, and the first byte of the key."""
+_HOLDS_AT, _NAMES_AT = 64, 1024
+_NAME = struct.Struct("16s8s")
+_STAMPS = _BITS = 2**18
+_STAMPS_AT = _PAGE
+_BITS_AT = _STAMPS_AT + _STAMPS * _WORD
+TABLE_SIZE = _BITS_AT + WORKERS * _BITS // 8
+"""Bytes: 4 MiB."""
+
+Worker = tuple[str, bytes]
+"""The identity of its log, in hexadecimal digits, and a hash of its database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where one thread is told of: the word of its stamp, and its bits among those of any worker."""
+
+    stamp: int
+    bits: tuple[int, int]
+
+
+class ThreadTable:
+    """Reads and writes the bytes, `TABLE_SIZE` of them, wherever those are."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._words = data.cast("Q")
+        self.stamps = self._words[_STAMPS_AT // _WORD : _BITS_AT // _WORD]
+
+    # The whole
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it was begun, and nothing else was written into it."""
+        return self._words[0] == _MAGIC
+
+    def reset(self, key: bytes) -> None:
+        """Forget everything."""
+        self._words[0] = 0
+        self._data[_KEY_AT:TABLE_SIZE] = bytes(TABLE_SIZE - _KEY_AT)
+        self._data[_KEY_AT : _KEY_AT + KEY_SIZE] = key
+        self._words[0] = _MAGIC
+
+    @property
+    def newest_start(self) -> int:
+        """A number that is another one after each start of a worker."""
+        return self._words[_START]
+
+    @newest_start.setter
+    def newest_start(self, number: int) -> None:
+        self._words[_START] = number
+
+    @property
+    def key(self) -> bytes:
+        return bytes(self._data[_KEY_AT : _KEY_AT + KEY_SIZE])
+
+    def spot(self, home: bytes, thread_id: str) -> Spot:
+        """Where a thread of a database is."""
+        name = home + thread_id.encode(errors="surrogatepass")
+        number = int.from_bytes(blake2b(name, key=self.key, digest_size=8).digest())
+        return Spot(number % _STAMPS, ((number >> 20) % _BITS, (number >> 40) % _BITS))
+
+    def stamp_all(self, stamp: int) -> None:
+        """Change the stamps of all threads."""
+        self._data[_STAMPS_AT:_BITS_AT] = stamp.to_bytes(_WORD, "little") * _STAMPS
+
+    # Workers
+
+    def workers(self) -> Sequence[tuple[int, Worker]]:
+        """All that have a place, with it."""
+        raw = bytes(self._data[_NAMES_AT : _NAMES_AT + WORKERS * _NAME.size])
+        named = enumerate(_NAME.iter_unpack(raw))
+        return [(place, (identity.hex(), home)) for place, (identity, home) in named if any(identity)]
+
+    def name(self, place: int, worker: Worker) -> None:
+        """Give a place to a worker, or rename that."""
+        at = _NAMES_AT + place * _NAME.size
+        self._data[at : at + _NAME.size] = _NAME.pack(bytes.fromhex(worker[0]), worker[1])
+
+    def free(self, place: int) -> None:
+        self.name(place, ("", b""))
+        self.tell_holding(place, 0)
+        at = self._bits_of(place)
+        self._data[at : at + _BITS // 8] = bytes(_BITS // 8)
+
+    # What is held
+
+    def holding(self) -> bytes:
+        """For each place 0: its journal holds nothing; 1: something; 2: only what is frozen."""
+        return bytes(self._data[_HOLDS_AT : _HOLDS_AT + WORKERS])
+
+    def tell_holding(self, place: int, what: int) -> None:
+        self._data[_HOLDS_AT + place] = what
+
+    def is_held(self, place: int, spot: Spot) -> bool:
+        """Whether the journal of the worker in a place holds a thread of this spot."""
+        at = self._bits_of(place)
+        return all(self._data[at + bit // 8] & 1 << bit % 8 for bit in spot.bits)
+
+    def set_bit(self, place: int, bit: int, *, held: bool) -> None:
+        at = self._bits_of(place) + bit // 8
+        if held:
+            self._data[at] |= 1 << bit % 8
+        else:
+            self._data[at] &= ~(1 << bit % 8)
+
+    def _bits_of(self, place: int) -> int:
+        return _BITS_AT + place * _BITS // 8
+
 
 REMEMBERED = 50_000
 """Threads of which it is remembered how they were known; those that changed the longest ago are forgotten first."""
@@ -136,8 +262,8 @@ class Workers:
         with suppress(OSError), self._disk.alone() as alone:
             if self._me is not None and not self._held and self._has_place(table):
                 table.free(self._me)
-            if alone and not table.workers() and self._disk.is_named(NAME, self._file):
-                self._disk.remove(NAME)
+            if alone and not table.workers() and self._disk.is_named(TABLE_NAME, self._file):
+                self._disk.remove(TABLE_NAME)
         self._disk.close(self._file)
         self._file = None
 
@@ -147,12 +273,12 @@ class Workers:
         return news
 
     def _opened(self) -> ThreadTable:
-        if self._table is not None and self._file is not None and self._disk.is_named(NAME, self._file):
+        if self._table is not None and self._file is not None and self._disk.is_named(TABLE_NAME, self._file):
             return self._table
         if self._file is not None:  # it was removed
             self._disk.close(self._file)
             self._file = self._table = None
-        self._file, data = self._disk.share(NAME, SIZE)
+        self._file, data = self._disk.share(TABLE_NAME, TABLE_SIZE)
         table = ThreadTable(data)
         self._has_entered, self._me = False, None
         self._see_file(table)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.errors import quoted
-from enhanced_checkpointing.journal.contract import UNKNOWN, Appending, BaseHead, Journal
+from enhanced_checkpointing.journal.api import UNKNOWN, Appending, BaseHead, Journal
 from enhanced_checkpointing.observability.events import FailedOver, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation, PutWrites
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock

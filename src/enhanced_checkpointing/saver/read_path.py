@@ -26,7 +26,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
 from enhanced_checkpointing.identifiers import is_old
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.observability.events import OperationScope, Telemetry
 from enhanced_checkpointing.operations import (
     DeleteThread,

@@ -11,7 +11,7 @@ from typing import Any
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import quoted, redact
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.observability.events import OperationScope, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, payload_size
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock

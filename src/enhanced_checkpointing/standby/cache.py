@@ -13,7 +13,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChan
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import quoted, redact
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import (
     DeleteThread,
     Operation,

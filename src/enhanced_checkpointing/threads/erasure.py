@@ -21,11 +21,11 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead, user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointUnavailableError, redact
 from enhanced_checkpointing.identifiers import USER_ID, text_of
-from enhanced_checkpointing.journal.adoption import LOCK, books_in
-from enhanced_checkpointing.journal.contract import Journal, JournalEntry
+from enhanced_checkpointing.journal.api import Journal, JournalEntry
 from enhanced_checkpointing.journal.disk import QUARANTINE, RealDisk
-from enhanced_checkpointing.journal.frames import scan
-from enhanced_checkpointing.journal.survey import survey
+from enhanced_checkpointing.journal.format import scan
+from enhanced_checkpointing.journal.inspect import survey
+from enhanced_checkpointing.journal.recovery import LOCK, books_in
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.ownership import ownership_of
 from enhanced_checkpointing.private_files import open_own, own_directory

@@ -20,7 +20,7 @@ from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import ThreadHead
 from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
-from enhanced_checkpointing.journal.survey import held_in
+from enhanced_checkpointing.journal.inspect import held_in
 from enhanced_checkpointing.observability.events import Notice, Telemetry, ThreadRetired
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own

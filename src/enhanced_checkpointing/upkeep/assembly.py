@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, Clock
 from enhanced_checkpointing.resilience.guard import Guard

@@ -9,7 +9,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.contract import Backend, Heads
 from enhanced_checkpointing.errors import quoted, redact
-from enhanced_checkpointing.journal.contract import Journal, JournalEntry
+from enhanced_checkpointing.journal.api import Journal, JournalEntry
 from enhanced_checkpointing.observability.events import Diverged, Notice, Telemetry
 from enhanced_checkpointing.operations import Put, operations_of
 from enhanced_checkpointing.ownership import ownership_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from enhanced_checkpointing.errors import CheckpointUnavailableError, JournalFullError
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.saver.event_loop import LoopBridge

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from enhanced_checkpointing.journal.contract import UNKNOWN, JournalEntry
+from enhanced_checkpointing.journal.api import UNKNOWN, JournalEntry
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 
 APART = "~outage~"

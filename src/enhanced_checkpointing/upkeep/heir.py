@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.standby.cache import Standby

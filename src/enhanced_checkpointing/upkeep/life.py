@@ -14,7 +14,7 @@ from enhanced_checkpointing.errors import (
     CheckpointUnavailableError,
     redact,
 )
-from enhanced_checkpointing.journal.contract import UNKNOWN, BaseHead, Journal, JournalEntry
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, Journal, JournalEntry
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.deadline import Deadline

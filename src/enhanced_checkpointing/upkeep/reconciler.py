@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.journal.contract import Journal
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.observability.events import Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline

@@ -18,7 +18,7 @@ from enhanced_checkpointing.errors import (
     quoted,
     redact,
 )
-from enhanced_checkpointing.journal.contract import UNKNOWN, Journal, JournalEntry, JournalRecord
+from enhanced_checkpointing.journal.api import UNKNOWN, Journal, JournalEntry, JournalRecord
 from enhanced_checkpointing.observability.events import (
     ConfigurationFault,
     DeadLettered,

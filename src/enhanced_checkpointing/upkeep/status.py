@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.journal.contract import JournalStatus
+from enhanced_checkpointing.journal.api import JournalStatus
 from enhanced_checkpointing.observability import health
 from enhanced_checkpointing.observability.events import Gauges, SystemState
 from enhanced_checkpointing.upkeep.components import Components

@@ -14,7 +14,7 @@ from enhanced_checkpointing.backends.memory.saver import MaintainedMemorySaver
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.backends.selection import by_equality
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.journal.inheritance import MEMORY
+from enhanced_checkpointing.journal.recovery import MEMORY
 from enhanced_checkpointing.operations import Operation, apply_shared
 from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer

@@ -31,7 +31,7 @@ from enhanced_checkpointing.backends.sqlite.rows import statements
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.journal.inheritance import MEMORY
+from enhanced_checkpointing.journal.recovery import MEMORY
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.private_files import create_private, make_private_folder
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt

@@ -9,8 +9,8 @@ from enhanced_checkpointing.cli.findings import Finding, failed, fine, warning
 from enhanced_checkpointing.cli.journal_facts import JournalFacts
 from enhanced_checkpointing.cli.screen import age, listed, one_size, plural
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.journal.inheritance import belongs
-from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook
+from enhanced_checkpointing.journal.recovery import belongs
 
 __all__ = ["judge"]
 

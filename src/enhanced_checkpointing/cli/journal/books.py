@@ -8,8 +8,8 @@ from typing import Any
 
 from enhanced_checkpointing.cli.configuration import Options, reading, required
 from enhanced_checkpointing.cli.screen import listed
+from enhanced_checkpointing.journal.inspect import BuriedRecord, Owner, Survey, SurveyedBook, survey
 from enhanced_checkpointing.journal.opening import signer_of
-from enhanced_checkpointing.journal.survey import BuriedRecord, Owner, Survey, SurveyedBook, survey
 
 __all__ = ["as_object", "directory_of", "letter_as_object", "owner_of", "surveyed"]
 

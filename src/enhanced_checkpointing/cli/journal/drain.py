@@ -23,8 +23,8 @@ from enhanced_checkpointing.cli.journal.status import exit_code
 from enhanced_checkpointing.cli.screen import listed, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook, survey
 from enhanced_checkpointing.journal.opening import signer_of
-from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook, survey
 
 __all__ = ["drain", "retry"]
 

@@ -13,9 +13,9 @@ from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import UsageError
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
-from enhanced_checkpointing.journal.contract import DeadLetter, Journal
-from enhanced_checkpointing.journal.inheritance import MEMORY
+from enhanced_checkpointing.journal.api import DeadLetter, Journal
 from enhanced_checkpointing.journal.opening import open_journal
+from enhanced_checkpointing.journal.recovery import MEMORY
 from enhanced_checkpointing.observability.events import (
     NOTHING,
     ConfigurationFault,

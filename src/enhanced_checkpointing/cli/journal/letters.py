@@ -11,7 +11,7 @@ from enhanced_checkpointing.cli.configuration import Options
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.journal.books import letter_as_object, owner_of, surveyed
 from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.journal.survey import BuriedRecord, Owner, Survey, SurveyedBook
+from enhanced_checkpointing.journal.inspect import BuriedRecord, Owner, Survey, SurveyedBook
 
 __all__ = ["run"]
 

@@ -17,7 +17,7 @@ from enhanced_checkpointing.cli.journal.books import owner_of, surveyed
 from enhanced_checkpointing.cli.journal.branches import find_branches
 from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.journal.disk import QUARANTINE
-from enhanced_checkpointing.journal.survey import Survey, SurveyedBook
+from enhanced_checkpointing.journal.inspect import Survey, SurveyedBook
 from enhanced_checkpointing.private_files import FOLDER_MODE, copy_own, make_private_folder, own_directory
 
 __all__ = ["run"]

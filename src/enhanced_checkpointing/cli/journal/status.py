@@ -12,7 +12,7 @@ from enhanced_checkpointing.cli.configuration import Options, UsageError
 from enhanced_checkpointing.cli.findings import ExitCode
 from enhanced_checkpointing.cli.journal.books import as_object, owner_of, surveyed
 from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.journal.survey import Owner, Survey
+from enhanced_checkpointing.journal.inspect import Owner, Survey
 
 __all__ = ["run"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from enhanced_checkpointing.cli.named_databases import JournalPlace
 from enhanced_checkpointing.cli.screen import plural
-from enhanced_checkpointing.journal.inheritance import MEMORY, belongs
-from enhanced_checkpointing.journal.refusals import reason
-from enhanced_checkpointing.journal.survey import survey
+from enhanced_checkpointing.journal.disk import reason
+from enhanced_checkpointing.journal.inspect import survey
+from enhanced_checkpointing.journal.recovery import MEMORY, belongs
 
 __all__ = ["Journaled", "journaled_for", "looked_again"]
 

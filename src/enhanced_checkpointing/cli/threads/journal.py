@@ -10,9 +10,9 @@ from typing import Any
 from enhanced_checkpointing.cli.journal.books import owner_of
 from enhanced_checkpointing.cli.screen import listed, plural
 from enhanced_checkpointing.errors import quoted
-from enhanced_checkpointing.journal.inheritance import belongs
-from enhanced_checkpointing.journal.refusals import reason
-from enhanced_checkpointing.journal.survey import Owner, Survey, survey
+from enhanced_checkpointing.journal.disk import reason
+from enhanced_checkpointing.journal.inspect import Owner, Survey, survey
+from enhanced_checkpointing.journal.recovery import belongs
 
 __all__ = ["Holding", "holdings", "journal_notes"]
 

@@ -1,7 +1,9 @@
-"""The bytes of a journal file: a header, then one frame after another, each bound to the one before by its hash. Pure.
+"""The bytes of a log: its files, the control records that say what became of others, and its lock file. Pure.
 
-Every bit of a file belongs to something with a checksum, so that no flipped bit goes unnoticed. A frame's head has a
-checksum of its own, which covers the thread id: a damaged body does not hide whose it was, or where the next frame is.
+A file is a header, then one frame after another, each bound to the one before by its hash. Every bit of a file belongs
+to something with a checksum, so that no flipped bit goes unnoticed. A frame's head has a checksum of its own, which
+covers the thread id: a damaged body does not hide whose it was, or where the next frame is. The lock file names the
+newest file of the log and its database; it is empty until the first file is begun. Early releases wrote no database.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from operator import itemgetter
 from zlib import crc32
 
 FORMAT = 1
@@ -448,3 +452,166 @@ def _broken_links(header: FileHeader | None, frames: Sequence[Frame], damages: S
         elif sequence == frame.sequence and frame.previous_hash != previous:
             yield Damage(frame.offset, f"record {frame.sequence} does not follow from the one before it")
         sequence, previous = frame.sequence + 1, frame.hash
+
+
+_RANGE = struct.Struct(">QQ")
+_SEQUENCE = struct.Struct(">Q")
+_NUMBER = struct.Struct(">I")
+
+
+Range = tuple[int, int]
+"""The first sequence, and the one after the last."""
+
+
+class Sequences:
+    """A set of sequences, kept as ranges: one mark may name any number of them."""
+
+    def __init__(self, ranges: Iterable[Range] = ()) -> None:
+        self.ranges: list[Range] = []
+        """Ascending, with gaps between them."""
+        for start, end in sorted(ranges):
+            if self.ranges and start <= self.ranges[-1][1]:
+                self.ranges[-1] = (self.ranges[-1][0], max(end, self.ranges[-1][1]))
+            else:
+                self.ranges.append((start, end))
+
+    def __contains__(self, sequence: int | None) -> bool:
+        at = bisect_right(self.ranges, sequence, key=itemgetter(0)) if sequence is not None else 0
+        return at > 0 and sequence is not None and sequence < self.ranges[at - 1][1]
+
+    def add(self, ranges: Iterable[Range]) -> None:
+        for start, end in ranges:
+            first = bisect_left(self.ranges, start, key=itemgetter(1))
+            last = bisect_right(self.ranges, end, key=itemgetter(0))
+            joined = self.ranges[first:last]
+            starts, ends = zip((start, end), *joined, strict=True)
+            self.ranges[first:last] = [(min(starts), max(ends))]
+
+    def since(self, oldest: int) -> Sequences:
+        """Those that are not before `oldest`."""
+        return Sequences((max(start, oldest), end) for start, end in self.ranges if end > oldest)
+
+
+def applied_record(sequences: Iterable[int]) -> Draft:
+    """The primary has these records."""
+    return applied_ranges_record(Sequences((sequence, sequence + 1) for sequence in sequences))
+
+
+def applied_ranges_record(sequences: Sequences) -> Draft:
+    return Draft(Kind.APPLIED, body=b"".join(_RANGE.pack(*part) for part in sequences.ranges))
+
+
+def applied_in(draft: Draft) -> Sequence[Range]:
+    return list(_RANGE.iter_unpack(draft.body))
+
+
+def dead_letter_record(sequence: int, error: str) -> Draft:
+    """The primary refused this record for good."""
+    return Draft(Kind.BURIED, body=_SEQUENCE.pack(sequence) + error.encode(errors="backslashreplace"))
+
+
+def dead_letter_in(draft: Draft) -> tuple[int, str]:
+    return _SEQUENCE.unpack_from(draft.body)[0], draft.body[_SEQUENCE.size :].decode()
+
+
+def redirection_record(thread_id: str, target: str) -> Draft:
+    """What is journaled of a thread goes into another one."""
+    return Draft(Kind.DIVERTED, thread_id, target.encode())
+
+
+def redirection_in(draft: Draft) -> tuple[str, str]:
+    return draft.thread_id, draft.body.decode()
+
+
+def retirement_record(number: int) -> Draft:
+    """This file is not needed any more."""
+    return Draft(Kind.RETIRED, body=_NUMBER.pack(number))
+
+
+def retired_in(draft: Draft) -> int:
+    return int(_NUMBER.unpack(draft.body)[0])
+
+
+def check_control_record(draft: Draft, sequence: int) -> None:
+    """See that a frame of this sequence says something: of records, only of those before it.
+
+    Raises:
+        ValueError, struct.error: it does not, although its bytes are what was written.
+    """
+    if draft.kind is Kind.APPLIED:
+        before = 0
+        for start, end in applied_in(draft):
+            if not before < start < end <= sequence:
+                raise ValueError("ranges that are none")
+            before = end
+    elif draft.kind is Kind.BURIED:
+        buried, _ = dead_letter_in(draft)
+        if buried >= sequence:
+            raise ValueError("a record that is not before it")
+    elif draft.kind is Kind.DIVERTED:
+        redirection_in(draft)
+    elif draft.kind is Kind.RETIRED:
+        retired_in(draft)
+
+
+MOST_FILES = 499_999_999
+"""The greatest number of a file that is believed: there are names for as many more."""
+
+_LOCK_NUMBER = struct.Struct(">4sI")
+_HOME = struct.Struct(">4sI")
+"""Magic, length of the text that follows."""
+_NUMBER_MAGIC, _HOME_MAGIC, _SIGNED_MAGIC = b"ECJL", b"ECJH", b"ECJM"
+_NUMBER_SIZE = _LOCK_NUMBER.size + _CRC.size
+
+
+@dataclass(frozen=True, slots=True)
+class LockFile:
+    """What a lock file says.
+
+    `newest` is the number of the newest file; 0: none was begun; None: it is not what was written. `home` tells which
+    primary the book is for; None: it does not say. With `home_damaged` nobody can know.
+    """
+
+    newest: int | None
+    home: str | None = None
+    home_damaged: bool = False
+
+
+def lock_file_bytes(newest: int, home: str | None, signer: FileSigner | None = None) -> bytes:
+    """The bytes of a lock file."""
+    number = _checked(_LOCK_NUMBER.pack(_NUMBER_MAGIC, newest))
+    if home is not None:
+        text = home.encode(errors="backslashreplace")
+        number += _checked(_HOME.pack(_HOME_MAGIC, len(text)) + text)
+    return number if signer is None else signer.signed(number + _SIGNED_MAGIC)
+
+
+def read_lock_file(data: bytes, signer: FileSigner | None = None) -> LockFile:
+    """What is in a lock file. Of one that is not signed as it should be, only whose it says it is counts: what it says
+    of its files, nobody knows."""
+    if len(data) < _NUMBER_SIZE:
+        return LockFile(newest=0)
+    content = data[: -SIGNATURE_SIZE - len(_SIGNED_MAGIC)]
+    is_signed = data[len(content) :].startswith(_SIGNED_MAGIC) and len(content) >= _NUMBER_SIZE
+    found = _read_unsigned(content if is_signed else data)
+    if signer is not None and signer.signer.asks and not (is_signed and signer.is_signed(data)):
+        return replace(found, newest=None)
+    return found
+
+
+def _read_unsigned(data: bytes) -> LockFile:
+    number, rest = data[:_NUMBER_SIZE], data[_NUMBER_SIZE:]
+    newest = int(_LOCK_NUMBER.unpack_from(number)[1]) if _is_checked(number, 0, _LOCK_NUMBER.size) else None
+    if newest is not None and newest > MOST_FILES:
+        newest = None
+    if not rest:
+        return LockFile(newest)
+    body = rest[_HOME.size : -_CRC.size]
+    if not _is_checked(rest, 0, max(0, len(rest) - _CRC.size)) or not rest.startswith(
+        _HOME.pack(_HOME_MAGIC, len(body))
+    ):
+        return LockFile(newest, home_damaged=True)
+    try:
+        return LockFile(newest, body.decode())
+    except UnicodeDecodeError:
+        return LockFile(newest, home_damaged=True)

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from enhanced_checkpointing.journal.worker import Worker
+from enhanced_checkpointing.journal.log_files import JournalThread
 
 
 async def test_work_runs_one_piece_after_another_on_a_thread_of_its_own() -> None:
-    worker = Worker()
+    worker = JournalThread()
     seen: list[tuple[int, str]] = []
 
     def work(number: int) -> int:
@@ -26,7 +26,7 @@ async def test_work_runs_one_piece_after_another_on_a_thread_of_its_own() -> Non
 
 
 async def test_what_the_work_raises_belongs_to_whoever_waits_for_it() -> None:
-    worker = Worker()
+    worker = JournalThread()
 
     def fail() -> None:
         raise OSError("no disk")
@@ -38,7 +38,7 @@ async def test_what_the_work_raises_belongs_to_whoever_waits_for_it() -> None:
 
 
 async def test_loop_goes_on_while_the_work_hangs() -> None:
-    worker, gate = Worker(), threading.Event()
+    worker, gate = JournalThread(), threading.Event()
     hanging = worker.run(gate.wait)
     await asyncio.sleep(0.02)
     assert not hanging.done()
@@ -48,7 +48,7 @@ async def test_loop_goes_on_while_the_work_hangs() -> None:
 
 
 async def test_work_whose_waiter_gave_up_is_done_nevertheless() -> None:
-    worker, gate = Worker(), threading.Event()
+    worker, gate = JournalThread(), threading.Event()
     done: list[str] = []
 
     def fail() -> None:
@@ -67,7 +67,7 @@ async def test_work_whose_waiter_gave_up_is_done_nevertheless() -> None:
 
 async def test_thread_ends_when_it_has_done_what_it_was_given() -> None:
     before = set(threading.enumerate())
-    worker = Worker()
+    worker = JournalThread()
     (thread,) = set(threading.enumerate()) - before
     assert thread.daemon, "a disk that hangs must not hold up the end of the process"
     last = worker.run(lambda: "last")
@@ -80,8 +80,8 @@ async def test_thread_ends_when_it_has_done_what_it_was_given() -> None:
 def test_loop_that_was_closed_meanwhile_is_not_told() -> None:
     gate, ran = threading.Event(), threading.Event()
 
-    async def leave() -> Worker:
-        worker = Worker()
+    async def leave() -> JournalThread:
+        worker = JournalThread()
         worker.run(gate.wait)
         worker.run(ran.set)
         return worker

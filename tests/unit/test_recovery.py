@@ -13,12 +13,22 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.journal import book as book_module
-from enhanced_checkpointing.journal import codec, frames, marks
-from enhanced_checkpointing.journal.adoption import Adopted, adopt, books_in
-from enhanced_checkpointing.journal.book import Book
+from enhanced_checkpointing.journal import codec
+from enhanced_checkpointing.journal import format as frames
+from enhanced_checkpointing.journal import log_file as book_module
 from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.frames import FORMAT, Draft, Kind, Predecessor, scan
+from enhanced_checkpointing.journal.format import (
+    FORMAT,
+    Draft,
+    Kind,
+    Predecessor,
+    applied_record,
+    dead_letter_record,
+    redirection_record,
+    scan,
+)
+from enhanced_checkpointing.journal.log_file import Book
+from enhanced_checkpointing.journal.recovery import Adopted, adopt, books_in
 from tests.support.faulty_disk import Died, FaultyDisk
 from tests.support.journal_files import CANARY, FileMaker, record
 
@@ -107,7 +117,7 @@ def test_book_of_a_process_that_is_alive_is_not_adopted(shelf: Shelf) -> None:
 OWNER = """
 import sys
 from pathlib import Path
-from tests.unit.test_adoption import IDENTITY, Shelf
+from tests.unit.test_recovery import IDENTITY, Shelf
 from tests.support.journal_files import record
 
 book = Shelf(Path(sys.argv[1])).book()
@@ -156,7 +166,7 @@ def test_file_that_was_never_begun_to_the_end_is_left_out_and_removed_at_the_end
     assert found.book.leftovers == {2, 3, 4}
     found.book.append([record("a", b"next")])
     assert found.book.newest == 5, "a number is never used twice"
-    found.book.append([marks.applied(found.book.places)])
+    found.book.append([applied_record(found.book.places)])
     found.book.close()
     assert list(shelf.directory.iterdir()) == []
 
@@ -268,7 +278,7 @@ def test_only_file_of_a_book_is_missed(shelf: Shelf) -> None:
 
 def test_file_whose_records_are_all_applied_is_not_missed(three_files: Shelf) -> None:
     found = three_files.adopted()
-    found.book.append([marks.applied([found.records[0].sequence])])
+    found.book.append([applied_record([found.records[0].sequence])])
     assert not three_files.path(1).exists()
     found.book.release()
     again = three_files.seen()
@@ -279,7 +289,7 @@ def test_file_that_was_not_needed_any_more_brings_nothing_back(three_files: Shel
     """Its name may survive a crash that the files with its marks do not."""
     found = three_files.adopted()
     unneeded = three_files.path(1).read_bytes()
-    found.book.append([marks.applied([found.records[0].sequence])])
+    found.book.append([applied_record([found.records[0].sequence])])
     found.book.append([record("d", b"x" * 400)])
     found.book.append([record("e")])  # a new file, in whose beginning the first one is not named any more
     found.book.release()
@@ -288,7 +298,7 @@ def test_file_that_was_not_needed_any_more_brings_nothing_back(three_files: Shel
     assert [each.draft.thread_id for each in again.records] == ["b", "c", "d", "e"]
     assert again.faults == []
     assert again.book.leftovers == {1}
-    again.book.append([marks.applied(list(again.book.places))])
+    again.book.append([applied_record(list(again.book.places))])
     again.book.close()
     assert list(three_files.directory.iterdir()) == []
 
@@ -300,14 +310,14 @@ def test_file_that_outlived_its_marks_brings_nothing_back(shelf: Shelf, monkeypa
     (first,) = book.append([record("a", bytes(400))])
     (second,) = book.append([record("b", bytes(400))])
     outlived = shelf.path(1).read_bytes()
-    book.append([marks.applied([first, second])])
+    book.append([applied_record([first, second])])
     book.append([record("c")])
     assert not shelf.path(2).exists(), "the marks of the first file were in it"
     book.release()
     shelf.path(1).write_bytes(outlived)
     found = shelf.adopted()
     assert ([each.draft.thread_id for each in found.records], found.faults) == (["c"], [])
-    found.book.append([marks.applied(list(found.book.places))])
+    found.book.append([applied_record(list(found.book.places))])
     found.book.close()
     assert list(shelf.directory.iterdir()) == []
 
@@ -319,7 +329,7 @@ def test_end_of_a_book_of_several_files_may_be_interrupted_anywhere(tmp_path: Pa
     shelf.book().release()
     first = began().write(record("a"))
     second = FileMaker(2, 3, first.previous_hash, [Predecessor(1, 3)], bytes.fromhex(IDENTITY)).write(CANARY)
-    write(shelf, first, second.write(marks.applied([2])))
+    write(shelf, first, second.write(applied_record([2])))
     found = shelf.adopted()
     assert found.book.is_settled
     shelf.disk.calls.clear()
@@ -389,7 +399,7 @@ def test_gap_beside_other_damage_freezes_every_thread(shelf: Shelf) -> None:
 
 
 def test_damaged_record_that_the_primary_has_is_reported_and_freezes_nothing(shelf: Shelf) -> None:
-    write(shelf, began().write(record("a", b"needle"), record("b")).write(marks.applied([2])))
+    write(shelf, began().write(record("a", b"needle"), record("b")).write(applied_record([2])))
     shelf.replace(1, b"needle", b"noodle")
     found = shelf.seen()
     assert len(found.faults) == 1
@@ -425,7 +435,7 @@ def test_damage_that_cannot_be_copied_is_a_fault_more(three_files: Shelf) -> Non
 
 
 def test_damaged_file_stays_although_nothing_waits_in_it(shelf: Shelf) -> None:
-    write(shelf, began().write(record("a", b"needle")).write(marks.applied([2])))
+    write(shelf, began().write(record("a", b"needle")).write(applied_record([2])))
     shelf.replace(1, b"needle", b"noodle")
     found = shelf.adopted()
     assert found.records == []
@@ -561,8 +571,10 @@ def drained(shelf: Shelf, then: Callable[[Adopted], None]) -> Adopted:
 def test_what_was_decided_of_records_is_known_to_every_later_process(three_files: Shelf) -> None:
     def decide(found: Adopted) -> None:
         one, _, three = (each.sequence for each in found.records)
-        found.book.append([marks.buried(one, "refused"), marks.diverted("b", "sibling"), marks.diverted("c", "x")])
-        found.book.append([marks.diverted("c", ""), marks.applied([three])])
+        found.book.append(
+            [dead_letter_record(one, "refused"), redirection_record("b", "sibling"), redirection_record("c", "x")]
+        )
+        found.book.append([redirection_record("c", ""), applied_record([three])])
 
     for _ in range(3):
         found = drained(three_files, decide if not _ else lambda found: found.book.check())

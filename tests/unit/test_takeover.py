@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.errors import CheckpointCorruptionError
-from enhanced_checkpointing.journal import codec, frames
-from enhanced_checkpointing.journal.book import Book
+from enhanced_checkpointing.journal import codec
+from enhanced_checkpointing.journal import format as frames
 from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.durable_journal import DurableJournal
-from enhanced_checkpointing.journal.inheritance import MOST_NAMED, Inheritance, inherit
-from enhanced_checkpointing.journal.thread_table import NAME
+from enhanced_checkpointing.journal.durable import DurableJournal
+from enhanced_checkpointing.journal.log_file import Book
+from enhanced_checkpointing.journal.recovery import FILES_NAMED, Inheritance, inherit
+from enhanced_checkpointing.journal.workers import TABLE_NAME
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -37,7 +38,7 @@ HERE = Path("journal")
 
 
 def books() -> set[str]:
-    return {name.partition(".")[0] for name in RealDisk(HERE).names() if name != NAME}
+    return {name.partition(".")[0] for name in RealDisk(HERE).names() if name != TABLE_NAME}
 
 
 def files(pattern: str = "*") -> list[Path]:
@@ -45,7 +46,7 @@ def files(pattern: str = "*") -> list[Path]:
 
 
 def contents() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in files() if path.name != NAME}
+    return {path.name: path.read_bytes() for path in files() if path.name != TABLE_NAME}
 
 
 def earlier_release(journal: DurableJournal) -> DurableJournal:
@@ -460,7 +461,7 @@ async def test_files_that_are_not_ours_are_ignored_and_named_once() -> None:
         await Heir(journal).adopt()
         what, *others = [message for message in notices(journal, "WARNING") if "files" in message]
         assert others == []
-        assert all(repr(name) in what for name in sorted(strays)[:MOST_NAMED])
+        assert all(repr(name) in what for name in sorted(strays)[:FILES_NAMED])
         assert what.endswith("and 2 more")
         assert "gitignore" not in what
         (HERE / "another").touch()

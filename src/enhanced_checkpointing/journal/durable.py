@@ -1,8 +1,4 @@
-"""The journal on disk: what is acknowledged survives the process.
-
-Appends and marks gather while the disk is busy and go out together: one write and one sync for all of them. What
-earlier processes left is adopted when it is opened.
-"""
+"""The journal on disk: appending, marking, reading, and what its operator is told of while it is used."""
 
 from __future__ import annotations
 
@@ -21,11 +17,8 @@ from enhanced_checkpointing.errors import (
     quoted,
     redact,
 )
-from enhanced_checkpointing.journal import codec, marks
-from enhanced_checkpointing.journal.alarms import Alarms
-from enhanced_checkpointing.journal.book import Book
-from enhanced_checkpointing.journal.committer import Committer, Run
-from enhanced_checkpointing.journal.contract import (
+from enhanced_checkpointing.journal import codec
+from enhanced_checkpointing.journal.api import (
     Appending,
     BaseHead,
     JournalEntry,
@@ -35,13 +28,20 @@ from enhanced_checkpointing.journal.contract import (
     Undrained,
     entry_of,
 )
-from enhanced_checkpointing.journal.disk import Disk
-from enhanced_checkpointing.journal.estate import Estate
-from enhanced_checkpointing.journal.frames import Draft, Kind, Signer, frame_size
+from enhanced_checkpointing.journal.disk import FORBIDDEN, Disk, reason, refusal, unreadable, unusable
+from enhanced_checkpointing.journal.format import (
+    Draft,
+    Kind,
+    Signer,
+    applied_record,
+    dead_letter_record,
+    frame_size,
+    redirection_record,
+)
 from enhanced_checkpointing.journal.index import Index
-from enhanced_checkpointing.journal.inheritance import MEMORY, Inheritance, Inherited
-from enhanced_checkpointing.journal.refusals import FORBIDDEN, refusal, unreadable, unusable
-from enhanced_checkpointing.journal.shelf import Shelf
+from enhanced_checkpointing.journal.log_file import Book
+from enhanced_checkpointing.journal.log_files import Committer, Run, Shelf
+from enhanced_checkpointing.journal.recovery import MEMORY, Estate, Inheritance, Inherited
 from enhanced_checkpointing.journal.workers import Workers
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation
@@ -337,13 +337,13 @@ class DurableJournal:
         for book, run in groupby(entries, key=lambda entry: self._homes[entry.sequence][0]):
             those = list(run)
             sequences = [self._homes[entry.sequence][1] for entry in those]
-            mark, forget = marks.applied(sequences), partial(self._forget, those)
+            mark, forget = applied_record(sequences), partial(self._forget, those)
             await self._committer.submit(book, mark, stored=forget)
 
     async def bury(self, entry: JournalEntry, error: str) -> None:
         self._index.check_oldest([entry])
         book, sequence = self._homes[entry.sequence]
-        mark = marks.buried(sequence, error)
+        mark = dead_letter_record(sequence, error)
 
         def bury(_: int) -> None:
             self._index.bury(entry, error)
@@ -353,7 +353,7 @@ class DurableJournal:
 
     async def divert(self, thread_id: str, target: str) -> None:
         last, _ = self._homes[self._index.entries(thread_id)[-1].sequence]
-        mark = marks.diverted(thread_id, target)
+        mark = redirection_record(thread_id, target)
         if (own := self._shelf.own) is not None and own is not last:
             await self._committer.submit(own, mark, stored=lambda _: None)  # for what comes behind it
         await self._committer.submit(last, mark, stored=lambda _: self._index.divert(thread_id, target))
@@ -404,7 +404,7 @@ class DurableJournal:
         """
         for book in self._shelf.books:
             if thread_id in book.diverted:
-                self._committer.submit(book, marks.diverted(thread_id, ""), stored=lambda _: None)
+                self._committer.submit(book, redirection_record(thread_id, ""), stored=lambda _: None)
 
     # Reading and checking
 
@@ -450,3 +450,40 @@ class DurableJournal:
         """How the newest write to the disk has ended."""
         self._settle_doubts()
         self._alarms.tell_disk(error)
+
+
+LEVELS = (0.5, 0.8)
+"""How full the journal is when it is told: the share of its capacity."""
+
+
+class Alarms:
+    """Tells each change once."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._level = 0
+        self.error: str | None = None
+        """Why the disk does not take what it is given; None: it does."""
+
+    def tell_fill(self, size: int, capacity: int) -> None:
+        """How many bytes of its capacity the journal holds of what this process accepted."""
+        fill = size / capacity
+        before, self._level = self._level, sum(fill >= level for level in LEVELS)
+        if self._level > before:
+            grade = "ERROR" if self._level == len(LEVELS) else "WARNING"
+            what = f"the journal holds {size:,} of {capacity:,} bytes ({fill:.0%})"
+            self._telemetry.emit(Notice(grade, f"{what}; when it is full, writes are refused"))
+
+    def tell_disk(self, error: OSError | None) -> None:
+        """How the newest write to the disk has ended."""
+        before, self.error = self.error, reason(error) if error is not None else None
+        if before is None and self.error is not None:
+            what = f"the journal cannot be written ({self.error}): in an outage, writes would be refused"
+            self._telemetry.emit(Notice("ERROR", what))
+        elif before is not None and self.error is None:
+            self._telemetry.emit(Notice("INFO", "the journal can be written again"))
+
+    def tell_lost(self, operations: int) -> None:
+        what = f"somebody has removed the files of the journal: {operations} operations that were acknowledged live "
+        what += "only in this process until they are drained"
+        self._telemetry.emit(Notice("ERROR", f"{what}. What is acknowledged from now on goes to new files"))

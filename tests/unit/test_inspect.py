@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from enhanced_checkpointing.journal import survey as module
-from enhanced_checkpointing.journal.disk import RealDisk
-from enhanced_checkpointing.journal.owners import holders, holders_in
-from enhanced_checkpointing.journal.survey import Owner, Survey, SurveyedBook, held_in, survey
-from enhanced_checkpointing.journal.thread_table import NAME as THREADS_OF_ALL
+from enhanced_checkpointing.journal import inspect as module
+from enhanced_checkpointing.journal.disk import RealDisk, holders, holders_in
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook, held_in, survey
+from enhanced_checkpointing.journal.workers import TABLE_NAME as THREADS_OF_ALL
 from tests.support.held_directory import held_by_another_process
 from tests.support.journals import add, opened_journal
 from tests.support.leaks import LeakWatch

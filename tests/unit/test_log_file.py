@@ -15,13 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.journal import book as book_module
-from enhanced_checkpointing.journal import codec, marks
-from enhanced_checkpointing.journal.adoption import Adopted, adopt
-from enhanced_checkpointing.journal.book import Book
+from enhanced_checkpointing.journal import codec
+from enhanced_checkpointing.journal import log_file as book_module
 from enhanced_checkpointing.journal.disk import Disk, RealDisk
-from enhanced_checkpointing.journal.frames import Kind, scan
-from enhanced_checkpointing.journal.slot import Slot, read_slot, slot_bytes
+from enhanced_checkpointing.journal.format import (
+    Kind,
+    LockFile,
+    applied_record,
+    dead_letter_record,
+    lock_file_bytes,
+    read_lock_file,
+    redirection_record,
+    scan,
+)
+from enhanced_checkpointing.journal.log_file import Book
+from enhanced_checkpointing.journal.recovery import Adopted, adopt
 from tests.support.disks import fill, make_room, small_disk
 from tests.support.faulty_disk import Died, FaultyDisk
 from tests.support.journal_files import record
@@ -98,17 +106,17 @@ class Writer:
         bodies = {body for _, body in oldest}
         before = set(self.uncertain)
         self.uncertain |= bodies
-        if oldest and self._tried(lambda: self.book.append([marks.applied(sequence for sequence, _ in oldest)])):
+        if oldest and self._tried(lambda: self.book.append([applied_record(sequence for sequence, _ in oldest)])):
             self.uncertain = before
             self.done |= bodies
             self.open[thread_id] = self.open[thread_id][len(oldest) :]
 
     def bury(self, thread_id: str) -> None:
         if self.open[thread_id]:
-            self._tried(lambda: self.book.append([marks.buried(self.open[thread_id][0][0], "refused")]))
+            self._tried(lambda: self.book.append([dead_letter_record(self.open[thread_id][0][0], "refused")]))
 
     def divert(self, thread_id: str) -> None:
-        self._tried(lambda: self.book.append([marks.diverted(thread_id, "sibling")]))
+        self._tried(lambda: self.book.append([redirection_record(thread_id, "sibling")]))
 
     def check(self) -> None:
         self._tried(self.book.check)
@@ -167,7 +175,7 @@ def work(writer: Writer) -> None:
 
 def drain(found: Adopted) -> None:
     for each in found.records:
-        found.book.append([marks.applied([each.sequence])])
+        found.book.append([applied_record([each.sequence])])
     assert found.book.is_settled
     found.book.close()
 
@@ -255,7 +263,7 @@ def test_nothing_is_acknowledged_before_it_is_written_and_synced(tmp_path: Path)
     book = new_book(disk)
     book.append([record("a")])
     disk.calls.clear()
-    book.append([record("a"), record("b"), marks.diverted("a", "sibling")])
+    book.append([record("a"), record("b"), redirection_record("a", "sibling")])
     assert disk.calls == ["write", "sync"], "one write and one sync for all of them"
 
 
@@ -326,9 +334,9 @@ def test_files_go_when_their_own_records_are_done_and_not_before(tmp_path: Path)
         return sorted(int(path.name.split(".")[1]) for path in tmp_path.glob("*.journal"))
 
     assert numbers() == [1, 2, 3, 4]
-    book.append([marks.applied(sequences[1:3])])
+    book.append([applied_record(sequences[1:3])])
     assert numbers() == [1, 4, 5], "not because of their age"
-    book.append([marks.applied(sequences[:1])])
+    book.append([applied_record(sequences[:1])])
     assert 1 not in numbers()
     assert 4 in numbers()
     book.release()
@@ -421,7 +429,7 @@ def test_full_disk_refuses_records_and_takes_the_marks_of_a_drain(tmp_path: Path
     for sequence in full.sequences[:20]:
         with pytest.raises(OSError, match="No space"):
             full.book.append([record("b", b"y" * 300)])
-        full.book.append([marks.applied([sequence])])
+        full.book.append([applied_record([sequence])])
     with pytest.raises(OSError, match="No space"):
         full.book.check()
     full.book.release()
@@ -433,12 +441,12 @@ def test_full_disk_refuses_records_and_takes_the_marks_of_a_drain(tmp_path: Path
 
 def test_small_records_do_not_take_the_room_of_the_marks(tmp_path: Path) -> None:
     full = OnFullDisk(tmp_path)
-    full.book.append([marks.applied(full.sequences[:1])])
+    full.book.append([applied_record(full.sequences[:1])])
     for _ in range(3):
         with pytest.raises(OSError, match="No space"):
             full.book.append([record("b")])
     for sequence in full.sequences[1:]:
-        full.book.append([marks.applied([sequence])])
+        full.book.append([applied_record([sequence])])
     full.disk.full = False
     full.book.append([record("b")])
     assert [file.for_marks for file in full.book.files.values()][-1] is False
@@ -448,13 +456,13 @@ def test_small_records_do_not_take_the_room_of_the_marks(tmp_path: Path) -> None
 def test_marks_are_refused_when_the_room_for_them_is_used_up_and_nothing_is_lost(tmp_path: Path) -> None:
     full = OnFullDisk(tmp_path)
     many = [full.sequences[0]] * 3000
-    full.book.append([marks.applied([sequence]) for sequence in full.sequences[:2]])
+    full.book.append([applied_record([sequence]) for sequence in full.sequences[:2]])
     with pytest.raises(OSError, match="what was set aside for marks"):
-        full.book.append([marks.applied([sequence]) for sequence in many])
+        full.book.append([applied_record([sequence]) for sequence in many])
     with pytest.raises(OSError, match="what was set aside for marks"):
-        full.book.append([marks.applied(full.sequences[2:3])])
+        full.book.append([applied_record(full.sequences[2:3])])
     full.disk.full = False
-    full.book.append([marks.applied(full.sequences[2:4])])
+    full.book.append([applied_record(full.sequences[2:4])])
     full.book.release()
     assert [each.sequence for each in adopted(tmp_path).records] == full.sequences[4:]
 
@@ -471,7 +479,7 @@ def test_disk_that_is_really_full_takes_the_marks_of_a_drain(tmp_path: Path) -> 
         with pytest.raises(OSError, match="No space"):
             book.append([record("b", b"y" * 5000)])
         for sequence in sequences[:150]:
-            book.append([marks.applied([sequence])])
+            book.append([applied_record([sequence])])
         with pytest.raises(OSError, match="No space"):
             book.append([record("b", b"y" * 5000)])
         book.release()
@@ -487,10 +495,11 @@ def test_disk_that_is_really_full_takes_the_marks_of_a_drain(tmp_path: Path) -> 
 LIMITED = """
 import sys
 from pathlib import Path
-from enhanced_checkpointing.journal import codec, marks
+from enhanced_checkpointing.journal import codec
+from enhanced_checkpointing.journal.format import applied_record, dead_letter_record, redirection_record
 from enhanced_checkpointing.journal.disk import RealDisk
 from tests.support.journal_files import record
-from tests.unit.test_book import adopted, new_book, pending
+from tests.unit.test_log_file import adopted, new_book, pending
 
 codec.describe = lambda body: None
 directory = Path(sys.argv[1])
@@ -501,7 +510,7 @@ try:
     book.append([record("b", b"y" * 200_000)])
 except OSError as error:
     print(error.errno)
-book.append([marks.applied(sequences[:5])])
+book.append([applied_record(sequences[:5])])
 book.release()
 found = adopted(directory)
 assert found.faults == [], found.faults
@@ -557,7 +566,7 @@ def test_file_that_cannot_be_removed_is_removed_at_the_end(tmp_path: Path) -> No
     book = new_book(disk)
     (sequence,) = book.append([record("a", bytes(300_000))])
     disk.failing = {"remove"}
-    book.append([marks.applied([sequence])])
+    book.append([applied_record([sequence])])
     assert book.append([record("b")]), "what cannot be tidied up does not stop the rest"
     assert book.leftovers == {1}
     book.release()
@@ -573,7 +582,7 @@ def test_file_that_was_removed_although_an_error_was_reported_is_not_missed_at_t
     book = new_book(disk)
     (sequence,) = book.append([record("a", bytes(300_000))])
     disk.failing = {"remove"}
-    book.append([marks.applied([sequence])])
+    book.append([applied_record([sequence])])
     book.check()
     disk.heal()
     (tmp_path / book.name_of(1)).unlink()
@@ -585,14 +594,14 @@ def test_slot_tells_the_newest_file_and_whether_it_is_damaged(tmp_path: Path) ->
     book = new_book(RealDisk(tmp_path))
     book.append([record("a")])
     slot = (tmp_path / book.lock_name).read_bytes()
-    assert read_slot(b"") == Slot(0)
-    assert read_slot(slot) == Slot(1)
-    assert read_slot(slot[:-1]) == Slot(0), "it never arrived as a whole"
-    assert read_slot(slot + b"x") == Slot(1, home_damaged=True)
+    assert read_lock_file(b"") == LockFile(0)
+    assert read_lock_file(slot) == LockFile(1)
+    assert read_lock_file(slot[:-1]) == LockFile(0), "it never arrived as a whole"
+    assert read_lock_file(slot + b"x") == LockFile(1, home_damaged=True)
     for bit in range(8 * len(slot)):
         flipped = bytearray(slot)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert read_slot(bytes(flipped)) == Slot(None)
+        assert read_lock_file(bytes(flipped)) == LockFile(None)
     book.release()
 
 
@@ -601,14 +610,14 @@ def test_slot_tells_for_which_primary_a_book_is_and_whether_that_is_damaged(tmp_
     book.home = "postgres://hé:5432/prod"
     book.append([record("a")])
     slot = (tmp_path / book.lock_name).read_bytes()
-    assert slot == slot_bytes(1, book.home)
-    assert read_slot(slot) == Slot(1, book.home)
+    assert slot == lock_file_bytes(1, book.home)
+    assert read_lock_file(slot) == LockFile(1, book.home)
     for size in range(13, len(slot)):
-        assert read_slot(slot[:size]) == Slot(1, home_damaged=True)
+        assert read_lock_file(slot[:size]) == LockFile(1, home_damaged=True)
     for bit in range(8 * len(slot)):
         flipped = bytearray(slot)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert read_slot(bytes(flipped)) in (Slot(None, book.home), Slot(1, home_damaged=True))
+        assert read_lock_file(bytes(flipped)) in (LockFile(None, book.home), LockFile(1, home_damaged=True))
     book.release()
 
 
@@ -656,11 +665,11 @@ def test_book_whose_files_were_removed_takes_marks_and_no_records(tmp_path: Path
     book.lose()
     with pytest.raises(OSError, match="were removed"):
         book.append([record("a")])
-    book.append([marks.applied([first])])
+    book.append([applied_record([first])])
     disk.failing = {"write"}
-    book.append([marks.applied([second])])
+    book.append([applied_record([second])])
     assert book.is_settled
-    book.append([marks.diverted("a", "b")])
+    book.append([redirection_record("a", "b")])
     assert book.diverted == {"a": "b"}
     book.close()
     assert len(list(tmp_path.glob("*.journal"))) == 1, "its name may be another one's by now"
@@ -670,7 +679,7 @@ def test_mark_that_is_stored_twice_says_what_it_said_once(tmp_path: Path) -> Non
     book = new_book(RealDisk(tmp_path))
     first, second = book.append([record("a", b"1"), record("b", b"2")])
     for _ in range(2):  # the first one was synced, and its process was not told
-        book.append([marks.applied([first])])
+        book.append([applied_record([first])])
     assert book.places.keys() == {second}
     book.release()
     found = adopted(tmp_path)

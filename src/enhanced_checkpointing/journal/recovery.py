@@ -1,17 +1,23 @@
-"""Reading the books that are on the disk: what is pending in them, and what is damaged. Nothing is passed over."""
+"""What ended processes left in the directory: read, nothing passed over, and taken over as a whole, so that its order
+is kept. What is pending in it, what is damaged, which of it is ours, and what its operator is told.
+"""
 
 from __future__ import annotations
 
+import heapq
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
-from enhanced_checkpointing.journal import codec, marks
-from enhanced_checkpointing.journal.book import Book, JournalFile, Place
-from enhanced_checkpointing.journal.disk import Disk
-from enhanced_checkpointing.journal.frames import (
+from enhanced_checkpointing.journal import codec
+from enhanced_checkpointing.journal.disk import Disk, reason
+from enhanced_checkpointing.journal.format import (
     FORMAT,
     SIGNED_FORMAT,
     Damage,
@@ -19,12 +25,19 @@ from enhanced_checkpointing.journal.frames import (
     FileHeader,
     Frame,
     Kind,
+    LockFile,
     Scan,
+    Sequences,
     Signer,
+    applied_in,
+    check_control_record,
     format_of,
+    read_lock_file,
+    retired_in,
     scan,
 )
-from enhanced_checkpointing.journal.slot import Slot, read_slot
+from enhanced_checkpointing.journal.log_file import Book, JournalFile, Place
+from enhanced_checkpointing.observability.events import Notice, Telemetry
 
 LOCK, SPARE, FILE = ".lock", ".spare", ".journal"
 
@@ -116,7 +129,7 @@ def adopt(
         return None
     book = Book(disk, identity, lock, wall_clock, signer=signer)
     try:
-        slot = read_slot(disk.read(lock, 0, disk.size(lock)), book.signer_of(0))
+        slot = read_lock_file(disk.read(lock, 0, disk.size(lock)), book.signer_of(0))
         book.home = HOME_UNKNOWN if slot.home_damaged else slot.home
         if is_ours(book.home):
             return _read_book(disk, book, slot)
@@ -126,7 +139,7 @@ def adopt(
         raise
 
 
-def _look_into(disk: Disk, book: Book, slot: Slot) -> Adopted:
+def _look_into(disk: Disk, book: Book, slot: LockFile) -> Adopted:
     """Read a book that is not ours, and change nothing."""
     try:
         return replace(_read_book(disk, book, slot, is_ours=False), is_foreign=True)
@@ -134,7 +147,7 @@ def _look_into(disk: Disk, book: Book, slot: Slot) -> Adopted:
         return Adopted(book, [], [str(error)], frozenset(), is_foreign=True)
 
 
-def _read_book(disk: Disk, book: Book, slot: Slot, *, is_ours: bool = True) -> Adopted:
+def _read_book(disk: Disk, book: Book, slot: LockFile, *, is_ours: bool = True) -> Adopted:
     newest_begun = slot.newest
     names = disk.names()
     if is_ours and book.spare_name in names:
@@ -145,8 +158,8 @@ def _read_book(disk: Disk, book: Book, slot: Slot, *, is_ours: bool = True) -> A
     reads = _needed(book, [_read_file(disk, book, number) for number in numbers], newest_begun)
     frames = [frame for read in reads for frame in read.frames]
     # All at once, before the records that they name: what a mark names is not counted out.
-    marked = (marks.applied_in(frame.draft) for frame in frames if frame.draft.kind is Kind.APPLIED)
-    book.applied = marks.Sequences(part for ranges in marked for part in ranges)
+    marked = (applied_in(frame.draft) for frame in frames if frame.draft.kind is Kind.APPLIED)
+    book.applied = Sequences(part for ranges in marked for part in ranges)
     records: dict[int, FoundRecord] = {}
     for read in reads:
         for frame in read.frames:
@@ -224,7 +237,7 @@ def _fault_in(frame: Frame) -> str | None:
         if frame.draft.kind is Kind.RECORD:
             codec.describe(frame.draft.body)
         else:
-            marks.check(frame.draft, frame.sequence)
+            check_control_record(frame.draft, frame.sequence)
     except Exception as error:  # noqa: BLE001  # whatever strange content raises: nothing of it may end a start
         return f"a record makes no sense, although it is what was written ({type(error).__name__})"
     return None
@@ -246,9 +259,7 @@ def _needed(book: Book, found: Sequence[tuple[JournalFile, Scan]], newest_begun:
     ]
     if newest_begun and reads and not any(frame.draft.kind is Kind.CANARY for frame in reads[-1].frames):
         reads[-1] = _with_damage(reads[-1], "its beginning, which was whole, is not")
-    retired = {
-        marks.retired_in(frame.draft) for read in reads for frame in read.frames if frame.draft.kind is Kind.RETIRED
-    }
+    retired = {retired_in(frame.draft) for read in reads for frame in read.frames if frame.draft.kind is Kind.RETIRED}
     reads = [read for read in reads if read.number not in retired and (read.header or read.frames or read.damages)]
     there = {read.number for read in reads}
     for number in book.files.keys() - there:
@@ -303,7 +314,7 @@ def _linked(reads: Sequence[_FileRead]) -> list[_FileRead]:
     return linked
 
 
-def _threads_in_doubt(read: _FileRead, applied: marks.Sequences) -> set[str] | None:
+def _threads_in_doubt(read: _FileRead, applied: Sequences) -> set[str] | None:
     """The threads that lost something in this file; None where it cannot be told.
 
     What the primary has already is no loss. A gap in the numbers of a thread tells whose records are missing.
@@ -336,3 +347,234 @@ def _keep_copy(disk: Disk, name: str) -> list[str]:
     except OSError as error:
         return [f"{name} could not be copied to quarantine: {error.strerror}"]
     return []
+
+
+MEMORY = "memory"
+"""The home of what a primary in memory did not take."""
+
+FILES_NAMED = 5
+"""Files that a message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """`books` are ours now. `foreign` are of other primaries: of each book that stays as it is, the home.
+
+    `strays` are files that nobody here has made.
+    """
+
+    books: Sequence[Adopted] = ()
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    strays: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """A record with its book. `stamp` is when it was written, wall-clock time, and never before its predecessors."""
+
+    stamp: float
+    found: Adopted
+    record: FoundRecord
+
+    @property
+    def thread_id(self) -> str:
+        return self.record.draft.thread_id
+
+
+Settle = Callable[[Set[str], Sequence[Adopted]], None]
+"""Is told of the identities of the books of processes that run, and of the books that were taken over."""
+
+
+def belongs(theirs: str | None, ours: str | None, *, adopts_all: bool) -> bool:
+    """Whether what was acknowledged for one primary may be drained into another.
+
+    Memory takes only what was meant for it, as nothing that it takes outlives the process. A book of an earlier release
+    does not say whose it is, and counts as ours.
+    """
+    if ours is None or theirs == ours:
+        return True
+    return ours != MEMORY and (theirs is None or adopts_all)
+
+
+def inherit(
+    disk: Disk,
+    wall_clock: Callable[[], float],
+    is_ours: Callable[[str | None], bool],
+    *,
+    held: Set[str] = frozenset(),
+    foreign: Mapping[str, str] | None = None,
+    signer: Signer | None = None,
+    settle: Settle = lambda alive, books: None,
+) -> Inheritance | None:
+    """Take over every book of a process that is gone; None if another process does that just now.
+
+    All of them or none: the records of one thread may be in several books, and must not be drained by two processes.
+    `held` are the identities of this process's own books, `foreign` those that are known to be of other primaries. A
+    book without anything in it goes. `settle` is told before another process may look: whose books are alive, and what
+    was taken over.
+
+    Raises:
+        CheckpointerConfigurationError: one is of a newer format, or signed without a signer. None was taken over.
+        OSError: the disk does not answer. None was taken over.
+    """
+    with disk.alone() as alone, ExitStack() as undoing:
+        if not alone:
+            return None
+        names = disk.names()
+        books: list[Adopted] = []
+        strangers: dict[str, str] = {}
+        alive: set[str] = set()
+        for identity in books_in(names):
+            if identity in held:
+                continue
+            if foreign is not None and identity in foreign:
+                if _is_dead(disk, identity):
+                    strangers[identity] = foreign[identity]
+                else:
+                    alive.add(identity)
+                continue
+            found = adopt(disk, identity, wall_clock, is_ours, signer)
+            if found is None:
+                alive.add(identity)
+                continue
+            if not found.records and not found.faults and found.book.is_settled:
+                with suppress(OSError):  # a full disk, perhaps: the next process tries it again
+                    found.book.close()
+            elif found.is_foreign:
+                strangers[identity] = found.book.home or "an earlier release, which did not say"
+                found.book.release()
+            else:
+                undoing.callback(found.book.release)
+                books.append(found)
+        settle(alive, books)
+        undoing.pop_all()
+        return Inheritance(books, strangers, strays_in(names))
+
+
+def in_order(books: Sequence[Adopted]) -> list[Inherited]:
+    """The records of all books in the order in which they were written, those of one book always in its own."""
+    return list(heapq.merge(*map(_stamped, books), key=lambda each: each.stamp))
+
+
+def _stamped(found: Adopted) -> Iterator[Inherited]:
+    """A clock may have jumped back while the book was written."""
+    stamps = accumulate((record.draft.written_at for record in found.records), max)
+    return (Inherited(stamp, found, record) for stamp, record in zip(stamps, found.records, strict=True))
+
+
+def foreign_notices(foreign: Mapping[str, str], known: Mapping[str, str]) -> Iterator[str]:
+    """For each home of which there are books that were not known: what that means, and what to do."""
+    for home in sorted({home for identity, home in foreign.items() if identity not in known}):
+        count = Counter(foreign.values())[home]
+        yield (
+            f"the journal's directory has the backlogs of {count} ended processes of another database ({home}). They "
+            "are not drained into this one, and stay as they are: what was acknowledged in them is nowhere else. Start "
+            "with that database and this CHECKPOINT_JOURNAL_DIR, and they are drained; or, if that database has moved "
+            "and is this one now, set CHECKPOINT_JOURNAL_ADOPT=all"
+        )
+
+
+def stray_notice(strays: Sequence[str]) -> str:
+    """What is said of files that nobody here has made."""
+    more = f" and {len(strays) - FILES_NAMED} more" if len(strays) > FILES_NAMED else ""
+    named = ", ".join(map(repr, strays[:FILES_NAMED]))
+    return f"in the journal's directory are files that are not the journal's, and are ignored: {named}{more}"
+
+
+def _is_dead(disk: Disk, identity: str) -> bool:
+    """Whether nobody holds a book."""
+    lock = disk.lock(f"{identity}{LOCK}")
+    if lock is None:
+        return False
+    disk.close(lock)
+    return True
+
+
+class Estate:
+    """Looks into the directory of the journal that is for the primary of this `home`. What was said is not said again.
+
+    What is for another primary is left alone, unless it `adopts_all`. Without a home all of it is ours.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        telemetry: Telemetry,
+        wall_clock: Callable[[], float],
+        *,
+        home: str | None,
+        adopts_all: bool,
+        signer: Signer | None = None,
+    ) -> None:
+        self._disk = disk
+        self._signer = signer
+        self._telemetry = telemetry
+        self._wall_clock = wall_clock
+        self._is_ours = partial(belongs, ours=home, adopts_all=adopts_all)
+        self._written_until = -math.inf
+        self._foreign: Mapping[str, str] = {}
+        """The books that are for other primaries, and the home of each."""
+        self._strays: set[str] = set()
+        self._fault: str | None = None
+
+    @property
+    def foreign(self) -> tuple[tuple[str, int], ...]:
+        """For every home that is not ours, how many books there are."""
+        return tuple(sorted(Counter(self._foreign.values()).items()))
+
+    def now(self) -> float:
+        """When something is written, by the wall clock, but after all that was inherited: after a clock that jumped
+        back it would else be drained before what it grew from."""
+        return max(self._wall_clock(), math.nextafter(self._written_until, math.inf))
+
+    def inherit(self, held: Set[str], settle: Settle) -> Inheritance | None:
+        """See `inheritance.inherit`; `held` are the identities of our own books. Runs where the disk may block."""
+        return inherit(
+            self._disk,
+            self._wall_clock,
+            self._is_ours,
+            held=held,
+            foreign=self._foreign,
+            signer=self._signer,
+            settle=settle,
+        )
+
+    def by_thread(self, inheritance: Inheritance, number: Callable[[], int]) -> dict[str, list[tuple[int, Inherited]]]:
+        """What was left of each thread in its order, numbered over all threads; threads of which all is lost, too."""
+        threads: dict[str, list[tuple[int, Inherited]]] = {}
+        for each in in_order(inheritance.books):
+            threads.setdefault(each.thread_id, []).append((number(), each))
+            self._written_until = max(self._written_until, each.stamp)
+        for found in inheritance.books:
+            for thread_id in found.damaged_threads:
+                threads.setdefault(thread_id, [])
+        return threads
+
+    def tell(self, inheritance: Inheritance, news: Sequence[str]) -> None:
+        """Say what was inherited, what is damaged, what was left alone, and what else is `news`."""
+        self._fault = None
+        for what in news:
+            self._say("WARNING", what)
+        for found in inheritance.books:
+            for fault in found.faults:
+                self._say("ERROR", f"the journal is damaged: {fault}. Threads that may lack something are frozen")
+            if found.records:
+                count = len(found.records)
+                self._say("WARNING", f"{count} operations that an earlier process acknowledged wait in the journal")
+        for what in foreign_notices(inheritance.foreign, self._foreign):
+            self._say("ERROR", what)
+        self._foreign = inheritance.foreign
+        if strays := [name for name in inheritance.strays if name not in self._strays]:
+            self._strays.update(strays)
+            self._say("WARNING", stray_notice(strays))
+
+    def tell_fault(self, error: Exception) -> None:
+        """Say why nothing can be inherited now. It is tried again and again, and said once."""
+        fault = reason(error) if isinstance(error, OSError) else str(error)
+        if fault != self._fault:
+            what = f"what ended processes left in the journal cannot be adopted now, and is left as it is ({fault})"
+            self._say("ERROR", what)
+        self._fault = fault
+
+    def _say(self, level: str, what: str) -> None:
+        self._telemetry.emit(Notice(level, what))

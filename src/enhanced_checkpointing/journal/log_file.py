@@ -1,4 +1,4 @@
-"""A book: the files of one process's journal, appended to by that process alone. Synchronous, on the journal's thread.
+"""A log: the files of one process's journal, appended to by that process alone. Synchronous, on the journal's thread.
 
 An append is acknowledged by one write and one sync. A file in which one of them failed is never written again: the
 next file takes what was not acknowledged. Each file begins with what is known of the records in those before it, so
@@ -13,9 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-from enhanced_checkpointing.journal import marks
 from enhanced_checkpointing.journal.disk import Disk
-from enhanced_checkpointing.journal.frames import (
+from enhanced_checkpointing.journal.format import (
     NO_HASH,
     Draft,
     FileHeader,
@@ -23,13 +22,22 @@ from enhanced_checkpointing.journal.frames import (
     Frame,
     Kind,
     Predecessor,
+    Sequences,
     Signer,
+    applied_in,
+    applied_ranges_record,
+    applied_record,
+    dead_letter_in,
+    dead_letter_record,
     file_head,
     frame_bytes,
     hash_of,
+    lock_file_bytes,
     read_frame,
+    redirection_in,
+    redirection_record,
+    retirement_record,
 )
-from enhanced_checkpointing.journal.slot import slot_bytes
 
 FILE_LIMIT = 16 * 1024 * 1024
 """Bytes after which the next file is begun: what a record that cannot be applied keeps on the disk at most."""
@@ -87,7 +95,7 @@ class Book:
         self.files: dict[int, JournalFile] = {}
         self.places: dict[int, Place] = {}
         """Of every record that is not applied, dead letters included."""
-        self.applied = marks.Sequences()
+        self.applied = Sequences()
         """Of the records in the files that are still needed, those that are applied."""
         self.buried: dict[int, str] = {}
         self.diverted: dict[str, str] = {}
@@ -212,9 +220,9 @@ class Book:
         kept = {sequence: draft for sequence, draft in read.items() if draft is not None}
         file = self._begin_file(spare=False)
         new = dict(zip(kept, range(self.next_sequence, self.next_sequence + len(kept)), strict=True))
-        buried = [marks.buried(new[one], error) for one, error in self.buried.items() if one in new]
+        buried = [dead_letter_record(new[one], error) for one, error in self.buried.items() if one in new]
         if done := [*gone, *kept]:
-            self._append_to(file, [*kept.values(), *buried, marks.applied(done)])
+            self._append_to(file, [*kept.values(), *buried, applied_record(done)])
         self._moved = {known: new.get(now, now) for known, now in self._moved.items() if now not in gone} | new
         self._moved = {known: now for known, now in self._moved.items() if now in self.places}
         for number in sorted(self.leftovers):
@@ -226,10 +234,10 @@ class Book:
     def _renumbered(self, draft: Draft) -> Draft:
         """A mark of records that were written anew, made of what they were known by before."""
         if self._moved and draft.kind is Kind.APPLIED:
-            return marks.applied(self._moved.get(one, one) for one in _sequences_in(draft))
+            return applied_record(self._moved.get(one, one) for one in _sequences_in(draft))
         if self._moved and draft.kind is Kind.BURIED:
-            sequence, error = marks.buried_in(draft)
-            return marks.buried(self._moved.get(sequence, sequence), error)
+            sequence, error = dead_letter_in(draft)
+            return dead_letter_record(self._moved.get(sequence, sequence), error)
         return draft
 
     def read(self, sequence: int) -> Draft | None:
@@ -266,16 +274,16 @@ class Book:
             self.places[sequence] = place
             self.files[place.file].open_records.add(sequence)
         elif draft.kind is Kind.APPLIED:
-            self.applied.add(marks.applied_in(draft))
+            self.applied.add(applied_in(draft))
             for gone in _sequences_in(draft):
                 self.buried.pop(gone, None)  # it was tried again
                 if (known := self.places.pop(gone, None)) is not None:
                     self.files[known.file].open_records.discard(gone)
         elif draft.kind is Kind.BURIED:
-            buried, error = marks.buried_in(draft)
+            buried, error = dead_letter_in(draft)
             self.buried[buried] = error
         elif draft.kind is Kind.DIVERTED:
-            thread_id, target = marks.diverted_in(draft)
+            thread_id, target = redirection_in(draft)
             self.diverted[thread_id] = target
             if not target:
                 del self.diverted[thread_id]
@@ -373,9 +381,9 @@ class Book:
         oldest = min((file.first_sequence for file in needed), default=self.next_sequence)
         self.applied = self.applied.since(oldest)
         return [
-            *([marks.applied_ranges(self.applied)] if self.applied.ranges else []),
-            *(marks.buried(sequence, error) for sequence, error in self.buried.items()),
-            *(marks.diverted(thread_id, target) for thread_id, target in self.diverted.items()),
+            *([applied_ranges_record(self.applied)] if self.applied.ranges else []),
+            *(dead_letter_record(sequence, error) for sequence, error in self.buried.items()),
+            *(redirection_record(thread_id, target) for thread_id, target in self.diverted.items()),
             self._canary(),  # so that there is always something to sync
         ]
 
@@ -385,7 +393,7 @@ class Book:
     def _append_to(self, file: JournalFile, drafts: Sequence[Draft]) -> list[int]:
         """Write frames, and the marks of files that they make unnecessary; remove those then."""
         done = self._done_with(file, drafts)
-        drafts = [*drafts, *(marks.retired(number) for number in done)]
+        drafts = [*drafts, *(retirement_record(number) for number in done)]
         sequences, places = self._write(file, drafts)
         for draft, sequence, place in zip(drafts, sequences, places, strict=True):
             self.take(draft, sequence, place)
@@ -482,10 +490,10 @@ class Book:
         self._has_spare = True
 
     def _write_slot(self) -> None:
-        self._disk.write(self._lock, 0, slot_bytes(self.newest, self.home, self.signer_of(0)))
+        self._disk.write(self._lock, 0, lock_file_bytes(self.newest, self.home, self.signer_of(0)))
         self._disk.sync(self._lock)
 
 
 def _sequences_in(draft: Draft) -> Iterator[int]:
     """What a mark of this process names: records that it has, each by itself."""
-    return (sequence for part in marks.applied_in(draft) for sequence in range(*part))
+    return (sequence for part in applied_in(draft) for sequence in range(*part))

@@ -1,6 +1,6 @@
 """What is in the journal's directory, for an operator: read while processes use it, and nothing of it changed.
 
-Of no book is the lock taken for longer than it takes to see whether somebody has it, and only while nobody adopts: a
+Of no log is the lock taken for longer than it takes to see whether somebody has it, and only while nobody takes over: a
 start that met one of them locked would take it for a living process's, and leave it out.
 """
 
@@ -14,10 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from enhanced_checkpointing.journal import codec
-from enhanced_checkpointing.journal.adoption import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
-from enhanced_checkpointing.journal.disk import QUARANTINE, RealDisk
-from enhanced_checkpointing.journal.frames import Signer
-from enhanced_checkpointing.journal.owners import LOCKS, holders
+from enhanced_checkpointing.journal.disk import LOCKS, QUARANTINE, RealDisk, holders
+from enhanced_checkpointing.journal.format import Signer
+from enhanced_checkpointing.journal.recovery import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
 from enhanced_checkpointing.private_files import own_directory
 
 PATIENCE = 2.0

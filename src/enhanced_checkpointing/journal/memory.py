@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from enhanced_checkpointing.journal.contract import (
+from enhanced_checkpointing.journal.api import (
     Appending,
     BaseHead,
     DeadLetter,

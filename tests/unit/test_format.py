@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.journal import frames
-from enhanced_checkpointing.journal.frames import (
+from enhanced_checkpointing.journal import format as frames
+from enhanced_checkpointing.journal.format import (
     FORMAT,
     LATEST,
     MOST_SEQUENCE,
