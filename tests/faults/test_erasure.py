@@ -289,6 +289,24 @@ async def test_branch_in_quarantine_goes_with_its_thread(tmp_path: Path) -> None
         assert await ours.manager.list_threads() == []
 
 
+@pytest.mark.parametrize("key", [None, "k" * 32], ids=["unsigned", "signed"])
+async def test_records_in_copies_of_damaged_files_are_overwritten_whether_they_are_signed_or_not(
+    key: str | None, tmp_path: Path
+) -> None:
+    journal, file = tmp_path / "journal", tmp_path / "agents.sqlite"
+    async with switched("sqlite", "", file, journal_dir=journal, journal_key=key, shutdown_grace=0.01) as primary:
+        await off(primary)
+        await say(primary.manager, "bob", OTHERS)
+        await say(primary.manager, "ada", SECRET)
+    (left,) = journal.glob("*.journal")
+    left.write_bytes(left.read_bytes().replace(OTHERS.encode(), OTHERS.upper().encode(), 1))
+    async with opened(sqlite(file, journal_dir=journal, journal_key=key)) as manager:
+        assert files_with(SECRET, journal / "quarantine")
+        receipt = await manager.erase(thread_id="ada")
+        assert receipt.counts["quarantined records"] >= 2
+    assert files_with(SECRET, journal / "quarantine") == []
+
+
 async def test_nothing_is_drained_while_what_was_erased_cannot_be_read(
     tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

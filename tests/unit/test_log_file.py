@@ -643,6 +643,42 @@ def test_home_is_on_the_disk_before_the_first_record(tmp_path: Path) -> None:
     assert number > 5
 
 
+@pytest.mark.parametrize(("error", "then"), [(None, ""), (errno.EIO, ""), (errno.EIO, "goes on"), (errno.EIO, "again")])
+def test_rewriting_that_is_interrupted_anywhere_leaves_each_record_once_and_in_its_order(
+    error: int | None, then: str, tmp_path: Path
+) -> None:
+    bodies = [f"kept {number}".encode().ljust(90, b".") for number in range(6)]
+    erased_at_last = 0
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        disk = FaultyDisk(folder, error=error, short=True)
+        book = new_book(disk)
+        gone = book.append([record("gone", b"gone"), *(record("kept", body) for body in bodies)])[:1]
+        gone += book.append([record("gone", b"gone")])
+        disk.calls.clear()
+        disk.fails_at = number
+        with suppress(Died, OSError):
+            book.rewrite(gone)
+        is_over = disk.counted < number
+        disk.heal()
+        if then == "again":
+            book.rewrite(gone)
+        if then:
+            book.append([record("kept", b"more")])
+        book.release()
+        found = adopted(folder)
+        assert found.faults == []
+        left = pending(found)
+        assert left["kept"] == [*bodies, *([b"more"] if then else [])]
+        assert left.get("gone", []) in ([[]] if then == "again" else ([], [b"gone", b"gone"]))
+        erased_at_last = len(left.get("gone", []))
+        drain(found)
+        if is_over:
+            break
+    assert number > 5
+    assert erased_at_last == 0
+
+
 def test_every_file_names_those_that_are_needed_and_where_they_end(tmp_path: Path) -> None:
     book = new_book(RealDisk(tmp_path))
     book.append([record("a", bytes(17 * 1024 * 1024))])

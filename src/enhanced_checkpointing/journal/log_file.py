@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from enhanced_checkpointing.journal.disk import Disk
 from enhanced_checkpointing.journal.format import (
@@ -74,6 +75,10 @@ class Place:
     file: int
     offset: int
     length: int
+
+
+_Written: TypeAlias = tuple[Sequence[Draft], list[int], Sequence[Place], Sequence[int]]
+"""Frames that were written, their sequences and places, and the files that they make unnecessary."""
 
 
 class Book:
@@ -205,24 +210,28 @@ class Book:
             raise OSError(errno.EIO, "what was written is not what is read")
 
     def rewrite(self, gone: Collection[int]) -> None:
-        """Drop records, and write the others that are needed into a new file: what else the files before it held is
-        nowhere then. A damaged file stays, as do the records in it that cannot be read.
+        """Drop records, and write the others that are needed into a new file, which counts only with all of them. What
+        else the files before it held is nowhere then; a damaged file stays, and so do its unreadable records.
 
         A record stays known by the sequence that it had before.
 
         Raises:
-            OSError: nothing, or only a part of it, was done; it may be asked for again.
+            OSError: nothing was done, or files that are not needed any more are still there; it may be asked for again.
         """
         if self.is_lost or not self.files:
             return
         gone = {self._moved.get(sequence, sequence) for sequence in gone} & self.places.keys()
         read = {sequence: self._read_at(sequence) for sequence in sorted(self.places.keys() - gone)}
         kept = {sequence: draft for sequence, draft in read.items() if draft is not None}
-        file = self._begin_file(spare=False)
-        new = dict(zip(kept, range(self.next_sequence, self.next_sequence + len(kept)), strict=True))
-        buried = [dead_letter_record(new[one], error) for one, error in self.buried.items() if one in new]
-        if done := [*gone, *kept]:
-            self._append_to(file, [*kept.values(), *buried, applied_record(done)])
+        new: dict[int, int] = {}
+
+        def drafts(first: int) -> list[Draft]:
+            new.update(zip(kept, range(first, first + len(kept)), strict=True))
+            buried = [dead_letter_record(new[one], error) for one, error in self.buried.items() if one in new]
+            done = [*gone, *kept]
+            return [*kept.values(), *buried, *([applied_record(done)] if done else [])]
+
+        self._begin_file(spare=False, holding=drafts)
         self._moved = {known: new.get(now, now) for known, now in self._moved.items() if now not in gone} | new
         self._moved = {known: now for known, now in self._moved.items() if now in self.places}
         for number in sorted(self.leftovers):
@@ -334,10 +343,13 @@ class Book:
             return self._begin_file(spare=False)  # records must not take the room of the marks
         return file
 
-    def _begin_file(self, *, spare: bool) -> JournalFile:
+    def _begin_file(self, *, spare: bool, holding: Callable[[int], list[Draft]] = lambda _: []) -> JournalFile:
+        """The next file. What it is to be `holding` from the beginning, made for the sequence of the first of it,
+        counts with it or not at all."""
         if spare and not self._has_spare:
             raise OSError(errno.ENOSPC, "the disk is full, and so is what was set aside for marks")
         self.newest += 1  # also when the rest fails: a number is never used twice
+        before = self.next_sequence, self.previous_hash, self._appended
         needed = [known for known in self.files.values() if known.open_records or known.damaged]
         header = FileHeader(
             book=bytes.fromhex(self.identity),
@@ -361,17 +373,23 @@ class Book:
             head = file_head(header, self.signer_of(header.number))
             self._disk.write(handle, 0, head)
             file.end = len(head)
+            self._appended = Counter()
             self._write(file, self._summary(needed))
+            written = self._write_with_retired(file, holding(self.next_sequence))
             self._disk.sync_names()
             is_durable = True
             self._write_slot()
         except OSError:
             self._discard(file, remove=not is_durable)  # its slot may be there, and would miss it
+            if is_durable:
+                self._active = None  # and end the file before it where that ends now
+            else:
+                self.next_sequence, self.previous_hash, self._appended = before
             raise
         self.files[file.number] = file
         self._active = file
         self.in_doubt = False
-        self._appended.clear()
+        self._take_written(*written)
         for known in [known for known in self.files.values() if known not in needed and known is not file]:
             self._discard(self.files.pop(known.number))
         return file
@@ -392,9 +410,19 @@ class Book:
 
     def _append_to(self, file: JournalFile, drafts: Sequence[Draft]) -> list[int]:
         """Write frames, and the marks of files that they make unnecessary; remove those then."""
+        written = self._write_with_retired(file, drafts)
+        return self._take_written(*written)
+
+    def _write_with_retired(self, file: JournalFile, drafts: Sequence[Draft]) -> _Written:
+        if not drafts:
+            return [], [], [], []
         done = self._done_with(file, drafts)
         drafts = [*drafts, *(retirement_record(number) for number in done)]
-        sequences, places = self._write(file, drafts)
+        return drafts, *self._write(file, drafts), done
+
+    def _take_written(
+        self, drafts: Sequence[Draft], sequences: list[int], places: Sequence[Place], done: Sequence[int]
+    ) -> list[int]:
         for draft, sequence, place in zip(drafts, sequences, places, strict=True):
             self.take(draft, sequence, place)
         for number in done:

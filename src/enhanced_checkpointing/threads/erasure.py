@@ -7,7 +7,6 @@ erasure that is stopped anywhere is finished by asking for it again. Each place 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -22,13 +21,9 @@ from enhanced_checkpointing.backends.directory import ThreadHead, user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointUnavailableError, redact
 from enhanced_checkpointing.identifiers import USER_ID, text_of
 from enhanced_checkpointing.journal.api import Journal, JournalEntry
-from enhanced_checkpointing.journal.disk import QUARANTINE, RealDisk
-from enhanced_checkpointing.journal.format import scan
-from enhanced_checkpointing.journal.inspect import survey
-from enhanced_checkpointing.journal.recovery import LOCK, books_in
+from enhanced_checkpointing.journal.erasing import erase_quarantined, holders_of, journals_of_others, unchanged
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.ownership import ownership_of
-from enhanced_checkpointing.private_files import open_own, own_directory
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.saver.maintenance import Maintenance
@@ -216,7 +211,8 @@ class Erasure:
         await self._find(done, thread_id, user)
         if not dry_run:
             at = time.time()
-            others = await self._blocking(self._others)
+            directory = self._tombstones.directory
+            others = await self._blocking(lambda: journals_of_others(directory, self._identities)) if directory else {}
             await self._bury(done, at)
             done.counts["journal records"] += await self._forget(done.thread_ids, rewrite=True)
             if self._behind:
@@ -335,55 +331,35 @@ class Erasure:
     async def _blocking(self, work: Callable[[], Any]) -> Any:
         return await in_thread_of_its_own(work, "erase") if self._tombstones.directory is not None else work()
 
-    def _others(self) -> dict[str, list[str]]:
-        """The files of each other running process's journal: it writes them anew when it has read the tombstone."""
-        if self._tombstones.directory is None or not self._tombstones.directory.is_dir():
-            return {}
-        disk = RealDisk(self._tombstones.directory)
-        names = disk.names()
-        ours: Collection[str] = self._journal.identities if self._journal is not None else ()
-        return {
-            identity: [name for name in names if name.startswith(identity) and name.endswith(".journal")]
-            for identity in books_in(names)
-            if identity not in ours and f"{identity}{LOCK}" in names
-        }
-
     async def _wait_for(self, others: dict[str, list[str]], done: _UnderWay) -> None:
-        def unchanged() -> list[str]:
-            assert self._tombstones.directory is not None
-            there = set(RealDisk(self._tombstones.directory).names())
-            return [identity for identity, files in others.items() if there & set(files)]
-
+        """Give the other processes time to look, and tell of those that have not, and of what journals still hold."""
+        directory = self._tombstones.directory
+        if directory is None:
+            return
         until = time.monotonic() + self._patience
-        left = await self._blocking(unchanged) if others else []
+        left = await self._blocking(lambda: unchanged(directory, others)) if others else []
         while left and time.monotonic() < until:
             await asyncio.sleep(GLANCE_SECONDS)
-            left = await self._blocking(unchanged)
+            left = await self._blocking(lambda: unchanged(directory, others))
         if left:
             done.pending.append(
                 f"{len(left)} journals of other processes ({', '.join(left[:5])}): one that runs this release erases "
                 "when it next looks; one that has ended, or is for another database, when it is drained"
             )
-        await self._name_holders(done)
-
-    async def _name_holders(self, done: _UnderWay) -> None:
-        """Journals that still hold the threads: of an earlier release, or of this database under another name."""
-        directory = self._tombstones.directory
-        if directory is None:
-            return
-        ours: Collection[str] = self._journal.identities if self._journal is not None else ()
         try:
-            books = (await self._blocking(lambda: survey(directory))).books
+            holders = await self._blocking(lambda: holders_of(directory, self._identities, done.thread_ids))
         except OSError as error:
             done.pending.append(f"the journals of other processes cannot be read ({redact(error)})")
             return
-        for book in books:
-            held = {one for one, _ in book.waiting} | {one.thread_id for one in book.dead_letters}
-            if book.identity not in ours and held & set(done.thread_ids):
-                done.pending.append(
-                    f"the journal {book.identity}, for {book.home}, holds threads of these names: where that is this "
-                    "database under another name, erase them there, too"
-                )
+        done.pending += [
+            f"the journal {book.identity}, for {book.home}, holds threads of these names: where that is this "
+            "database under another name, erase them there, too"
+            for book in holders
+        ]
+
+    @property
+    def _identities(self) -> Collection[str]:
+        return self._journal.identities if self._journal is not None else ()
 
     async def _quarantined(self, done: _UnderWay) -> None:
         directory = self._tombstones.directory
@@ -404,7 +380,7 @@ class Erasure:
         if self._tombstones.directory is None:
             return []
         try:
-            entries = [one for one in AuditTrail(self._tombstones.directory).entries() if one.get("action") == "export"]
+            entries = [*AuditTrail(self._tombstones.directory).entries()]
         except OSError:
             return []
         files = {
@@ -412,37 +388,13 @@ class Erasure:
             for entry in entries
             if entry.get("database") == self._backend.home()
             and (
+                entry.get("action") == "export"
+                or (entry.get("action") == "export begins" and Path(str(entry.get("file"))).exists())
+            )
+            and (
                 entry.get("threads") != len(told := entry.get("thread_ids") or ())
                 or not told
                 or {*told} & {*thread_ids}
             )
         }
         return [*files][-EXPORTS_NAMED:]
-
-
-def erase_quarantined(directory: Path, thread_ids: Collection[str]) -> tuple[int, list[str]]:
-    """Overwrite the records of threads in the copies of damaged files; returns how many, and the files of which a place
-    cannot be read, so that it may be one of theirs.
-
-    Raises:
-        OSError: the folder or a file cannot be opened.
-    """
-    count, doubtful = 0, []
-    try:
-        with own_directory(directory) as above, own_directory(QUARANTINE, folder=above) as folder:
-            for name in sorted(os.listdir(folder)):
-                handle = open_own(name, os.O_RDWR, folder=folder)
-                try:
-                    found = scan(os.pread(handle, os.fstat(handle).st_size, 0))
-                    gone = [frame for frame in found.frames if frame.draft.thread_id in thread_ids]
-                    for frame in gone:
-                        os.pwrite(handle, bytes(frame.length), frame.offset)
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
-                count += len(gone)
-                if any(one.thread_id is None or one.thread_id in thread_ids for one in found.damages) or found.torn:
-                    doubtful.append(f"{QUARANTINE}/{name}")
-    except FileNotFoundError:
-        pass
-    return count, doubtful
