@@ -41,11 +41,12 @@ def test_what_methods_and_commands_delete_import_and_export_is_in_one_trail_that
     assert command("import", tmp_path / "out.jsonl", tmp_path / "new.sqlite", **variables).code in (0, 2)
 
     shown = command("audit", "show", "--json", **variables).report["entries"]
-    assert [(entry["action"], entry["thread_ids"]) for entry in reversed(shown)][:5] == [
+    assert [(entry["action"], entry["thread_ids"]) for entry in reversed(shown)][:6] == [
         ("delete", ["by a method"]),
         ("prune keep_latest", ["by prune"]),
         ("retention delete", ["by retention"]),
         ("delete", ["by a command"]),
+        ("export begins", []),
         ("export", []),
     ]
     assert {entry["database"] for entry in shown[-3:]} == {shown[-1]["database"]}

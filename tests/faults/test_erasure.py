@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,30 @@ def test_command_erases_and_names_exports_after_a_question(tmp_path: Path) -> No
         assert database.execute("SELECT DISTINCT thread_id FROM checkpoints").fetchall() == [("two",)]
     assert command("erase", "--yes", *where, **variables).code == 2
     assert command("audit", "verify", **variables).code == 0
+
+
+def test_receipt_names_what_an_export_that_was_killed_has_left(tmp_path: Path) -> None:
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+
+    async def talk() -> None:
+        async with opened(sqlite(file, journal_dir=journal)) as manager:
+            for number in range(120):
+                await say(manager, f"ada {number}", SECRET, "ada")
+
+    asyncio.run(talk())
+    variables = {"CHECKPOINT_JOURNAL_DIR": str(journal)}
+    arguments = [sys.executable, "-m", "enhanced_checkpointing.cli.entry", "export", str(file), str(tmp_path / "out")]
+    with subprocess.Popen(arguments, env={**os.environ, **variables}) as process:
+        until = time.monotonic() + 20
+        while not (left := [*tmp_path.glob("out.*.part")]) and time.monotonic() < until:
+            time.sleep(0.005)
+        process.kill()
+    where = ("--sqlite", file)
+    receipt = command("erase", "--thread", "ada 1", "--yes", "--json", *where, **variables).report
+    assert receipt["exports"] == [str(part) for part in left]
+    left[0].unlink()
+    receipt = command("erase", "--thread", "ada 2", "--yes", "--json", *where, **variables).report
+    assert receipt["exports"] == []
 
 
 async def test_thread_that_is_only_named_like_a_branch_is_not_erased_for_another_user(tmp_path: Path) -> None:

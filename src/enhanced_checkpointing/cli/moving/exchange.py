@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,11 @@ def run_export(source: str, file: str, thread_ids: Sequence[str], naming: Naming
     """Export, print what was exported, and tell whether that is all."""
     config, place = naming.config(source), naming.journal()
     before = journaled_for(home(config), place)
-    with _written(file) as stream:
+
+    def begins(part: Path) -> None:
+        note(place.directory, home(config), "export begins", threads=thread_ids, file=str(part.absolute()))
+
+    with _written(file, begins) as stream:
         tally = asyncio.run(_exported(config, stream, thread_ids, showing))
     where = "standard output" if file == STREAM else str(Path(file).absolute())
     note(place.directory, home(config), "export", threads=thread_ids, file=where, exported=tally.threads)
@@ -94,8 +98,9 @@ async def _imported(
 
 
 @contextmanager
-def _written(file: str) -> Iterator[IO[bytes]]:
-    """A stream to write to. A file gets its name when it is whole, so that no other one is taken for an export."""
+def _written(file: str, begins: Callable[[Path], None]) -> Iterator[IO[bytes]]:
+    """A stream to write to. A file gets its name when it is whole, so that no other one is taken for an export;
+    `begins` hears of the one that is there until then, and is left by an export that is killed."""
     if file == STREAM:
         if sys.stdout is None:
             raise UsageError("Standard output is closed. Nothing was exported: name a file.")
@@ -105,6 +110,7 @@ def _written(file: str) -> Iterator[IO[bytes]]:
     if os.path.lexists(path):
         raise UsageError(f"{path} is there already. Nothing was exported: name another file, or take that one away.")
     part = path.with_name(f"{path.name[:PART_LENGTH]}.{secrets.token_hex(8)}.part")
+    begins(part)
     with _ended_by_signals():
         try:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "wb") as stream:
