@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing.backends.postgres.index import INDEX
-from enhanced_checkpointing.cli import postgres_facts
 from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
+from enhanced_checkpointing.cli.doctor import postgres as postgres_facts
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import ClusterTemplate, fresh_database, postgres_binaries
 from tests.support.terminal import SECRET, assert_named, command, doctor

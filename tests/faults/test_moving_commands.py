@@ -249,8 +249,7 @@ def test_journal_that_cannot_be_read_any_more_does_not_hide_what_was_done(
         (tmp_path / "journal").touch()
         return await count_threads(source)
 
-    module = "migrate" if work[0] == "migrate" else "exchange"
-    monkeypatch.setattr(f"enhanced_checkpointing.cli.moving.{module}.count_threads", spoil_and_count)
+    monkeypatch.setattr("enhanced_checkpointing.cli.moving.count_threads", spoil_and_count)
     ended = checkpointing(*work, environment=ENVIRONMENT | {"CHECKPOINT_JOURNAL_DIR": str(tmp_path / "journal")})
     assert ended.exit_code == 1
     assert "1 thread: 1 " in ended.stdout
@@ -432,7 +431,7 @@ def test_of_two_exports_to_one_file_the_first_that_is_done_has_it_and_the_other_
     def refused(*_: Any) -> None:
         raise PermissionError(errno.EPERM, "a file system without links")
 
-    monkeypatch.setattr("enhanced_checkpointing.cli.moving.exchange.count_threads", export_another_one)
+    monkeypatch.setattr("enhanced_checkpointing.cli.moving.count_threads", export_another_one)
     if not links:
         monkeypatch.setattr(os, "link", refused)
     ended = checkpointing("export", "source.sqlite", "threads.jsonl")

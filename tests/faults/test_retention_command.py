@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from enhanced_checkpointing.cli.app import app
+from enhanced_checkpointing.cli.database import home
 from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
-from enhanced_checkpointing.cli.named_databases import home
 from tests.support.backends import checkpoint_id, config_of, opened_backend, put, write
 from tests.support.checkpointer import opened, postgres, saver_of, sqlite
 from tests.support.checkpoints import Thread

@@ -18,10 +18,9 @@ from enhanced_checkpointing.settings import CheckpointerSettings
 for name in (
     "doctor.command",
     "doctor.postgres",
-    "doctor.screen",
     "health",
-    "journal.drain",
-    "journal.status",
+    "drain",
+    "journal",
     "setup",
 ):
     import_module(f"enhanced_checkpointing.cli.{name}")  # before a test gives up the rights to read them

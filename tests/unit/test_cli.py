@@ -16,12 +16,9 @@ from typer.testing import CliRunner
 
 from enhanced_checkpointing.cli.app import app
 from enhanced_checkpointing.cli.demo import databases as demo_databases
-from enhanced_checkpointing.cli.demo.conversations import Twin, run_twin
-from enhanced_checkpointing.cli.demo.proof import Stored, compare
-from enhanced_checkpointing.cli.demo.record import Conversation, Event, Record, State
-from enhanced_checkpointing.cli.demo.report import Report, Row
+from enhanced_checkpointing.cli.demo.record import Conversation, Event, Record, Report, Row, State, Stored, compare
 from enhanced_checkpointing.cli.demo.screen import live_frame, report_table
-from enhanced_checkpointing.cli.demo.team import TeamModel, write_script
+from enhanced_checkpointing.cli.demo.team import TeamModel, Twin, run_twin, write_script
 
 
 def checkpointing(*arguments: str, hidden: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

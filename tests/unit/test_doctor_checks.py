@@ -12,21 +12,33 @@ from rich.console import Console
 from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import described_connection
-from enhanced_checkpointing.cli.doctor import checks_journal, checks_postgres, checks_sqlite
-from enhanced_checkpointing.cli.doctor.checks_machine import (
+from enhanced_checkpointing.cli.doctor import journal, postgres_checks, sqlite
+from enhanced_checkpointing.cli.doctor.journal import JournalFacts
+from enhanced_checkpointing.cli.doctor.postgres import NEWEST_SCHEMA, TABLES, PostgresFacts
+from enhanced_checkpointing.cli.doctor.settings import (
     check_event_loop,
     check_local_clock,
     check_packages,
     check_psycopg,
     check_python,
+    check_telemetry,
 )
-from enhanced_checkpointing.cli.doctor.checks_telemetry import check_telemetry
-from enhanced_checkpointing.cli.doctor.checks_trust import check_transport
-from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status, exit_code_of, failed, fine, warning
-from enhanced_checkpointing.cli.journal_facts import JournalFacts
-from enhanced_checkpointing.cli.postgres_facts import NEWEST_SCHEMA, TABLES, PostgresFacts
-from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural
-from enhanced_checkpointing.cli.sqlite_facts import SqliteFacts
+from enhanced_checkpointing.cli.doctor.sqlite import SqliteFacts
+from enhanced_checkpointing.cli.doctor.trust import check_transport
+from enhanced_checkpointing.cli.output import (
+    ExitCode,
+    Finding,
+    Status,
+    age,
+    exit_code_of,
+    failed,
+    fine,
+    listed,
+    one_size,
+    paragraph,
+    plural,
+    warning,
+)
 from enhanced_checkpointing.config import (
     CheckpointerConfig,
     create_memory_checkpointer,
@@ -70,11 +82,11 @@ def facts(**changed: Any) -> PostgresFacts:
 
 
 def judged(found: PostgresFacts, name: str, config: CheckpointerConfig = POSTGRES) -> Finding:
-    return only(checks_postgres.judge(found, config), f"database.{name}")
+    return only(postgres_checks.judge(found, config), f"database.{name}")
 
 
 def test_sound_server_has_nothing_to_mend() -> None:
-    assert {finding.status for finding in checks_postgres.judge(facts(), POSTGRES)} == {Status.FINE}
+    assert {finding.status for finding in postgres_checks.judge(facts(), POSTGRES)} == {Status.FINE}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +127,7 @@ def test_limit_of_the_user_or_the_database_counts_where_it_is_the_smallest() -> 
 
 
 def test_behind_a_pooler_nothing_is_said_of_the_server_s_connections() -> None:
-    found = checks_postgres.judge(facts(behind_pooler=True), POSTGRES)
+    found = postgres_checks.judge(facts(behind_pooler=True), POSTGRES)
     assert only(found, "database.pooler").status is Status.WARNING
     assert not [finding for finding in found if finding.name == "database.connections"]
 
@@ -139,7 +151,7 @@ def test_question_that_was_refused_is_told_and_not_judged() -> None:
 
 def test_file_on_a_network_is_refused_and_little_room_is_warned_of() -> None:
     seen = SqliteFacts(Path("/x/f"), Path("/x"), False, "nfs4", free_bytes=1000)
-    found = checks_sqlite.judge(seen, SQLITE)
+    found = sqlite.judge(seen, SQLITE)
     assert only(found, "database.filesystem").status is Status.FAILED
     assert only(found, "database.room").status is Status.WARNING
 
@@ -155,7 +167,7 @@ def test_file_on_a_network_is_refused_and_little_room_is_warned_of() -> None:
 )
 def test_error_of_a_file_is_explained_by_its_code(code: str, free: int, word: str) -> None:
     seen = SqliteFacts(Path("/x/f"), Path("/x"), True, None, error="words", code=code, free_bytes=free)
-    assert word in only(checks_sqlite.judge(seen, SQLITE), "database.file").what
+    assert word in only(sqlite.judge(seen, SQLITE), "database.file").what
 
 
 # The journal
@@ -170,7 +182,7 @@ def journal_facts(**changed: Any) -> JournalFacts:
 
 
 def journal_findings(found: JournalFacts, home: str | None = "home") -> list[Finding]:
-    return checks_journal.judge(found, SQLITE, home, NOW)
+    return journal.judge(found, SQLITE, home, NOW)
 
 
 def book(**changed: Any) -> SurveyedBook:

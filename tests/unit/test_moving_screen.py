@@ -8,8 +8,8 @@ import json
 import pytest
 from rich.console import Console
 
-from enhanced_checkpointing.cli.moving import progress
-from enhanced_checkpointing.cli.moving.progress import as_object, following, show_outcomes, show_problems
+from enhanced_checkpointing.cli import moving
+from enhanced_checkpointing.cli.moving import as_object, following, show_outcomes, show_problems
 from enhanced_checkpointing.threads.contents import Count
 from enhanced_checkpointing.threads.migrate import PROBLEMS_KEPT, Tally
 from enhanced_checkpointing.threads.moving import Outcome, Report
@@ -37,7 +37,7 @@ BAD = Report("[b]\x1b", Outcome.REFUSED, Count(1, 1), reasons=("it has gone on",
 def test_lines_tell_how_far_it_is_how_fast_and_how_long_it_takes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(moving, "LINE_EVERY", 0.0)
     with following("moved", 4, quiet=False) as tell:
         tell(GOOD)
     shown = capsys.readouterr()
@@ -58,7 +58,7 @@ def test_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_quiet_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(moving, "LINE_EVERY", 0.0)
     with following("moved", 4, quiet=True) as tell:
         tell(GOOD)
     assert capsys.readouterr().err == ""
@@ -67,7 +67,7 @@ def test_quiet_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_terminal_has_a_bar_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
-        progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=100, legacy_windows=False)
+        moving, "Console", lambda **_: Console(file=screen, force_terminal=True, width=100, legacy_windows=False)
     )
     with following("moved", 4, quiet=False) as tell:
         for _ in range(3):

@@ -16,18 +16,23 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Interrupt, Overwrite, Send
 from rich.console import Console
 
-from enhanced_checkpointing.cli.configuration import UsageError
-from enhanced_checkpointing.cli.plain_values import PlainSerializer, Unreadable, as_json
-from enhanced_checkpointing.cli.safe_text import clean
-from enhanced_checkpointing.cli.threads.checkpoint_view import View, as_object, nodes_between, rebuilt, view_of
-from enhanced_checkpointing.cli.threads.conversation import conversation_of, joined, message_of
-from enhanced_checkpointing.cli.threads.diff import Range, range_of, show_differences
-from enhanced_checkpointing.cli.threads.differences import MOST_COMPARED, differences
-from enhanced_checkpointing.cli.threads.history_graph import Node, drawn, short_length
-from enhanced_checkpointing.cli.threads.journal import Holding
+from enhanced_checkpointing.cli.output import UsageError, clean
+from enhanced_checkpointing.cli.threads.checkpoint import (
+    View,
+    as_object,
+    conversation_of,
+    joined,
+    message_of,
+    nodes_between,
+    rebuilt,
+    view_of,
+)
+from enhanced_checkpointing.cli.threads.database import Holding
+from enhanced_checkpointing.cli.threads.diff import MOST_COMPARED, Range, differences, range_of, show_differences
+from enhanced_checkpointing.cli.threads.history import Node, drawn, short_length
 from enhanced_checkpointing.cli.threads.list import parsed_metadata, print_whole, table_of
 from enhanced_checkpointing.cli.threads.show import Subject, lines_of, messages_of
-from enhanced_checkpointing.cli.value_texts import brief, shown
+from enhanced_checkpointing.cli.values import PlainSerializer, Unreadable, as_json, brief, shown
 
 OFFICIAL, PLAIN = JsonPlusSerializer(), PlainSerializer()
 

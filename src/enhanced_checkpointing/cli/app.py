@@ -17,9 +17,7 @@ from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, E
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.findings import ExitCode
-
-__all__ = ["app"]
+    from enhanced_checkpointing.cli.output import ExitCode
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -10,9 +10,7 @@ from enhanced_checkpointing.cli.options import ID, JOURNAL, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.findings import ExitCode
-
-__all__ = ["audit"]
+    from enhanced_checkpointing.cli.output import ExitCode
 
 audit = typer.Typer(no_args_is_help=True, help="Who deleted, erased, imported or exported which threads, and when.")
 

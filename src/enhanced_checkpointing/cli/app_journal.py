@@ -11,9 +11,7 @@ from enhanced_checkpointing.cli.options import DATABASE_AND_JOURNAL, ID, JOURNAL
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.findings import ExitCode
-
-__all__ = ["journal"]
+    from enhanced_checkpointing.cli.output import ExitCode
 
 journal = typer.Typer(
     no_args_is_help=True,
@@ -27,9 +25,9 @@ Timeout = Annotated[float, typer.Option(min=0.1, max=86_400.0, help="Seconds to 
 @command(journal, takes=JOURNAL)
 def status(options: Options, as_json: bool) -> ExitCode:
     """Show every book in the directory: whose it is, and what waits in it. Nothing is changed."""
-    from enhanced_checkpointing.cli.journal import status as work
+    from enhanced_checkpointing.cli import journal as work
 
-    return work.run(options, as_json=as_json)
+    return work.show_status(options, as_json=as_json)
 
 
 @command(journal, takes=DATABASE_AND_JOURNAL)
@@ -42,7 +40,7 @@ def drain(
 
     What running processes hold is theirs: it is left alone, and told.
     """
-    from enhanced_checkpointing.cli.journal import drain as work
+    from enhanced_checkpointing.cli import drain as work
 
     return work.drain(options, timeout=timeout, as_json=as_json)
 
@@ -50,9 +48,9 @@ def drain(
 @command(journal, "dead-letters", takes=JOURNAL)
 def dead_letters(options: Options, as_json: bool) -> ExitCode:
     """List what the database refused for good: thread, operation, error. Nothing is changed."""
-    from enhanced_checkpointing.cli.journal import letters as work
+    from enhanced_checkpointing.cli import journal as work
 
-    return work.run(options, as_json=as_json)
+    return work.show_letters(options, as_json=as_json)
 
 
 @command(journal, takes=DATABASE_AND_JOURNAL)
@@ -67,7 +65,7 @@ def retry(
 
     Exit code 0: none of them is left. 1: one was refused again. 2: there is none, or a running process holds it.
     """
-    from enhanced_checkpointing.cli.journal import drain as work
+    from enhanced_checkpointing.cli import drain as work
 
     if thread_id is not None and every:
         raise typer.BadParameter("a thread was named, and --all was given: choose one of them")
@@ -88,6 +86,6 @@ def quarantine(
     ] = False,
 ) -> ExitCode:
     """Show what is damaged, which threads that freezes, and what can be done. Nothing is changed."""
-    from enhanced_checkpointing.cli.journal import quarantine as work
+    from enhanced_checkpointing.cli import journal as work
 
-    return work.run(options, copy_to=copy_to, branches=branches, as_json=as_json)
+    return work.show_quarantine(options, copy_to=copy_to, branches=branches, as_json=as_json)

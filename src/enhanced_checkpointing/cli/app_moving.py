@@ -10,9 +10,7 @@ from enhanced_checkpointing.cli.options import ELSEWHERE, ID, PROFILE, URL, Serd
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.findings import ExitCode
-
-__all__ = ["moving"]
+    from enhanced_checkpointing.cli.output import ExitCode
 
 moving = typer.Typer()
 
@@ -53,17 +51,16 @@ def migrate(
 
     Exit code 0: the target has every thread of the source, and equal. 1: it has not; they are named. 2: not possible.
     """
-    from enhanced_checkpointing.cli.moving import migrate as work
-    from enhanced_checkpointing.cli.moving.progress import Showing
-    from enhanced_checkpointing.cli.named_databases import Naming
+    from enhanced_checkpointing.cli import moving as work
+    from enhanced_checkpointing.cli.database import Naming
     from enhanced_checkpointing.threads.moving import Orders
 
     if verify_only and (dry_run or overwrite):
         raise typer.BadParameter("--verify-only changes nothing: it goes with neither --dry-run nor --overwrite")
     naming = Naming(options.environment, options.env_file, serde, concurrency)
     orders = Orders(overwrite=overwrite, rehearse=dry_run, compare_only=verify_only)
-    showing = Showing(as_json, quiet)
-    return work.run(source, target, naming, orders, showing)
+    showing = work.Showing(as_json, quiet)
+    return work.run_migrate(source, target, naming, orders, showing)
 
 
 @command(moving, takes=PROFILE)
@@ -86,11 +83,10 @@ def export(
 
     Exit code 0: all is written. 1: some threads cannot be read; they are named. 2: wrong usage, or not possible.
     """
-    from enhanced_checkpointing.cli.moving import exchange as work
-    from enhanced_checkpointing.cli.moving.progress import Showing
-    from enhanced_checkpointing.cli.named_databases import Naming
+    from enhanced_checkpointing.cli import moving as work
+    from enhanced_checkpointing.cli.database import Naming
 
-    naming, showing = Naming(options.environment, options.env_file, serde), Showing(as_json, quiet)
+    naming, showing = Naming(options.environment, options.env_file, serde), work.Showing(as_json, quiet)
     return work.run_export(source, file, thread or (), naming, showing)
 
 
@@ -112,11 +108,10 @@ def import_(
 
     Exit code 0: the target has every thread of the export, and equal. 1: it has not; they are named. 2: not possible.
     """
-    from enhanced_checkpointing.cli.moving import exchange as work
-    from enhanced_checkpointing.cli.moving.progress import Showing
-    from enhanced_checkpointing.cli.named_databases import Naming
+    from enhanced_checkpointing.cli import moving as work
+    from enhanced_checkpointing.cli.database import Naming
     from enhanced_checkpointing.threads.moving import Orders
 
-    naming, showing = Naming(options.environment, options.env_file, serde, concurrency), Showing(as_json, quiet)
+    naming, showing = Naming(options.environment, options.env_file, serde, concurrency), work.Showing(as_json, quiet)
     orders = Orders(overwrite=overwrite, rehearse=dry_run)
     return work.run_import(file, target, naming, orders, showing)

@@ -10,9 +10,7 @@ from enhanced_checkpointing.cli.options import DATABASE_AND_JOURNAL, command
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.findings import ExitCode
-
-__all__ = ["retention"]
+    from enhanced_checkpointing.cli.output import ExitCode
 
 retention = typer.Typer(no_args_is_help=True, help="Old threads: which ones go, and when.")
 

@@ -10,9 +10,7 @@ from enhanced_checkpointing.cli.options import DATABASE, DATABASE_AND_JOURNAL, I
 
 if TYPE_CHECKING:
     from enhanced_checkpointing.cli.configuration import Options
-    from enhanced_checkpointing.cli.findings import ExitCode
-
-__all__ = ["threads"]
+    from enhanced_checkpointing.cli.output import ExitCode
 
 threads = typer.Typer(
     no_args_is_help=True,

@@ -12,12 +12,8 @@ from rich.text import Text
 
 from enhanced_checkpointing.audit import AuditTrail, hidden
 from enhanced_checkpointing.cli.configuration import Options, reading, required
-from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.safe_text import one_line
-from enhanced_checkpointing.cli.screen import paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.output import ExitCode, one_line, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.errors import redact
-
-__all__ = ["note", "show", "verify"]
 
 SHOWN = 3
 """Threads that a line names; with --json, all that the entry has."""

@@ -16,22 +16,11 @@ from typing import Any
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
+from enhanced_checkpointing.cli.output import UsageError
 from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, variable_of
 from enhanced_checkpointing.config_rules import connection_string_problem
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.settings import CheckpointerSettings
-
-__all__ = [
-    "Options",
-    "Reading",
-    "RefusedError",
-    "Setting",
-    "UsageError",
-    "read_configuration",
-    "reading",
-    "required",
-    "variables_of",
-]
 
 ENVIRONMENT, PROFILE, DEFAULT = "environment", "profile", "default"
 """Where the value of a setting may come from, besides a file and an option, which are named."""
@@ -41,18 +30,6 @@ SECRETS = ("DATABASE_URL", "POSTGRES_URL")
 SET_IN_CODE = ("enable_async", "thread_safe", "serde")
 
 INSTALL_PSYCOPG = 'Install it where the application runs: pip install "psycopg[binary,pool]"'
-
-
-class UsageError(Exception):
-    """What was asked for cannot be done like this; the message says what to do. Ends a command with exit code 2."""
-
-
-class RefusedError(Exception):
-    """What was asked for was not done, or only in part; the message says why and what to do. Exit code 1."""
-
-    def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.details = details
 
 
 @dataclass(frozen=True, slots=True)

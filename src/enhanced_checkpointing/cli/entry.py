@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["main"]
-
 MISSING_PARTS = 2
 """Exit code when something has to be installed or put right first, as for a wrong option."""
 
@@ -26,11 +24,11 @@ def main() -> None:
         )
         sys.exit(MISSING_PARTS)
 
-    from enhanced_checkpointing.cli import streams  # here, as most of it cannot be imported without them
+    from enhanced_checkpointing.cli import output  # here, as most of it cannot be imported without them
     from enhanced_checkpointing.cli.app import app
 
-    sys.stdout, sys.stderr = streams.steady(sys.stdout), streams.steady(sys.stderr)
-    sys.exit(streams.ended(_run(app)))
+    sys.stdout, sys.stderr = output.steady(sys.stdout), output.steady(sys.stderr)
+    sys.exit(output.ended(_run(app)))
 
 
 def _run(app: typer.Typer) -> int:
@@ -45,7 +43,7 @@ def _run(app: typer.Typer) -> int:
 
 def _run_for_a_script(app: typer.Typer) -> int:
     """Run a command that is asked for JSON: what is wrong with its options is told in JSON, too."""
-    from enhanced_checkpointing.cli.screen import print_json
+    from enhanced_checkpointing.cli.output import print_json
 
     try:
         return app(prog_name="checkpointing", standalone_mode=False) or 0

@@ -6,15 +6,12 @@ import asyncio
 
 from rich.text import Text
 
-from enhanced_checkpointing.cli.configuration import Options, UsageError
-from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.screen import ask, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.configuration import Options
+from enhanced_checkpointing.cli.output import ExitCode, UsageError, ask, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Target, config_for
 from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.manager import EnhancedCheckpointerManager
 from enhanced_checkpointing.threads.erasure import ErasureReceipt
-
-__all__ = ["run"]
 
 
 def run(

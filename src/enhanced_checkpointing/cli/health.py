@@ -22,19 +22,16 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
-from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.journal_facts import JournalFacts, ask_journal
-from enhanced_checkpointing.cli.primary import bounded, opened_primary
-from enhanced_checkpointing.cli.screen import age, one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.cli.sqlite_facts import ask_sqlite
+from enhanced_checkpointing.cli.configuration import Options, reading, required
+from enhanced_checkpointing.cli.database import bounded, opened_primary
+from enhanced_checkpointing.cli.doctor.journal import JournalFacts, ask_journal
+from enhanced_checkpointing.cli.doctor.sqlite import ask_sqlite
+from enhanced_checkpointing.cli.output import ExitCode, UsageError, age, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
 from enhanced_checkpointing.observability import health
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.resilience.failures import CallFailed
-
-__all__ = ["run"]
 
 MOST_BYTES = 4 * 1024 * 1024
 """Of an answer over HTTP; a report has a few thousand."""

@@ -17,20 +17,7 @@ from typer.models import OptionInfo
 from enhanced_checkpointing.errors import redact
 
 if TYPE_CHECKING:
-    from enhanced_checkpointing.cli.findings import ExitCode
-
-__all__ = [
-    "DATABASE",
-    "DATABASE_AND_JOURNAL",
-    "ELSEWHERE",
-    "ID",
-    "JOURNAL",
-    "PROFILE",
-    "URL",
-    "Serde",
-    "command",
-    "url",
-]
+    from enhanced_checkpointing.cli.output import ExitCode
 
 DATABASE = ("database_url", "sqlite", "environment", "env_file")
 DATABASE_AND_JOURNAL = ("database_url", "sqlite", "journal_dir", "environment", "env_file")
@@ -101,7 +88,7 @@ def command(app: typer.Typer, name: str | None = None, *, takes: Sequence[str]) 
 def _with_options(body: Callable[..., ExitCode], takes: Sequence[str]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         from enhanced_checkpointing.cli.configuration import Options
-        from enhanced_checkpointing.cli.screen import guarded
+        from enhanced_checkpointing.cli.output import guarded
         from enhanced_checkpointing.identifiers import text_of
 
         as_json = given.pop("json")
@@ -145,7 +132,8 @@ def url(name: str, given: str | None, env_file: Path | None = None) -> str | Non
     Raises:
         UsageError: there is no such variable, or the file holds no URL.
     """
-    from enhanced_checkpointing.cli.configuration import UsageError, variables_of
+    from enhanced_checkpointing.cli.configuration import variables_of
+    from enhanced_checkpointing.cli.output import UsageError
 
     if given is None:
         return None

@@ -16,8 +16,7 @@ from rich.text import Text
 from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import Options, reading
-from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.screen import one_size, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.output import ExitCode, one_size, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.cli.threads.database import Target, config_for
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError
@@ -25,8 +24,6 @@ from enhanced_checkpointing.observability.events import Broadcast
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.threads.sweep import Sweep
 from enhanced_checkpointing.upkeep.assembly import assemble
-
-__all__ = ["run"]
 
 TELL_EVERY = 2.0
 """Seconds between two lines of progress."""

@@ -11,15 +11,20 @@ from typing import TypeVar
 
 from rich.text import Text
 
-from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
-from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.primary import Primary, opened_primary
-from enhanced_checkpointing.cli.screen import age, paragraph, print_json, progress_to_stderr, stdout
+from enhanced_checkpointing.cli.configuration import Options, reading, required
+from enhanced_checkpointing.cli.database import Primary, opened_primary
+from enhanced_checkpointing.cli.output import (
+    ExitCode,
+    UsageError,
+    age,
+    paragraph,
+    print_json,
+    progress_to_stderr,
+    stdout,
+)
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
 from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
-
-__all__ = ["run", "set_up"]
 
 T = TypeVar("T")
 
@@ -149,7 +154,7 @@ async def _version(primary: Primary, config: CheckpointerConfig, seconds: float)
     """The version of the tables; asked, it also shows whether the database answers at all."""
     if config.backend_name != "postgres":
         return None
-    from enhanced_checkpointing.cli.postgres_facts import schema_version  # here, as it needs psycopg
+    from enhanced_checkpointing.cli.doctor.postgres import schema_version  # here, as it needs psycopg
 
     return await primary.ask("contact", lambda: schema_version(config), seconds)
 

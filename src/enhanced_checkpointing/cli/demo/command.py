@@ -20,21 +20,15 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import SecretStr
 
 from enhanced_checkpointing import EnhancedCheckpointerManager, initialize_enhanced_checkpointing
-from enhanced_checkpointing.cli.configuration import UsageError
-from enhanced_checkpointing.cli.demo.conversations import Twin, converse, plant_difference, run_twin
-from enhanced_checkpointing.cli.demo.databases import open_database
-from enhanced_checkpointing.cli.demo.faults import DemoDatabase
+from enhanced_checkpointing.cli.demo.databases import DemoDatabase, open_database
 from enhanced_checkpointing.cli.demo.postgres_server import PostgresStartError
-from enhanced_checkpointing.cli.demo.proof import compare, read_stored
-from enhanced_checkpointing.cli.demo.record import Conversation, Record, State
-from enhanced_checkpointing.cli.demo.report import Report, Row
+from enhanced_checkpointing.cli.demo.record import Conversation, Record, Report, Row, State, compare, read_stored
 from enhanced_checkpointing.cli.demo.screen import Screen, open_screen
-from enhanced_checkpointing.cli.demo.team import Script, write_script
+from enhanced_checkpointing.cli.demo.team import Script, Twin, converse, plant_difference, run_twin, write_script
 from enhanced_checkpointing.cli.options import url
+from enhanced_checkpointing.cli.output import UsageError
 from enhanced_checkpointing.config_rules import connection_string_problem, libpq_spelling
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, CheckpointerError, redact
-
-__all__ = ["Plan", "play"]
 
 CALM_TURNS = 0.3
 """How long, in turns of the conversations, the database is left alone before it is broken."""

@@ -1,4 +1,4 @@
-"""What the demo knows while it runs: calls, conversations, and what happened when. The screen reads it."""
+"""What the demo knows while it runs, the proof that nothing was lost, and the report that is made of both."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from itertools import zip_longest
+from typing import Any, Self
 
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from enhanced_checkpointing.errors import redact
-
-__all__ = ["CallMeter", "Conversation", "Event", "Record", "State"]
 
 _LIVE_CALLS = frozenset(f"checkpoint.{name}" for name in ("get", "list", "put", "put_writes", "delete"))
 _NANOSECONDS = 1e9
@@ -166,3 +169,169 @@ class Record:
 
     def error(self, line: str) -> None:
         self.tell("log", line)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of one conversation, without what differs between any two runs: ids of checkpoints, times.
+
+    `messages` are those of the newest state, `checkpoints` one line for each of the team's and of its workers'.
+    """
+
+    messages: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One conversation and its twin; `difference` is the first one in words, None where they are equal."""
+
+    messages: int
+    twin_messages: int
+    checkpoints: int
+    twin_checkpoints: int
+    difference: str | None
+
+
+async def read_stored(saver: BaseCheckpointSaver[Any], thread_id: str) -> Stored:
+    """Read a whole conversation, the checkpoints of all namespaces."""
+    config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
+    found = [item async for item in saver.alist(config)]
+    team = [item for item in found if not item.config["configurable"].get("checkpoint_ns")]
+    newest = max(team, key=lambda item: item.checkpoint["id"], default=None)
+    messages = newest.checkpoint["channel_values"].get("messages", []) if newest is not None else []
+    return Stored(plain_messages(messages), tuple(sorted(map(_line_of, found))))
+
+
+def plain_messages(messages: Sequence[Any]) -> tuple[str, ...]:
+    """Who said what, one line for each message."""
+    return tuple(map(_plain, messages))
+
+
+def compare(stored: Stored, twin: Stored) -> Comparison:
+    """Compare message by message and checkpoint by checkpoint."""
+    counts = len(stored.messages), len(twin.messages), len(stored.checkpoints), len(twin.checkpoints)
+    return Comparison(*counts, difference=_first_difference(stored, twin))
+
+
+def _first_difference(stored: Stored, twin: Stored) -> str | None:
+    for number, (found, expected) in enumerate(zip_longest(stored.messages, twin.messages), start=1):
+        if found != expected:
+            return f"message {number} is {found or 'missing'}, its twin's is {expected or 'missing'}"
+    if len(stored.checkpoints) != len(twin.checkpoints):
+        return f"{len(stored.checkpoints)} checkpoints are stored, the twin has {len(twin.checkpoints)}"
+    for found, expected in zip(stored.checkpoints, twin.checkpoints, strict=True):
+        if found != expected:
+            return f"a checkpoint is {found}, its twin's is {expected}"
+    return None
+
+
+def _line_of(item: CheckpointTuple) -> str:
+    namespace = str(item.config["configurable"].get("checkpoint_ns") or "")
+    graph = "|".join(level.partition(":")[0] for level in namespace.split("|"))  # after the colon comes a task's id
+    step, source = item.metadata.get("step"), item.metadata.get("source")
+    values = item.checkpoint["channel_values"]
+    state = ", ".join(f"{channel}={_plain(values[channel])}" for channel in sorted(values))
+    return f"{graph or 'team'} step {step} {source} writes={len(item.pending_writes or ())}: {state}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, BaseMessage):
+        return f"{value.type} {value.name} {value.id}: {value.text}"
+    if isinstance(value, list):
+        return f"[{'; '.join(map(_plain, value))}]"
+    if isinstance(value, dict):
+        return f"{{{'; '.join(f'{key}={_plain(value[key])}' for key in sorted(value))}}}"
+    return repr(value)
+
+
+_FAULT_WORDS = {
+    "kill": ("kill", "kills"),
+    "freeze": ("freeze", "freezes"),
+    "cut": ("cut connection", "cut connections"),
+    "hang": ("hang", "hangs"),
+    "lock": ("lock", "locks"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation: `difference` from its twin, and how the `bare_saver` lost it; None where they did not."""
+
+    conversation: str
+    title: str
+    messages: int
+    twin_messages: int
+    checkpoints: int
+    twin_checkpoints: int
+    difference: str | None
+    bare_saver_lost_it: str | None
+    bare_saver_turn: int
+
+    @classmethod
+    def of(cls, guarded: Conversation, found: Comparison, bare: Conversation, *, bare_equal: bool) -> Self:
+        otherwise = None if bare_equal else "it ended with other messages"
+        return cls(
+            conversation=guarded.name,
+            title=guarded.title,
+            messages=found.messages,
+            twin_messages=found.twin_messages,
+            checkpoints=found.checkpoints,
+            twin_checkpoints=found.twin_checkpoints,
+            difference=guarded.error or found.difference,
+            bare_saver_lost_it=bare.error or otherwise,
+            bare_saver_turn=bare.turn,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result; times are seconds unless they say milliseconds."""
+
+    equal: bool
+    verdict: str
+    database: str
+    seed: int
+    seconds: float
+    conversations: list[Row]
+    bare_saver_lost: int
+    faults: dict[str, int]
+    operations: dict[str, int]
+    latency_milliseconds: dict[str, float]
+    timeline: list[Event]
+
+    @classmethod
+    def of(cls, record: Record, rows: list[Row], *, seed: int) -> Self:
+        meter = record.meter
+        return cls(
+            equal=not any(row.difference for row in rows),
+            verdict=_verdict(record, rows),
+            database=record.title,
+            seed=seed,
+            seconds=round(record.elapsed, 1),
+            conversations=rows,
+            bare_saver_lost=sum(row.bare_saver_lost_it is not None for row in rows),
+            faults=dict(record.faults),
+            operations={**meter.outcomes, "drained": record.drained},
+            latency_milliseconds={"p50": round(meter.p50_milliseconds, 2), "max": round(meter.max_milliseconds, 1)},
+            timeline=record.events,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The report in plain JSON types."""
+        return asdict(self)
+
+
+def _verdict(record: Record, rows: list[Row]) -> str:
+    faults = " and ".join(f"{count} {_FAULT_WORDS[name][count > 1]}" for name, count in record.faults.items())
+    lost = sum(row.bare_saver_lost_it is not None for row in rows)
+    bare = f"in the same run the bare saver lost {lost} of {len(rows)}"
+    different = [row for row in rows if row.difference]
+    if different:
+        return f"{len(different)} of {len(rows)} conversations differ from their twins without faults; {bare}."
+    if not record.meter.outcomes["journaled"]:
+        return f"Nothing differs, but no write met an outage, so this run proves nothing; {bare}."
+    return (
+        f"Through {faults} nothing was lost: all {len(rows)} conversations equal their twins without faults, "
+        f"{sum(row.messages for row in rows)} messages and {sum(row.checkpoints for row in rows)} checkpoints; {bare}."
+    )

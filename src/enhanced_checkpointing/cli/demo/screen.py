@@ -16,10 +16,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from enhanced_checkpointing.cli.demo.record import Conversation, Event, Record, State
-from enhanced_checkpointing.cli.demo.report import Report, Row
-
-__all__ = ["Screen", "live_frame", "open_screen", "report_table"]
+from enhanced_checkpointing.cli.demo.record import Conversation, Event, Record, Report, Row, State
 
 FRAME_SECONDS = 0.125
 PROGRESS_SECONDS = 5.0

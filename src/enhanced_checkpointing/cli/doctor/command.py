@@ -1,7 +1,6 @@
 """`checkpointing doctor`: looks at everything that a start needs, changes nothing, and never hangs.
 
-Each part is looked at by itself, all at the same time, and within bounds: what one of them waits for keeps no other.
-"""
+Each part is looked at by itself, all at the same time, and within bounds: what one of them waits for keeps no other."""
 
 from __future__ import annotations
 
@@ -13,25 +12,37 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.text import Text
+
 from enhanced_checkpointing.backends.registry import find_backend
-from enhanced_checkpointing.cli.configuration import Options, Reading, Setting, reading
-from enhanced_checkpointing.cli.doctor import checks_journal, checks_sqlite
-from enhanced_checkpointing.cli.doctor.checks_machine import check_machine
-from enhanced_checkpointing.cli.doctor.checks_settings import check_settings
-from enhanced_checkpointing.cli.doctor.checks_telemetry import check_telemetry
-from enhanced_checkpointing.cli.doctor.checks_trust import check_files, sampled_threads
-from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status, exit_code_of, failed, fine, skipped
-from enhanced_checkpointing.cli.journal_facts import ask_journal
-from enhanced_checkpointing.cli.primary import bounded, opened_primary
-from enhanced_checkpointing.cli.sqlite_facts import ask_sqlite
+from enhanced_checkpointing.cli.configuration import DEFAULT, Options, Reading, Setting, reading
+from enhanced_checkpointing.cli.database import bounded, opened_primary
+from enhanced_checkpointing.cli.doctor import journal, sqlite
+from enhanced_checkpointing.cli.doctor.journal import ask_journal
+from enhanced_checkpointing.cli.doctor.settings import check_machine, check_settings, check_telemetry
+from enhanced_checkpointing.cli.doctor.sqlite import ask_sqlite
+from enhanced_checkpointing.cli.doctor.trust import check_files, sampled_threads
+from enhanced_checkpointing.cli.output import (
+    ExitCode,
+    Finding,
+    Status,
+    exit_code_of,
+    failed,
+    fine,
+    line,
+    plural,
+    print_json,
+    problem,
+    skipped,
+    stdout,
+)
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
 from enhanced_checkpointing.journal.opening import signer_of
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
-
-__all__ = ["Diagnosis", "diagnose", "run"]
 
 PATIENCE = 6
 """How many times `timeout` one part may take, of which it makes several steps."""
@@ -55,8 +66,6 @@ class Diagnosis:
 
 def run(options: Options, *, timeout: float, as_json: bool) -> ExitCode:
     """Diagnose, print, and tell how it ended."""
-    from enhanced_checkpointing.cli.doctor.screen import print_diagnosis
-
     with reading(options) as read:
         diagnosis = asyncio.run(diagnose(read, options, timeout))
     print_diagnosis(diagnosis, as_json=as_json)
@@ -128,7 +137,7 @@ async def _journal(config: CheckpointerConfig, home: str | None) -> Sequence[Fin
     facts = await in_thread_of_its_own(
         lambda: ask_journal(directory, measure=used, signer=signer_of(config)), "look at the journal"
     )
-    return checks_journal.judge(facts, config, home, time.time())
+    return journal.judge(facts, config, home, time.time())
 
 
 async def _database(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
@@ -149,7 +158,7 @@ async def _sqlite(config: CheckpointerConfig, timeout: float) -> Sequence[Findin
     path = Path(config.database_path)
     # In a thread of its own, which is left behind when the disk hangs.
     facts = await in_thread_of_its_own(lambda: ask_sqlite(path, timeout, thorough=True), "look at the SQLite file")
-    found = checks_sqlite.judge(facts, config)
+    found = sqlite.judge(facts, config)
     if facts.exists and config.environment == "production" and not any(one.status is Status.FAILED for one in found):
         async with opened_primary(config.with_overrides(auto_setup=False)) as primary:
             found += await sampled_threads(primary, config, timeout)
@@ -167,3 +176,63 @@ async def _other(config: CheckpointerConfig, timeout: float) -> Sequence[Finding
     except CallFailed as error:
         return [failed(name, f"A write does not work: {redact(error.error)}", means, error.failure.fix or "See there.")]
     return [fine(name, f"The backend {config.backend_name} takes writes.")]
+
+
+def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
+    """Print everything that was found."""
+    if as_json:
+        print_json(as_object(diagnosis))
+    else:
+        _print(diagnosis, stdout())
+
+
+def as_object(diagnosis: Diagnosis) -> dict[str, object]:
+    """The diagnosis in plain JSON types."""
+    return {
+        "status": "failed" if diagnosis.exit_code else "fine",
+        "failed": diagnosis.count(Status.FAILED),
+        "warnings": diagnosis.count(Status.WARNING),
+        "seconds": round(diagnosis.seconds, 3),
+        "settings": [
+            {"name": each.name, "variable": each.variable, "value": each.value, "source": each.source}
+            for each in diagnosis.settings
+        ],
+        "findings": [finding.as_json() for finding in diagnosis.findings],
+    }
+
+
+def _print(diagnosis: Diagnosis, console: Console) -> None:
+    console.print(Text("Settings", style="bold"))
+    _print_settings(diagnosis, console)
+    console.print()
+    quiet = [finding for finding in diagnosis.findings if not finding.is_problem]
+    loud = sorted(
+        (finding for finding in diagnosis.findings if finding.is_problem),
+        key=lambda finding: finding.status is Status.FAILED,
+    )
+    console.print(Text("Looked at", style="bold"))
+    for finding in quiet:
+        line(console, finding)
+    for finding in loud:
+        console.print()
+        problem(console, finding)
+    console.print()
+    console.print(_verdict(diagnosis))
+
+
+def _print_settings(diagnosis: Diagnosis, console: Console) -> None:
+    """Values stay whole, however long: they are there to be copied."""
+    names = max(len(each.name) for each in diagnosis.settings)
+    for each in diagnosis.settings:
+        text = f"{each.name:<{names}}  {each.value:<20}  {each.source}"
+        console.print(Text(text, style="dim" if each.source == DEFAULT else ""), soft_wrap=True)
+
+
+def _verdict(diagnosis: Diagnosis) -> Text:
+    wrong, odd = diagnosis.count(Status.FAILED), diagnosis.count(Status.WARNING)
+    warned = f"{plural(odd, 'warning')}, " if odd else ""
+    seconds = f"({diagnosis.seconds:.1f} s)"
+    if wrong:
+        return Text(f"{warned}{plural(wrong, 'thing')} to mend {seconds}.", style="bold red")
+    well = f"{warned}nothing to mend: an application can start {seconds}."
+    return Text(well[:1].upper() + well[1:], style="bold green")

@@ -23,15 +23,22 @@ from enhanced_checkpointing.backends.directory import (
     Place,
     ThreadHead,
 )
-from enhanced_checkpointing.cli.configuration import UsageError
-from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.safe_text import one_line
-from enhanced_checkpointing.cli.screen import MOST_JSON, age, listed, one_size, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.output import (
+    MOST_JSON,
+    ExitCode,
+    UsageError,
+    age,
+    listed,
+    one_line,
+    one_size,
+    paragraph,
+    plural,
+    print_json,
+    stdout,
+)
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
 from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.threads.directory import Entry, listed_entry
-
-__all__ = ["Wanted", "parsed_metadata", "print_whole", "run", "table_of"]
 
 WIDEST = 100_000
 """Columns of a table."""

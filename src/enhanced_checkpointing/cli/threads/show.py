@@ -12,19 +12,24 @@ from rich.console import Console
 from rich.text import Text
 
 from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT, ThreadHead, status_of, user_of
-from enhanced_checkpointing.cli.configuration import RefusedError
-from enhanced_checkpointing.cli.findings import ExitCode
-from enhanced_checkpointing.cli.safe_text import clean, one_line
-from enhanced_checkpointing.cli.screen import age, listed, one_size, paragraph, plural, print_json, stdout
-from enhanced_checkpointing.cli.threads.checkpoint_view import View, as_object
-from enhanced_checkpointing.cli.threads.conversation import Message, conversation_of
-from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
-from enhanced_checkpointing.cli.threads.journal import Holding, journal_notes
-from enhanced_checkpointing.cli.value_texts import brief, cut, shown
+from enhanced_checkpointing.cli.output import (
+    ExitCode,
+    RefusedError,
+    age,
+    clean,
+    listed,
+    one_line,
+    one_size,
+    paragraph,
+    plural,
+    print_json,
+    stdout,
+)
+from enhanced_checkpointing.cli.threads.checkpoint import Message, View, as_object, conversation_of
+from enhanced_checkpointing.cli.threads.database import Holding, Store, Target, config_for, journal_notes, run_with
+from enhanced_checkpointing.cli.values import brief, cut, shown
 from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.ownership import OWNER
-
-__all__ = ["Subject", "lines_of", "messages_of", "run"]
 
 MOST_CHARACTERS, MOST_LINES = 400, 12
 """Of one value; --full shows all of it."""

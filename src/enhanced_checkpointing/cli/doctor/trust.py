@@ -16,16 +16,13 @@ from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from enhanced_checkpointing.audit import AuditTrail
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import HeadQuery
-from enhanced_checkpointing.cli.findings import Finding, fine, skipped, warning
-from enhanced_checkpointing.cli.primary import Primary
-from enhanced_checkpointing.cli.screen import listed, plural
+from enhanced_checkpointing.cli.database import Primary
+from enhanced_checkpointing.cli.output import Finding, fine, listed, plural, skipped, warning
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import Serialized, types_in
-
-__all__ = ["Sample", "check_files", "check_transport", "judge_sample", "sample_of", "sampled_threads"]
 
 SAMPLED = 20
 """Threads, the newest ones."""

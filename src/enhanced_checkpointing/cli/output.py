@@ -1,40 +1,205 @@
-"""How commands print: one JSON object on stdout with `--json`, else text that is readable at 80 columns."""
+"""How commands print, and end: one JSON object on stdout with `--json`, else text that is readable at 80 columns."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from enhanced_checkpointing.cli.configuration import RefusedError, UsageError
-from enhanced_checkpointing.cli.findings import ExitCode, Finding, Status
-from enhanced_checkpointing.cli.safe_text import clean
-from enhanced_checkpointing.cli.streams import CUT_OFF, flush_bytes
 from enhanced_checkpointing.errors import LONGEST_TEXT, CheckpointerError, redact, shortened
-from enhanced_checkpointing.journal.disk import reason
 
-__all__ = [
-    "MOST_JSON",
-    "age",
-    "ask",
-    "guarded",
-    "line",
-    "listed",
-    "one_size",
-    "paragraph",
-    "plural",
-    "print_json",
-    "problem",
-    "progress_to_stderr",
-    "stdout",
-]
+CUT_OFF = 141
+"""Exit code of what was to be written as bytes and lost its reader: 128 and SIGPIPE, as of any other tool."""
+
+FULL = 2
+"""Exit code when what was found could not be told."""
+
+
+class Steady(io.TextIOWrapper):
+    """A stream whose first failure is kept and not raised; from then on, what is written goes nowhere."""
+
+    failure: OSError | None = None
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._let_go(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._let_go(error)
+
+    def _let_go(self, error: OSError) -> None:
+        """What is still in the buffer would fail once more when the process ends."""
+        self.failure = self.failure or error
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.fileno())
+
+
+def steady(stream: TextIO) -> TextIO:
+    """The same stream, for as long as the process lives; None, which a closed one is, and a test's own stay."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    return Steady(
+        stream.buffer,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def flush_bytes() -> None:
+    """Write what was given to `.buffer`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if sys.stdout is not None:
+        sys.stdout.buffer.flush()
+
+
+def ended(code: int) -> int:
+    """The exit code after all is printed: the command's own where its reader went away, and `FULL`, after a sentence on
+    stderr, where it could not be printed."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    failure: OSError | None = getattr(sys.stdout, "failure", None)
+    if failure is None or isinstance(failure, BrokenPipeError):
+        return code
+    print(f"What is to be printed cannot be written: {failure.strerror}. It is not all there.", file=sys.stderr)
+    return FULL
+
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, but for tab and line feed, and those that turn the direction of a text."""
+
+
+def clean(text: str) -> str:
+    """A text that a terminal shows and does not obey; once more, it stays as it is."""
+    text = text.replace("\r\n", "\n")
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """A text without breaks and runs of blanks."""
+    return " ".join(clean(text).split())
+
+
+class ExitCode(IntEnum):
+    """What a script learns from every command; 130 is a command that was stopped by Ctrl-C, 141 an `export -` that was
+    cut off by its reader."""
+
+    FINE = 0
+    WRONG = 1
+    """The command found something wrong, or could not do all that was asked for."""
+    UNKNOWN = 2
+    """Wrong usage or configuration, or nobody could find out."""
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done like this; the message says what to do. Ends a command with exit code 2."""
+
+
+class RefusedError(Exception):
+    """What was asked for was not done, or only in part; the message says why and what to do. Exit code 1."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    FINE = "fine"
+    WARNING = "warning"
+    """It works, and somebody should know this."""
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """It could not be looked at; another finding says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check. `what` is the case, `means` says what that does to the application, `fix` what to do about it.
+
+    `details` are plain JSON types. There are no secrets in any of it.
+    """
+
+    name: str
+    status: Status
+    what: str
+    means: str = ""
+    fix: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_problem(self) -> bool:
+        return self.status in (Status.WARNING, Status.FAILED)
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding in plain JSON types."""
+        return {
+            "name": self.name,
+            "status": self.status.value,
+            "what": self.what,
+            "means": self.means,
+            "fix": self.fix,
+            "details": dict(self.details),
+        }
+
+
+def fine(name: str, what: str, **details: Any) -> Finding:
+    """All is well."""
+    return Finding(name, Status.FINE, what, details=details)
+
+
+def skipped(name: str, what: str) -> Finding:
+    """Nobody looked, for the reason that `what` says."""
+    return Finding(name, Status.SKIPPED, what)
+
+
+def warning(name: str, what: str, means: str, fix: str, **details: Any) -> Finding:
+    """It works, and somebody should know."""
+    return Finding(name, Status.WARNING, what, means, fix, details)
+
+
+def failed(name: str, what: str, means: str, fix: str, **details: Any) -> Finding:
+    """It does not work."""
+    return Finding(name, Status.FAILED, what, means, fix, details)
+
+
+def thread_index_missing(why: str = "") -> Finding:
+    """Our index is not there, for want of which nothing fails."""
+    return warning(
+        "database.thread_index",
+        f"The index of the threads of a user is missing{f' ({why})' if why else ''}.",
+        "Everything works; to list the threads of one user, those of all others are looked at, too.",
+        "Run `checkpointing setup`, which makes it while writes go on.",
+    )
+
+
+def exit_code_of(findings: Iterable[Finding]) -> ExitCode:
+    """Warnings do not make a command fail: with them, an application starts and works."""
+    return ExitCode.WRONG if any(found.status is Status.FAILED for found in findings) else ExitCode.FINE
+
 
 STYLES = {Status.FINE: "green", Status.WARNING: "bold yellow", Status.FAILED: "bold red", Status.SKIPPED: "dim"}
 
@@ -121,6 +286,8 @@ def guarded(run: Callable[[], ExitCode], *, as_json: bool) -> int:
 
 
 def _explained(error: Exception) -> str:
+    from enhanced_checkpointing.journal.disk import reason  # here, as it is needed where something is wrong only
+
     if isinstance(error, PermissionError):
         return f"{reason(error)}. Nothing was changed. Run this as the user that the application runs as."
     return reason(error) if isinstance(error, OSError) else redact(error)

@@ -1,14 +1,17 @@
-"""Databases as they are named on the command line, opened by themselves, without a manager."""
+"""Which database a command works with, opened without a manager: nothing is taken over, drained or set up."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -18,22 +21,82 @@ from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.backends.sqlite.failures import ORPHANED_LOG_FIX
 from enhanced_checkpointing.backends.sqlite.place import orphan_text, orphaned_log
-from enhanced_checkpointing.cli.configuration import Options, UsageError, reading, required
+from enhanced_checkpointing.cli.configuration import Options, reading, required
+from enhanced_checkpointing.cli.output import UsageError
 from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, CheckpointerError, redact
+from enhanced_checkpointing.observability.events import Broadcast, Telemetry
+from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
+from enhanced_checkpointing.resilience.deadline import Deadline
+from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 
-__all__ = [
-    "CONFIGURED",
-    "JournalPlace",
-    "Naming",
-    "NoTablesError",
-    "home",
-    "imported_serializer",
-    "opened_for_rehearsal",
-    "opened_source",
-    "opened_target",
-]
+T = TypeVar("T")
+
+SETTLE_SECONDS = 1.0
+"""How long what was left behind is given to end, before the command ends without it."""
+
+
+class Primary:
+    """An open backend behind a guard, so that no question to it takes longer than it may."""
+
+    def __init__(self, backend: Backend, telemetry: Telemetry) -> None:
+        self.backend = backend
+        self._guard = Guard(
+            backend.name,
+            breaker=Breaker(time.monotonic, BreakerSettings(), lambda opened, reason: None),
+            classify=backend.classify,
+            saturated=backend.saturated,
+            telemetry=telemetry,
+        )
+
+    async def ask(self, operation: str, run: Callable[[], Awaitable[T]], seconds: float) -> T:
+        """The answer to `run()` within `seconds`.
+
+        Raises:
+            CallFailed: there was none; it carries the error as the backend classifies it.
+        """
+        return await self._guard.once(operation, run, deadline=Deadline(time.monotonic, seconds))
+
+    async def close(self) -> None:
+        """Let go of everything, within bounds."""
+        await self._guard.settle(SETTLE_SECONDS)
+        await self.backend.close()
+
+
+@asynccontextmanager
+async def opened_primary(config: CheckpointerConfig) -> AsyncIterator[Primary]:
+    """The primary of a configuration. The database need not be up, and nothing is made in it.
+
+    Raises:
+        CheckpointerConfigurationError: it cannot be opened for a reason that waiting does not mend.
+    """
+    config = config.with_overrides(pool_min_size=0)  # no connection but those that are asked for
+    primary = Primary(find_backend(config.backend_name)(config, SharingSerializer(config.serde)), Broadcast([]))
+    try:
+        await primary.backend.open()
+        yield primary
+    finally:
+        await primary.close()
+
+
+async def bounded(work: Awaitable[T], seconds: float) -> T:
+    """The result of `work` within `seconds`; what takes longer is left behind, as its end may wait for whatever hangs.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return task.result()
+
 
 CONFIGURED = "env"
 """Names the database that an application in this environment uses."""

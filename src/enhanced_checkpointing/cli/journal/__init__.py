@@ -1,1 +1,0 @@
-"""`checkpointing journal`."""

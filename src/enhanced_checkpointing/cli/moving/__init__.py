@@ -1,1 +1,0 @@
-"""`checkpointing migrate`, `export` and `import`."""
