@@ -31,7 +31,7 @@ SNAPSHOTS = Path(__file__).parents[1] / "data" / "command_snapshots.json"
 FILE, JOURNAL = Path("agents.sqlite"), Path(".checkpoints/journal")
 STATED = ("status", "owner", "outcome", "overall_status")
 """Keys whose values are words that scripts compare with."""
-OF_THE_MACHINE = ("machine.", "journal.directory", "journal.room", "journal.sync")
+OF_THE_MACHINE = ("machine.", "files.", "journal.directory", "journal.room", "journal.sync")
 """Findings whose status depends on where the test runs."""
 
 COMMANDS: tuple[tuple[str, ...], ...] = (
@@ -161,8 +161,9 @@ def shape(value: Any, key: str = "") -> Any:
     """The keys of an object and the types of their values; of a list what its items have in common and what not."""
     if isinstance(value, dict):
         if {"name", "status", "what", "means", "fix", "details"} == value.keys():
-            name, of_machine = value["name"], value["name"].startswith(OF_THE_MACHINE)
-            return [name, "-" if of_machine else value["status"], shape(value["details"])]
+            if value["name"].startswith(OF_THE_MACHINE):
+                return [value["name"], sorted(value["details"])]
+            return [value["name"], value["status"], shape(value["details"])]
         return {name: shape(part, name) for name, part in sorted(value.items())}
     if isinstance(value, list):
         shapes = {json.dumps(shape(one), sort_keys=True) for one in value}
