@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.upkeep.divergence import APART
+from enhanced_checkpointing.recovery.divergence import APART
 from tests.support.answering_application import application
 from tests.support.backends import config_of, opened_backend, put
 from tests.support.journals import add, opened_journal

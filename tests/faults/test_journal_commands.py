@@ -18,7 +18,7 @@ from enhanced_checkpointing.audit import HEAD, LOG
 from enhanced_checkpointing.cli import output
 from enhanced_checkpointing.cli.threads import list as threads_list
 from enhanced_checkpointing.journal import workers as thread_table
-from enhanced_checkpointing.upkeep.divergence import APART
+from enhanced_checkpointing.recovery.divergence import APART
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite
 from tests.support.checkpoints import Thread
 from tests.support.cipher import encrypting

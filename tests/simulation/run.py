@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from enhanced_checkpointing.journal import log_file as book
+from enhanced_checkpointing.recovery import drain as replay
 from enhanced_checkpointing.resilience import group_commit
 from enhanced_checkpointing.saver import write_path as writes
-from enhanced_checkpointing.upkeep import replay
 from tests.simulation.callers import Caller
 from tests.simulation.ledger import Ledger
 from tests.simulation.platter import Platter

@@ -16,11 +16,11 @@ from enhanced_checkpointing.journal.api import JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.durable import DurableJournal
 from enhanced_checkpointing.journal.log_file import Book, JournalFile
 from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.recovery import orphans
+from enhanced_checkpointing.recovery.divergence import DrainCalls
 from enhanced_checkpointing.resilience.breaker import Breaker, Ticket
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.upkeep import life
-from enhanced_checkpointing.upkeep.drain_calls import DrainCalls
 from tests.simulation.run import play
 
 MOST_SEEDS = 100
@@ -116,7 +116,7 @@ def test_standby_that_is_not_warmed_from_the_journal_is_found(monkeypatch: pytes
     async def warm_nothing(journal: object, standby: object) -> None:
         """Leave the standby cold."""
 
-    monkeypatch.setattr(life, "warm_from", warm_nothing)
+    monkeypatch.setattr(orphans, "warm_from", warm_nothing)
     assert_caught("was not answered, although the journal holds")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, JournalEntry, entry_of
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
-from enhanced_checkpointing.upkeep.divergence import (
+from enhanced_checkpointing.recovery.divergence import (
     Branch,
     diverged,
     is_mark,

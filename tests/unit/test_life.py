@@ -11,8 +11,9 @@ from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Put
+from enhanced_checkpointing.recovery.orphans import WARM_TOGETHER, warm_from
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.upkeep.life import WARM_TOGETHER, tell_backlog, warm_from
+from enhanced_checkpointing.upkeep.life import tell_backlog
 from tests.support.author import Author, config_of
 from tests.support.journals import add, durable_journal, opened_journal
 from tests.support.recorder import Recorder

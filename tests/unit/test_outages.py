@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from enhanced_checkpointing.observability.events import OutageEnded, OutageStarted, PrimaryRecovered
+from enhanced_checkpointing.recovery.outages import Counts, Outages
 from enhanced_checkpointing.testing import FakeClock
-from enhanced_checkpointing.upkeep.outages import Counts, Outages
 from tests.support.recorder import Recorder
 
 

@@ -15,13 +15,13 @@ from enhanced_checkpointing.backends.contract import classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.observability.events import ConfigurationFault, ProbeFinished
+from enhanced_checkpointing.recovery.prober import UNREACHED_PAUSE, Finding, Prober, next_pause
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK
 from enhanced_checkpointing.resilience.failures import CallFailed, Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.testing import FlakySaver
-from enhanced_checkpointing.upkeep.prober import UNREACHED_PAUSE, Finding, Prober, next_pause
 from tests.support.recorder import Recorder
 from tests.support.virtual_time import now
 

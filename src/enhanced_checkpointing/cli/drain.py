@@ -33,12 +33,12 @@ from enhanced_checkpointing.observability.events import (
     OperationScope,
 )
 from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.recovery.drain import Reconciler
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.upkeep.assembly import assemble
 from enhanced_checkpointing.upkeep.components import Components
-from enhanced_checkpointing.upkeep.reconciler import Reconciler
 
 PAUSE = 0.5
 """Seconds between two tries while the primary takes no writes."""

@@ -31,8 +31,8 @@ from enhanced_checkpointing.journal.disk import QUARANTINE
 from enhanced_checkpointing.journal.inspect import BuriedRecord, Owner, Survey, SurveyedBook, survey
 from enhanced_checkpointing.journal.opening import signer_of
 from enhanced_checkpointing.private_files import FOLDER_MODE, copy_own, make_private_folder, own_directory
+from enhanced_checkpointing.recovery.divergence import APART
 from enhanced_checkpointing.resilience.failures import CallFailed
-from enhanced_checkpointing.upkeep.divergence import APART
 
 
 def directory_of(options: Options) -> Path:

@@ -14,6 +14,12 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.observability.events import Notice, Telemetry
+from enhanced_checkpointing.recovery import orphans
+from enhanced_checkpointing.recovery.divergence import APART
+from enhanced_checkpointing.recovery.drain import Reconciler
+from enhanced_checkpointing.recovery.orphans import Heir
+from enhanced_checkpointing.recovery.outages import Outages
+from enhanced_checkpointing.recovery.prober import Canary, Prober
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, Clock
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.saver.event_loop import LoopBridge
@@ -31,13 +37,7 @@ from enhanced_checkpointing.threads.retention import policy_of
 from enhanced_checkpointing.threads.sweeper import Sweeper
 from enhanced_checkpointing.tombstones import Tombstones
 from enhanced_checkpointing.upkeep import life, status
-from enhanced_checkpointing.upkeep.canary import Canary
 from enhanced_checkpointing.upkeep.components import Components
-from enhanced_checkpointing.upkeep.divergence import APART
-from enhanced_checkpointing.upkeep.heir import Heir
-from enhanced_checkpointing.upkeep.outages import Outages
-from enhanced_checkpointing.upkeep.prober import Prober
-from enhanced_checkpointing.upkeep.reconciler import Reconciler
 from enhanced_checkpointing.upkeep.retainer import Retainer
 from enhanced_checkpointing.upkeep.unreadable import UnreadableThreads
 
@@ -95,7 +95,7 @@ async def assemble(
         write_that_stays=backend.write_that_stays,
     )
     if journal is not None:
-        await life.warm_from(journal, standby)
+        await orphans.warm_from(journal, standby)
     engine = Engine(
         config=config,
         backend=backend,

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.journal.api import Journal
+from enhanced_checkpointing.recovery.drain import Reconciler
+from enhanced_checkpointing.recovery.outages import Outages
+from enhanced_checkpointing.recovery.prober import Canary, Prober
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.saver.event_loop import LoopBridge
@@ -16,10 +19,6 @@ from enhanced_checkpointing.saver.saver import FailoverSaver
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.sweeper import Sweeper
-from enhanced_checkpointing.upkeep.canary import Canary
-from enhanced_checkpointing.upkeep.outages import Outages
-from enhanced_checkpointing.upkeep.prober import Prober
-from enhanced_checkpointing.upkeep.reconciler import Reconciler
 from enhanced_checkpointing.upkeep.retainer import Retainer
 
 

@@ -9,8 +9,8 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.api import JournalStatus
 from enhanced_checkpointing.observability import health
 from enhanced_checkpointing.observability.events import Gauges, SystemState
+from enhanced_checkpointing.recovery.outages import Counts
 from enhanced_checkpointing.upkeep.components import Components
-from enhanced_checkpointing.upkeep.outages import Counts
 
 NO_JOURNAL = JournalStatus(pending=0, oldest_at=None, size=0, capacity=0, dead_letters=0, frozen_threads=())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.observability.events import Notice
-from enhanced_checkpointing.upkeep.canary import Canary
+from enhanced_checkpointing.recovery.prober import Canary
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.journals import opened_journal
 from tests.support.recorder import Recorder

@@ -27,6 +27,8 @@ from enhanced_checkpointing.observability.events import (
     ThreadDrained,
 )
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, apply_shared
+from enhanced_checkpointing.recovery import drain as reconciler
+from enhanced_checkpointing.recovery.drain import Drain, Reconciler
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.resilience.failures import Failure, FailureKind
@@ -34,9 +36,6 @@ from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.testing import FlakySaver
-from enhanced_checkpointing.upkeep import reconciler
-from enhanced_checkpointing.upkeep.reconciler import Reconciler
-from enhanced_checkpointing.upkeep.replay import Drain
 from tests.support.author import Author, config_of
 from tests.support.checkpointer import eventually
 from tests.support.recorder import Recorder
@@ -829,7 +828,7 @@ async def test_it_drains_what_is_journaled_and_what_waited_for_the_primary() -> 
 
 
 async def test_it_pauses_after_a_failure_and_tries_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enhanced_checkpointing.upkeep.reconciler.SHORTEST_PAUSE", 0.01)
+    monkeypatch.setattr("enhanced_checkpointing.recovery.drain.SHORTEST_PAUSE", 0.01)
     setting = Setting()
     setting.backend.refusals["a"] = FailureKind.SATURATED
     async with setting.running():

@@ -3,19 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from enhanced_checkpointing.journal.api import Journal
+from enhanced_checkpointing.errors import CheckpointerError
+from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead, Journal, JournalEntry
+from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.upkeep.life import set_right
 
 LOOK_SECONDS = 2.0
 """The shortest time between two looks: each of them asks for the lock of every other process's book."""
 
 CALL_LOOK_SECONDS = 0.25
 """The same where calls wait for what an ended process may have held."""
+
+WARM_TOGETHER = 64
+"""Records that are read at once."""
+
+
+async def warm_from(journal: Journal, standby: Standby) -> None:
+    """Let the warm copy know what earlier processes journaled: nobody else can tell it before that is drained.
+
+    Threads of which records may be lost stay cold: what is left of them must not be taken for all.
+    """
+    buried: dict[str, list[JournalEntry]] = {}
+    for letter in journal.dead_letters():
+        buried.setdefault(letter.entry.thread_id, []).append(letter.entry)
+    for thread_id in journal.held_threads():
+        entries = [*buried.get(thread_id, ()), *journal.entries(thread_id)]
+        for start in range(0, len(entries), WARM_TOGETHER):
+            if journal.is_damaged(thread_id):
+                standby.forget(thread_id)
+                break
+            try:
+                records = await journal.read(entries[start : start + WARM_TOGETHER])
+            except CheckpointerError:
+                standby.forget(thread_id)  # the journal has said why
+                break
+            for record in records:
+                standby.apply(record.operation)
+
+
+def set_right(standby: Standby, thread_id: str, operations: Sequence[Operation] | None) -> None:
+    """Let the warm copy of a thread be what another process journaled; None: that cannot be told.
+
+    What this process knew of it is older, or another branch. Where that has shown a newer checkpoint, the thread stays
+    cold until it is drained: what it shows must not go backwards.
+    """
+    puts = [operation for operation in operations or () if isinstance(operation, Put)]
+    shown = [standby.base_head(put) for put in puts]
+    standby.forget(thread_id)
+    for operation in operations or ():
+        standby.apply(operation)
+    if any(_is_newer(before, standby.base_head(put)) for before, put in zip(shown, puts, strict=True)):
+        standby.forget(thread_id)
+
+
+def _is_newer(one: BaseHead, other: BaseHead) -> bool:
+    return one not in (None, UNKNOWN) and other not in (None, UNKNOWN) and str(one) > str(other)
 
 
 class Heir:

@@ -13,11 +13,10 @@ from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread
+from enhanced_checkpointing.recovery.orphans import LOOK_SECONDS, Heir, set_right
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.standby.new_threads import Newcomers
 from enhanced_checkpointing.testing import FakeClock
-from enhanced_checkpointing.upkeep.heir import LOOK_SECONDS, Heir
-from enhanced_checkpointing.upkeep.life import set_right
 from tests.support.author import Author, config_of
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.journals import add, opened_journal

@@ -1,4 +1,6 @@
-"""Asks the primary, on a connection of its own, whether it can be written; the only one who closes the breaker."""
+"""Asks the primary, on a connection of its own, whether it can be written; the only one who closes the breaker.
+And asks the journal the same while all is well, so that a journal that is broken shows before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from enum import Enum
 
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import redact
-from enhanced_checkpointing.observability.events import ConfigurationFault, ProbeFinished, Telemetry
+from enhanced_checkpointing.errors import CheckpointUnavailableError, JournalFullError, redact
+from enhanced_checkpointing.journal.api import Journal
+from enhanced_checkpointing.observability.events import ConfigurationFault, Notice, ProbeFinished, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
@@ -191,3 +194,42 @@ class Prober:
             return False
         self._hurried.clear()  # only here: an opening while a probe was under way, or before the first, counts too
         return True
+
+
+class Canary:
+    """Checks the journal when it is told to; one that does not answer within `seconds` counts as broken."""
+
+    def __init__(self, journal: Journal, telemetry: Telemetry, clock: Clock, seconds: float) -> None:
+        self._journal = journal
+        self._telemetry = telemetry
+        self._clock = clock
+        self._seconds = seconds
+        self._checking: asyncio.Task[None] | None = None
+        self.silent = False
+        """The journal did not answer in time."""
+
+    async def check(self) -> None:
+        """Write, read and remove a record, unless the last one is still on its way."""
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._check(), name="canary")
+        answered = await Deadline(self._clock, self._seconds).wait_for(self._checking)
+        if answered:
+            self._checking = None
+        if self.silent and answered:
+            self._telemetry.emit(Notice("INFO", "the journal's disk answers again"))
+        elif not answered and not self.silent:
+            what = f"the journal's disk did not answer within {self._seconds:g} s: in an outage, writes would fail"
+            self._telemetry.emit(Notice("ERROR", what))
+        self.silent = not answered
+
+    async def close(self) -> None:
+        """End a check under way."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait({self._checking})
+
+    async def _check(self) -> None:
+        try:
+            await self._journal.check()
+        except (CheckpointUnavailableError, JournalFullError):
+            return  # the journal keeps the error in its status, and has said so
