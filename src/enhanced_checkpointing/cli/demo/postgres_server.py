@@ -25,10 +25,11 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+import psutil
 import psycopg
 
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-_CLIENT_BACKEND = re.compile(rb"^postgres: .* 127\.0\.0\.1\(\d+\)")
+_CLIENT_BACKEND = re.compile(r"^postgres: .* 127\.0\.0\.1\(\d+\)")
 
 
 class PostgresStartError(RuntimeError):
@@ -159,7 +160,7 @@ class LocalPostgres:
 
     def freeze(self) -> None:
         """Hang the whole server: the kernel still accepts connections, nobody answers."""
-        freeze_each([self.process_id])  # first: it forks no more
+        freeze_each(one for one in self._processes() if one.pid == self.process_id)  # first: it forks no more
         freeze_each(self._processes())
 
     def thaw(self) -> None:
@@ -173,7 +174,7 @@ class LocalPostgres:
 
     def backend_process_ids(self) -> list[int]:
         """The processes that serve a client's connection, in ascending order."""
-        return sorted(pid for pid in self._processes() if _CLIENT_BACKEND.match(command_line(pid)))
+        return sorted(process.pid for process in self._processes() if is_client_backend(process))
 
     def freeze_backend(self, pid: int) -> None:
         """Hang one process of the server; the others go on."""
@@ -181,11 +182,11 @@ class LocalPostgres:
 
     def thaw_backend(self, pid: int) -> None:
         """Let a frozen process of the server go on."""
-        os.kill(self._owned(pid), signal.SIGCONT)
+        self._owned(pid).resume()
 
     def kill_backend(self, pid: int) -> None:
         """Kill one process of the server, which then ends all its sessions and recovers by itself."""
-        os.kill(self._owned(pid), signal.SIGKILL)
+        self._owned(pid).kill()
 
     def close(self) -> None:
         """End the server, also a frozen one, and remove a cluster that was made here."""
@@ -230,13 +231,14 @@ class LocalPostgres:
     def _log_tail(self) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-20:])
 
-    def _processes(self) -> list[int]:
+    def _processes(self) -> list[psutil.Process]:
         return processes_in(self.data_directory)
 
-    def _owned(self, pid: int) -> int:
-        if pid not in self._processes():
-            raise ValueError(f"{pid} is not a process of this server")
-        return pid
+    def _owned(self, pid: int) -> psutil.Process:
+        for process in self._processes():
+            if process.pid == pid:
+                return process
+        raise ValueError(f"{pid} is not a process of this server")
 
 
 _WHEEL_DIRECTORIES = {16: "pginstall", 18: "pginstall18"}
@@ -357,50 +359,40 @@ if [ -n "$2" ]; then rm -rf -- "$2"; fi
 """
 
 
-def processes_in(directory: Path) -> list[int]:
+def processes_in(directory: Path) -> list[psutil.Process]:
     """Every server process whose working directory is `directory`; orphans of a killed postmaster too, zombies not."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _works_in(int(name), directory)]
+    # The name, as the path of a dying process vanishes while it still holds its memory and its sockets.
+    wanted = {"name": "postgres", "cwd": str(directory)}
+    return [process for process in psutil.process_iter([*wanted]) if process.info == wanted]
 
 
-def command_line(pid: int) -> bytes:
-    """The title that the process shows; empty when it ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+def is_client_backend(process: psutil.Process) -> bool:
+    """Whether it serves a client's connection, by the title that it shows."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return _CLIENT_BACKEND.match(" ".join(process.cmdline())) is not None
+    return False
 
 
-def _works_in(pid: int, directory: Path) -> bool:
-    try:
-        # The name, as /proc/<pid>/exe vanishes while a dying process still holds its memory and its sockets.
-        same_name = Path(f"/proc/{pid}/comm").read_text() == "postgres\n"
-        return same_name and os.readlink(f"/proc/{pid}/cwd") == str(directory)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or it is somebody else's
-        return False
-
-
-def _is_stopped(pid: int) -> bool:
+def _is_stopped(process: psutil.Process) -> bool:
     """Whether SIGSTOP took effect; a process that ended meanwhile counts too."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "TtZX"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
+    return True
 
 
-def signal_each(pids: Iterable[int], number: signal.Signals) -> list[int]:
+def signal_each(processes: Iterable[psutil.Process], number: signal.Signals) -> list[psutil.Process]:
     """Signal every process that still lives, and say which."""
     signalled = []
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-            signalled.append(pid)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+            signalled.append(process)
     return signalled
 
 
-def freeze_each(pids: Iterable[int]) -> None:
+def freeze_each(processes: Iterable[psutil.Process]) -> None:
     """Stop the processes (SIGSTOP) and wait until they are."""
-    stopped = signal_each(pids, signal.SIGSTOP)
+    stopped = signal_each(processes, signal.SIGSTOP)
     wait_until(lambda: all(map(_is_stopped, stopped)), "the processes to stop")
 
 
