@@ -287,35 +287,26 @@ NETWORK = frozenset(
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
-MOUNTS = Path("/proc/self/mountinfo")
 
-
-def network_filesystem(directory: Path, mounts: Path = MOUNTS) -> str | None:
+def network_filesystem(directory: Path) -> str | None:
     """The kind of network file system that a directory is on; None on a local one, and where it cannot be told."""
-    return _one_of(NETWORK, directory, mounts)
+    return _one_of(NETWORK, directory)
 
 
-def memory_filesystem(directory: Path, mounts: Path = MOUNTS) -> str | None:
+def memory_filesystem(directory: Path) -> str | None:
     """The kind of file system in memory that a directory is on; None on a disk, and where it cannot be told."""
-    return _one_of(IN_MEMORY, directory, mounts)
+    return _one_of(IN_MEMORY, directory)
 
 
-def _one_of(kinds: Set[str], directory: Path, mounts: Path) -> str | None:
-    if not mounts.exists():
-        return None
-    kind = filesystem_of(directory.resolve(), mounts.read_text())
-    return kind if kind in kinds else None
+def _one_of(kinds: Set[str], directory: Path) -> str | None:
+    import psutil  # takes tens of milliseconds, and only a start and a check of the journal ask it
 
-
-def filesystem_of(directory: Path, mountinfo: str) -> str | None:
-    """The kind of file system of the longest mount point above `directory`, in Linux's own words. Pure."""
-    found: tuple[int, str] | None = None
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].replace("\\040", " "))
-        if directory.is_relative_to(point) and (found is None or len(point.parts) >= found[0]):
-            found = len(point.parts), after.split()[0]
-    return found[1] if found is not None else None
+    directory, found = directory.resolve(), (0, "")
+    for mount in psutil.disk_partitions(all=True):
+        point = Path(mount.mountpoint)
+        if directory.is_relative_to(point) and len(point.parts) >= found[0]:  # of two on one point, the later hides one
+            found = len(point.parts), mount.fstype
+    return found[1] if found[1] in kinds else None
 
 
 LOCKS = Path("/proc/locks")
