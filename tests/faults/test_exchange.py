@@ -19,8 +19,7 @@ from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.threads.exchange import NoExport, export_threads, import_threads
 from enhanced_checkpointing.threads.exchange_lines import DamagedLine, content_of, line_of
-from enhanced_checkpointing.threads.migrate import Tally
-from enhanced_checkpointing.threads.moving import Orders
+from enhanced_checkpointing.threads.migrate import Orders, Tally
 from tests.support.author import Author
 from tests.support.checkpointer import postgres, sqlite
 from tests.support.fuzz import examples

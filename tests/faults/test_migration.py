@@ -21,8 +21,7 @@ from langgraph.graph import START, StateGraph
 from enhanced_checkpointing import create_memory_checkpointer
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.operations import Operation
-from enhanced_checkpointing.threads.migrate import migrate, thread_of_backend
-from enhanced_checkpointing.threads.moving import Mover, Orders, Outcome
+from enhanced_checkpointing.threads.migrate import Mover, Orders, Outcome, migrate, thread_of_backend
 from tests.support.checkpointer import opened, postgres, saver_of, sqlite
 from tests.support.exact import exact
 from tests.support.graphs import GRAPHS, Durability, GraphCase, run_case

@@ -23,8 +23,7 @@ from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.threads import migrate as migrate_module
-from enhanced_checkpointing.threads.migrate import MigrationStopped, Tally, count_threads, migrate
-from enhanced_checkpointing.threads.moving import Orders
+from enhanced_checkpointing.threads.migrate import MigrationStopped, Orders, Tally, count_threads, migrate
 from tests.support.author import Author
 from tests.support.checkpointer import postgres, sqlite
 from tests.support.cipher import encrypting

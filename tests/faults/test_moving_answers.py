@@ -21,8 +21,7 @@ from langgraph.types import Command, interrupt
 from enhanced_checkpointing.backends.contract import Backend
 from enhanced_checkpointing.backends.directory import COMPLETED, FAILED, THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.threads.exchange import export_threads, import_threads
-from enhanced_checkpointing.threads.migrate import Tally, migrate
-from enhanced_checkpointing.threads.moving import Orders
+from enhanced_checkpointing.threads.migrate import Orders, Tally, migrate
 from tests.support.author import Author
 from tests.support.checkpointer import postgres, sqlite
 from tests.support.threads import Saver, backend_of, bare_postgres, bare_sqlite, shown

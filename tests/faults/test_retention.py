@@ -16,8 +16,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from enhanced_checkpointing import EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
-from enhanced_checkpointing.threads.retention import RetentionPolicy
-from enhanced_checkpointing.threads.sweep import Sweep
+from enhanced_checkpointing.threads.retention import RetentionPolicy, Sweep
 from tests.support.backends import BACKENDS
 from tests.support.checkpointer import eventually, recovered, saver_of, switched
 from tests.support.checkpoints import Thread

@@ -44,7 +44,7 @@ from enhanced_checkpointing.backends.postgres import sql as postgres_sql
 from enhanced_checkpointing.backends.postgres.sql import PARTS, arrays_sql, values_sql
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
 from enhanced_checkpointing.serialization import BYTES, MSGPACK
-from enhanced_checkpointing.threads.precedence import RUN
+from enhanced_checkpointing.threads.comparison import RUN
 from tests.support.author import config_of
 from tests.support.checkpointer import eventually
 

@@ -11,9 +11,9 @@ import pytest
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.threads.comparing import Comparison, compare
+from enhanced_checkpointing.threads.comparison import Comparison, compare
 from enhanced_checkpointing.threads.contents import Digest, Entry, entries
-from enhanced_checkpointing.threads.moving import Orders, Outcome, decide
+from enhanced_checkpointing.threads.migrate import Orders, Outcome, decide
 from tests.support.author import Author
 
 SERIALIZER = SharingSerializer()

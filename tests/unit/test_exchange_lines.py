@@ -17,10 +17,18 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
-from enhanced_checkpointing.threads.exchange_collector import Collector
-from enhanced_checkpointing.threads.exchange_lines import DamagedLine, Reader, Whole, Writer, content_of, line_of
-from enhanced_checkpointing.threads.exchange_values import decoded, encoded
-from enhanced_checkpointing.threads.moving import Report, Source
+from enhanced_checkpointing.threads.exchange import Collector
+from enhanced_checkpointing.threads.exchange_lines import (
+    DamagedLine,
+    Reader,
+    Whole,
+    Writer,
+    content_of,
+    decoded,
+    encoded,
+    line_of,
+)
+from enhanced_checkpointing.threads.migrate import Report, Source
 from tests.support.author import Author
 from tests.support.cipher import encrypting
 

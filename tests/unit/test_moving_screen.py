@@ -11,8 +11,7 @@ from rich.console import Console
 from enhanced_checkpointing.cli import moving
 from enhanced_checkpointing.cli.moving import as_object, following, show_outcomes, show_problems
 from enhanced_checkpointing.threads.contents import Count
-from enhanced_checkpointing.threads.migrate import PROBLEMS_KEPT, Tally
-from enhanced_checkpointing.threads.moving import Outcome, Report
+from enhanced_checkpointing.threads.migrate import PROBLEMS_KEPT, Outcome, Report, Tally
 
 
 def tally(*reports: Report) -> Tally:

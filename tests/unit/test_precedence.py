@@ -10,10 +10,9 @@ import pytest
 from enhanced_checkpointing.backends.directory import COMPLETED, FAILED, THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.threads.comparing import Comparison, compare
+from enhanced_checkpointing.threads.comparison import RUN, Comparison, compare
 from enhanced_checkpointing.threads.contents import Entry, entries
-from enhanced_checkpointing.threads.moving import Orders, Outcome, decide
-from enhanced_checkpointing.threads.precedence import RUN
+from enhanced_checkpointing.threads.migrate import Orders, Outcome, decide
 from tests.support.author import Author
 from tests.support.cipher import encrypting
 

@@ -53,7 +53,7 @@ def migrate(
     """
     from enhanced_checkpointing.cli import moving as work
     from enhanced_checkpointing.cli.database import Naming
-    from enhanced_checkpointing.threads.moving import Orders
+    from enhanced_checkpointing.threads.migrate import Orders
 
     if verify_only and (dry_run or overwrite):
         raise typer.BadParameter("--verify-only changes nothing: it goes with neither --dry-run nor --overwrite")
@@ -110,7 +110,7 @@ def import_(
     """
     from enhanced_checkpointing.cli import moving as work
     from enhanced_checkpointing.cli.database import Naming
-    from enhanced_checkpointing.threads.moving import Orders
+    from enhanced_checkpointing.threads.migrate import Orders
 
     naming, showing = Naming(options.environment, options.env_file, serde, concurrency), work.Showing(as_json, quiet)
     orders = Orders(overwrite=overwrite, rehearse=dry_run)

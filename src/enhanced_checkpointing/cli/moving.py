@@ -36,8 +36,7 @@ from enhanced_checkpointing.journal.disk import reason
 from enhanced_checkpointing.journal.inspect import survey
 from enhanced_checkpointing.journal.recovery import MEMORY, belongs
 from enhanced_checkpointing.threads.exchange import export_threads, import_threads
-from enhanced_checkpointing.threads.migrate import Tally, Tell, count_threads, migrate
-from enhanced_checkpointing.threads.moving import Orders, Outcome, Report
+from enhanced_checkpointing.threads.migrate import Orders, Outcome, Report, Tally, Tell, count_threads, migrate
 
 
 @dataclass(frozen=True, slots=True)

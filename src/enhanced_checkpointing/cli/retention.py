@@ -22,7 +22,7 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.observability.events import Broadcast
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.threads.sweep import Sweep
+from enhanced_checkpointing.threads.retention import Sweep
 from enhanced_checkpointing.upkeep.assembly import assemble
 
 TELL_EVERY = 2.0

@@ -16,7 +16,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.cli.output import one_line, one_size
 from enhanced_checkpointing.serialization import BYTEARRAY, BYTES, MSGPACK, NULL, SharingSerializer
-from enhanced_checkpointing.threads.exchange_values import OBJECTS
+from enhanced_checkpointing.threads.exchange_lines import OBJECTS
 
 _NOT_STRINGS = ormsgpack.OPT_NON_STR_KEYS
 

@@ -23,10 +23,8 @@ from enhanced_checkpointing.saver.owner_check import OwnerCheck
 from enhanced_checkpointing.saver.saver import FailoverSaver
 from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.threads.erasure import Erasure, ErasureReceipt
-from enhanced_checkpointing.threads.marks import Marks
-from enhanced_checkpointing.threads.retention import RetentionPolicy
-from enhanced_checkpointing.threads.sweep import Sweep
-from enhanced_checkpointing.threads.sweeper import Sweeper
+from enhanced_checkpointing.threads.retention import RetentionPolicy, Sweep
+from enhanced_checkpointing.threads.sweeper import Marks, Sweeper
 
 LISTED_METADATA = 16 * 1024
 """Bytes of JSON that the metadata of one thread takes in a listing. Those of a graph take some hundred."""

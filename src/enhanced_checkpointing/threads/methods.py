@@ -8,8 +8,7 @@ from typing import Any
 from enhanced_checkpointing.backends.directory import COMPLETED, FAILED
 from enhanced_checkpointing.threads.directory import Entry, ThreadDirectory
 from enhanced_checkpointing.threads.erasure import ErasureReceipt
-from enhanced_checkpointing.threads.retention import RetentionPolicy
-from enhanced_checkpointing.threads.sweep import Sweep
+from enhanced_checkpointing.threads.retention import RetentionPolicy, Sweep
 
 
 class ThreadMethods:

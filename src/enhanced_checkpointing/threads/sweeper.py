@@ -7,28 +7,30 @@ is deleted that was written meanwhile.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import ThreadHead
-from enhanced_checkpointing.errors import CheckpointUnavailableError, redact
+from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT, ThreadHead
+from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.journal.inspect import held_in
 from enhanced_checkpointing.observability.events import Notice, Telemetry, ThreadRetired
 from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
-from enhanced_checkpointing.resilience.failures import NOT_STORED, CallFailed, explained, unavailable
+from enhanced_checkpointing.resilience.failures import NOT_STORED, CallFailed, cold, explained, unavailable
 from enhanced_checkpointing.saver.maintenance import Maintenance
 from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import without_objects
-from enhanced_checkpointing.threads.marks import Marks
+from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.threads.retention import (
     GONE_ON,
     IN_JOURNAL,
@@ -38,12 +40,15 @@ from enhanced_checkpointing.threads.retention import (
     Keep,
     Prune,
     RetentionPolicy,
+    Sweep,
+    Tell,
     ThreadState,
+    UnderWay,
     decide,
     decide_again,
+    told,
     wants_touch,
 )
-from enhanced_checkpointing.threads.sweep import Sweep, Tell, UnderWay, told
 
 T = TypeVar("T")
 
@@ -321,3 +326,98 @@ def _why(error: CheckpointUnavailableError, sweep: UnderWay) -> str:
 
 def _page(after: str | None) -> Callable[[Backend], Awaitable[Sequence[str]]]:
     return lambda backend: backend.thread_ids(after, PAGE)
+
+
+class Marks:
+    """Writes them. All methods run on the manager's event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        maintenance: Maintenance,
+        standby: Standby,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._engine = engine
+        self._maintenance = maintenance
+        self._standby = standby
+        self._now = now
+
+    async def mark(self, thread_id: str, status: str) -> None:
+        """Mark a thread, now or, in an outage, when the journal is drained. Its time counts from now. It takes two
+        deadlines at most: one of the primary, one for the journal.
+
+        Raises:
+            CheckpointNotFoundError: there is no such thread.
+            CheckpointUnavailableError: neither the primary nor the journal took it.
+        """
+        changes = {THREAD_STATUS: status, TOUCHED_AT: self._now().isoformat()}
+        try:
+            found = await self._annotate(thread_id, changes)
+        except CheckpointUnavailableError:
+            found = await self._put_again(thread_id, changes)
+        else:
+            await self._warm_again(thread_id)
+        if not found:
+            raise CheckpointNotFoundError(f"There is no thread {quoted(thread_id)}, so it was not marked as {status}.")
+
+    async def touch(self, thread_id: str, read_at: datetime) -> bool:
+        """Write down when a thread was read; False if it is gone.
+
+        Raises:
+            CheckpointUnavailableError: there is an outage. This is not worth the journal.
+        """
+        return await self._annotate(thread_id, {TOUCHED_AT: read_at.isoformat()})
+
+    async def _annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        found = await self._maintenance.consult(
+            "mark", [thread_id], lambda one: one.annotate(thread_id, changes), frozen=True, patience=1
+        )
+        self._standby.annotate(thread_id, changes)
+        return found
+
+    async def _warm_again(self, thread_id: str) -> None:
+        # In an outage that has just begun, the mark is made all the same.
+        with suppress(CheckpointUnavailableError), without_objects():
+            await self._engine.get_tuple(_newest_of(thread_id))
+
+    async def _put_again(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        """The same as an operation, for the journal: the newest checkpoint as the warm copy has it.
+
+        Behind whatever is on its way: a deletion that comes before it leaves nothing to be marked.
+        """
+        await self._engine.quiet(thread_id)
+        try:
+            with without_objects():
+                found = self._standby.get_tuple(_newest_of(thread_id))
+        except CheckpointUnavailableError as error:
+            raise cold(thread_id, error, None) from None
+        if found is None:
+            return False
+        await self._engine.annotate(found, changes)
+        return True
+
+
+def _newest_of(thread_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+
+
+AFTER_AN_OUTAGE = 30.0
+"""Seconds until what an outage has stopped is tried again; the interval, if that is shorter."""
+
+
+class RetentionScheduler:
+    """Sweeps when the interval is over; of all processes that share a primary, one at a time does so."""
+
+    def __init__(self, sweeper: Sweeper, interval: float, chance: Callable[[], float] = random.random) -> None:
+        self._sweeper = sweeper
+        self._interval = interval
+        self._chance = chance
+
+    async def run(self) -> None:
+        """Sweep for ever. The first comes at some time within the interval, not with all processes that start now."""
+        pause = self._interval * self._chance()
+        while True:
+            await asyncio.sleep(pause)
+            sweep = await self._sweeper.run(resume=True)
+            pause = self._interval if sweep.stopped is None else min(self._interval, AFTER_AN_OUTAGE)

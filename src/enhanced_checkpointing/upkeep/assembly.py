@@ -32,13 +32,11 @@ from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.erasure import Erasure
-from enhanced_checkpointing.threads.marks import Marks
 from enhanced_checkpointing.threads.retention import policy_of
-from enhanced_checkpointing.threads.sweeper import Sweeper
+from enhanced_checkpointing.threads.sweeper import Marks, RetentionScheduler, Sweeper
 from enhanced_checkpointing.tombstones import Tombstones
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.components import Components
-from enhanced_checkpointing.upkeep.retainer import Retainer
 from enhanced_checkpointing.upkeep.unreadable import UnreadableThreads
 
 
@@ -207,10 +205,10 @@ async def assemble(
         note=note,
         clock=clock,
     )
-    retainer = None
+    scheduler = None
     if config.retention == "on":
         engine.reads = Reads(nature.wall_clock)
-        retainer = Retainer(sweeper, config.retention_interval, chance=nature.chance)
+        scheduler = RetentionScheduler(sweeper, config.retention_interval, chance=nature.chance)
 
     saver = saver_class_for(backend.saver_type())(owners, maintenance, bridge, serializer, note)
     parts = Components(
@@ -229,7 +227,7 @@ async def assemble(
         reconciler=reconciler,
         outages=outages,
         sweeper=sweeper,
-        retainer=retainer,
+        scheduler=scheduler,
         note=note,
     )
     return parts
@@ -240,8 +238,8 @@ def background(parts: Components) -> dict[str, Callable[[], Awaitable[None]]]:
     work: dict[str, Callable[[], Awaitable[None]]] = {"prober": parts.prober.run}
     if parts.reconciler is not None:
         work["reconciler"] = parts.reconciler.run
-    if parts.retainer is not None:
-        work["retention"] = parts.retainer.run
+    if parts.scheduler is not None:
+        work["retention"] = parts.scheduler.run
     return work
 
 

@@ -18,8 +18,7 @@ from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.saver.saver import FailoverSaver
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.threads.directory import ThreadDirectory
-from enhanced_checkpointing.threads.sweeper import Sweeper
-from enhanced_checkpointing.upkeep.retainer import Retainer
+from enhanced_checkpointing.threads.sweeper import RetentionScheduler, Sweeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +40,5 @@ class Components:
     reconciler: Reconciler | None
     outages: Outages
     sweeper: Sweeper
-    retainer: Retainer | None
+    scheduler: RetentionScheduler | None
     note: Notes
