@@ -23,10 +23,10 @@ from enhanced_checkpointing import (
     create_postgres_checkpointer,
     create_sqlite_checkpointer,
 )
-from enhanced_checkpointing.backends.postgres import directory as postgres_directory
-from enhanced_checkpointing.backends.postgres import index as postgres_index
-from enhanced_checkpointing.backends.sqlite import directory as sqlite_directory
-from enhanced_checkpointing.backends.sqlite import index as sqlite_index
+from enhanced_checkpointing.backends.postgres import listing as postgres_directory
+from enhanced_checkpointing.backends.postgres import listing as postgres_index
+from enhanced_checkpointing.backends.sqlite import listing as sqlite_directory
+from enhanced_checkpointing.backends.sqlite import listing as sqlite_index
 
 SMALL, LARGE = 10_000, 1_000_000
 QUICK_SMALL, QUICK_LARGE = 5_000, 10_000

@@ -20,7 +20,7 @@ from psycopg import sql
 from docs.building.writing import DOCS, ROOT
 from enhanced_checkpointing import CheckpointerError, CheckpointUnavailableError, EnhancedCheckpointerManager
 from enhanced_checkpointing.backends.postgres.failures import classify_postgres
-from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
+from enhanced_checkpointing.backends.sqlite.file import classify_sqlite
 from enhanced_checkpointing.journal.disk import refusal
 from enhanced_checkpointing.resilience.failures import FailureKind
 from tests.support.checkpointer import opened, postgres, sqlite

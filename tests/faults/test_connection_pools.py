@@ -11,9 +11,7 @@ import psycopg
 import pytest
 
 from enhanced_checkpointing import CheckpointerConfig
-from enhanced_checkpointing.backends.postgres.connecting import Connection
-from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres.pool import ConnectionPool
+from enhanced_checkpointing.backends.postgres.connections import Connection, ConnectionPool, PostgresConnections
 from enhanced_checkpointing.observability.log import PoolNoiseFilter
 from tests.support.checkpointer import eventually, postgres
 from tests.support.fault_proxy import FaultProxy

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from enhanced_checkpointing.backends.postgres.index import INDEX
+from enhanced_checkpointing.backends.postgres.listing import INDEX
 from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.cli.doctor import postgres as postgres_facts
 from tests.support.pgbouncer import PgBouncer

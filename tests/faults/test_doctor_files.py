@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.backends.sqlite.index import INDEX
+from enhanced_checkpointing.backends.sqlite.listing import INDEX
 from tests.support.checkpointer import opened, saver_of, sqlite
 from tests.support.checkpoints import Thread
 from tests.support.disks import bound_by_modes, fill, folder_without_root, set_modes, small_disk

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.threads.exchange import NoExport, export_threads, import_threads
 from enhanced_checkpointing.threads.exchange_lines import DamagedLine, content_of, line_of

@@ -23,7 +23,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
     create_memory_checkpointer,
 )
-from enhanced_checkpointing.backends.directory import DEEPEST, load_metadata
+from enhanced_checkpointing.backends.listing import DEEPEST, load_metadata
 from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend
 from tests.support.checkpointer import eventually, opened, postgres, recovered, saver_of, sqlite
 from tests.support.checkpoints import Thread

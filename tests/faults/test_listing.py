@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enhanced_checkpointing.backends import listing
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import HeadQuery, Place, ThreadHead
 from enhanced_checkpointing.operations import DeleteThread, Put
 from tests.support.backends import BACKENDS, checkpoint_id, config_of, opened_backend, put
 

@@ -19,7 +19,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import START, StateGraph
 
 from enhanced_checkpointing import create_memory_checkpointer
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.threads.migrate import Mover, Orders, Outcome, migrate, thread_of_backend
 from tests.support.checkpointer import opened, postgres, saver_of, sqlite

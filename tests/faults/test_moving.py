@@ -15,10 +15,10 @@ from langgraph.types import Send
 
 from enhanced_checkpointing import create_memory_checkpointer
 from enhanced_checkpointing.backends import reading
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
-from enhanced_checkpointing.backends.postgres.reading import CHECKPOINTS
-from enhanced_checkpointing.backends.sqlite import reading as sqlite_reading
+from enhanced_checkpointing.backends.postgres.saver import CHECKPOINTS
+from enhanced_checkpointing.backends.sqlite import saver as sqlite_reading
 from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import SharingSerializer

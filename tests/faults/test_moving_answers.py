@@ -18,8 +18,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command, interrupt
 
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import COMPLETED, FAILED, THREAD_STATUS, TOUCHED_AT
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import COMPLETED, FAILED, THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.threads.exchange import export_threads, import_threads
 from enhanced_checkpointing.threads.migrate import Orders, Tally, migrate
 from tests.support.author import Author

@@ -23,7 +23,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from enhanced_checkpointing import CheckpointerConfig
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.cli.app import app
 from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
 from enhanced_checkpointing.operations import Operation

@@ -18,7 +18,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS
 
 from enhanced_checkpointing import CheckpointerConfig
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.stored_values import comparable
 from enhanced_checkpointing.operations import DeleteThread, Put, PutWrites
 from enhanced_checkpointing.threads.migrate import migrate

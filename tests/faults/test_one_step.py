@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from enhanced_checkpointing.backends.contract import Heads
+from enhanced_checkpointing.backends.base import Heads
 from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.serialization import SharingSerializer

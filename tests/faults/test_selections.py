@@ -16,8 +16,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple
 
 from enhanced_checkpointing.backends import selection
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.postgres.selection import selection as postgres_selection
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.postgres.saver import selection as postgres_selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.standby.cache import Standby
 from tests.support.backends import BACKENDS, checkpoint_id, config_of, opened_backend, put

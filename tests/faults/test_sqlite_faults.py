@@ -22,7 +22,7 @@ from enhanced_checkpointing import (
     CheckpointCorruptionError,
     EnhancedCheckpointerManager,
 )
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.resilience import group_commit
 from enhanced_checkpointing.resilience.failures import FailureKind
 from tests.support.checkpointer import opened, recovered, saver_of, sqlite

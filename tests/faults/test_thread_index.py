@@ -15,13 +15,13 @@ import psycopg
 import pytest
 
 from benchmarks.many_threads import GROWING_USER, STEADY_USER, fill_postgres, fill_sqlite
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import HeadQuery
-from enhanced_checkpointing.backends.postgres import directory as postgres_directory
-from enhanced_checkpointing.backends.postgres import index as postgres_index
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import HeadQuery
+from enhanced_checkpointing.backends.postgres import listing as postgres_directory
+from enhanced_checkpointing.backends.postgres import listing as postgres_index
 from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
-from enhanced_checkpointing.backends.sqlite import directory as sqlite_directory
-from enhanced_checkpointing.backends.sqlite import index as sqlite_index
+from enhanced_checkpointing.backends.sqlite import listing as sqlite_directory
+from enhanced_checkpointing.backends.sqlite import listing as sqlite_index
 from tests.support.backends import config_of, opened_backend, put
 from tests.support.pgbouncer import PgBouncer
 

@@ -16,7 +16,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from enhanced_checkpointing import CheckpointerError, EnhancedCheckpointerManager, create_memory_checkpointer
-from enhanced_checkpointing.backends.memory.saver import MaintainedMemorySaver
+from enhanced_checkpointing.backends.memory.backend import MaintainedMemorySaver
 from enhanced_checkpointing.backends.sqlite import maintenance as sqlite_maintenance
 from tests.support.backends import BACKENDS, checkpoint_id, config_of, opened_backend, put, write
 from tests.support.checkpointer import FAST, opened, postgres, saver_of, sqlite

@@ -33,7 +33,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Send
 from pydantic import BaseModel
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.stored_values import comparable
 from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized, unsealed

@@ -31,7 +31,7 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 from enhanced_checkpointing import CheckpointCorruptionError, CheckpointerConfig
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.journal.codec import decode, encode
 from enhanced_checkpointing.operations import Operation, Put, accept_put, accept_writes
 from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer

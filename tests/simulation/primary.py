@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from enhanced_checkpointing.backends.contract import Backend, Heads, classify_by_type
+from enhanced_checkpointing.backends.base import Backend, Heads, classify_by_type
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.backends.contract import Heads
+from enhanced_checkpointing.backends.base import Heads
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.journal.api import JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.durable import DurableJournal

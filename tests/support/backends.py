@@ -16,7 +16,7 @@ from enhanced_checkpointing import (
     create_postgres_checkpointer,
     create_sqlite_checkpointer,
 )
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer

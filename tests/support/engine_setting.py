@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from enhanced_checkpointing.backends.contract import classify_by_type
+from enhanced_checkpointing.backends.base import classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.journal.api import BaseHead, JournalEntry

@@ -19,7 +19,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Interrupt, Send
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.serialization import SharingSerializer

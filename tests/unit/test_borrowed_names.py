@@ -40,8 +40,8 @@ from psycopg_pool import AsyncConnectionPool
 from psycopg_pool.base import AttemptWithBackoff
 
 import enhanced_checkpointing
-from enhanced_checkpointing.backends.postgres import sql as postgres_sql
-from enhanced_checkpointing.backends.postgres.sql import PARTS, arrays_sql, values_sql
+from enhanced_checkpointing.backends.postgres import rows as postgres_sql
+from enhanced_checkpointing.backends.postgres.rows import PARTS, arrays_sql, values_sql
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
 from enhanced_checkpointing.serialization import BYTES, MSGPACK
 from enhanced_checkpointing.threads.comparison import RUN

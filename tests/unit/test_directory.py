@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.backends.directory import (
+from enhanced_checkpointing.backends.listing import (
     HeadGatherer,
     HeadQuery,
     Place,

@@ -13,7 +13,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from enhanced_checkpointing.backends.contract import PROBE_THREAD, Backend, Heads, classify_by_type
+from enhanced_checkpointing.backends.base import PROBE_THREAD, Backend, Heads, classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.errors import CheckpointCorruptionError, JournalFullError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enhanced_checkpointing import CheckpointerConfig, create_memory_checkpointer, create_sqlite_checkpointer
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
 from enhanced_checkpointing.backends.sqlite.backend import SqliteBackend

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.backends.msgpack_parts import array_items, binary, end_of, extension, is_simple, map_entries
+from enhanced_checkpointing.backends.stored_values import array_items, binary, end_of, extension, is_simple, map_entries
 
 texts = st.text(max_size=5) | st.sampled_from([31, 32, 255, 256, 65_535, 65_536]).map(lambda size: "x" * size)
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats()

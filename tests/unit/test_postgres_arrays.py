@@ -11,7 +11,7 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.postgres import types
 from psycopg.pq import Format
 
-from enhanced_checkpointing.backends.postgres.arrays import bytea_array, integer_array, rows_of, text_array
+from enhanced_checkpointing.backends.postgres.rows import bytea_array, integer_array, rows_of, text_array
 
 
 def loaded(kind: str, array: bytes) -> Any:

@@ -15,8 +15,17 @@ from psycopg.adapt import Transformer
 from psycopg.postgres import types
 from psycopg.pq import Format
 
-from enhanced_checkpointing.backends.postgres.rows import APART, FEW_ROWS, probe_statement, statements
-from enhanced_checkpointing.backends.postgres.sql import DELETE_SQL, PARTS, arrays_sql, carried, values_sql
+from enhanced_checkpointing.backends.postgres.rows import (
+    APART,
+    DELETE_SQL,
+    FEW_ROWS,
+    PARTS,
+    arrays_sql,
+    carried,
+    probe_statement,
+    statements,
+    values_sql,
+)
 from enhanced_checkpointing.backends.postgres.wire import Statement
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
 from enhanced_checkpointing.serialization import Serialized

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from enhanced_checkpointing.backends.directory import COMPLETED, FAILED, THREAD_STATUS, TOUCHED_AT
+from enhanced_checkpointing.backends.listing import COMPLETED, FAILED, THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.threads.comparison import RUN, Comparison, compare

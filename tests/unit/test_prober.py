@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.backends.contract import classify_by_type
+from enhanced_checkpointing.backends.base import classify_by_type
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.config import create_memory_checkpointer
 from enhanced_checkpointing.observability.events import ConfigurationFault, ProbeFinished

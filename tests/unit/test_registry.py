@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing import CheckpointerConfig, EnhancedCheckpointerManager
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.backends.postgres.backend import PostgresBackend
 from enhanced_checkpointing.backends.registry import GROUP, find_backend
@@ -18,7 +18,7 @@ from tests.support.author import config_of
 
 MODULE = """
 from langgraph.checkpoint.memory import InMemorySaver
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 
 class ValkeyBackend(Backend):
     name = "valkey"

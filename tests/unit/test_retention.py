@@ -19,7 +19,7 @@ from langgraph.pregel import NodeBuilder, Pregel
 from langgraph.types import Command, Send, interrupt
 
 from enhanced_checkpointing import create_memory_checkpointer
-from enhanced_checkpointing.backends.directory import ThreadHead, status_of
+from enhanced_checkpointing.backends.listing import ThreadHead, status_of
 from enhanced_checkpointing.threads.retention import (
     AGELESS,
     IN_JOURNAL,

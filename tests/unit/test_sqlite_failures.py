@@ -9,8 +9,7 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
-from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
-from enhanced_checkpointing.backends.sqlite.place import OrphanedLogError
+from enhanced_checkpointing.backends.sqlite.file import OrphanedLogError, classify_sqlite
 from enhanced_checkpointing.resilience.failures import FailureKind
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.backends.sqlite.place import OrphanedLogError, check_log, orphaned_log
+from enhanced_checkpointing.backends.sqlite.file import OrphanedLogError, check_log, orphaned_log
 
 FILE, LOG = Path("file.sqlite"), Path("file.sqlite-wal")
 

@@ -8,24 +8,246 @@ newest checkpoint alone.
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from enhanced_checkpointing.backends.directory import (
-    HeadQuery,
-    Place,
-    ThreadHead,
-    fits,
-    has_all,
-    is_behind,
-    load_metadata,
-    order_of,
-    place_of,
-    time_of,
-    user_of,
-)
+from langgraph.checkpoint.base import CheckpointTuple
+
 from enhanced_checkpointing.errors import CheckpointCorruptionError
+from enhanced_checkpointing.identifiers import USER_ID, created_at
+from enhanced_checkpointing.operations import frozen_size, namespace_of, operations_of, thread_of
+from enhanced_checkpointing.serialization import SharingSerializer
+
+THREAD_STATUS, TOUCHED_AT = "thread_status", "touched_at"
+"""The keys of the newest root checkpoint's metadata that say how its thread ended, and when somebody last used it."""
+ACTIVE, COMPLETED, FAILED = "active", "completed", "failed"
+DEEPEST = 500
+"""How deep metadata may be nested: Python's reader, whose limit depends on who calls it, gives up at some 900."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page of a listing ended: the newest checkpoint of its last thread, and that thread where it is known.
+
+    Copies of a thread share their ids, so that only with the thread no copy is missed at the end of a page.
+    """
+
+    checkpoint_id: str
+    thread_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadQuery:
+    """Which threads to list: those of a user, with this metadata at their head, behind the end of another page."""
+
+    limit: int
+    user_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    before: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadHead:
+    """A thread as its newest checkpoint shows it.
+
+    That is the newest one of the root graph; or, where a process died before it stored one, of any subgraph.
+    """
+
+    thread_id: str
+    checkpoint_id: str
+    updated_at: datetime | None
+    """When that checkpoint was made, with a time zone; None if neither its id nor it itself tells."""
+    metadata: Mapping[str, Any]
+    checkpoints: int
+    """How many there are, in all namespaces."""
+    size: int
+    """About how many bytes the backend holds of the thread."""
+    user_id: str | None = None
+    """The user whose thread it is: whom the newest checkpoint of the root graph names that names one."""
+    named_by: str | None = None
+    """The id of the checkpoint that names the user; by it a user's threads are ordered."""
+    unreadable: str | None = None
+    """Why nothing is known of its metadata, which is stored and is no metadata; such a thread is never listed."""
+
+    @property
+    def step(self) -> int | None:
+        """The step of the graph after which the newest checkpoint was made, where it says one."""
+        step = self.metadata.get("step")
+        return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def load_metadata(stored: str | bytes | None) -> dict[str, Any]:
+    """What a row's metadata says; nothing where there is none.
+
+    Raises:
+        CheckpointCorruptionError: it is no JSON object, or one that cannot be passed on: nested deeper than `DEEPEST`,
+            or with a number of more digits than Python reads (`sys.get_int_max_str_digits()`, 4,300).
+    """
+    if stored is None:
+        return {}
+    try:
+        read = json.loads(stored)
+    except RecursionError:
+        raise CheckpointCorruptionError(f"its metadata is nested deeper than {DEEPEST}") from None
+    except (ValueError, TypeError) as error:
+        what = "has a number of too many digits" if "digits" in str(error) else "is no JSON"
+        raise CheckpointCorruptionError(f"its metadata {what}") from None
+    return checked_metadata(read)
+
+
+def checked_metadata(read: object) -> dict[str, Any]:
+    """What was read as metadata, if it can be passed on. Raises as `load_metadata` does."""
+    if not isinstance(read, dict):
+        raise CheckpointCorruptionError("its metadata can be read, but is no object")
+    if is_deeper(read, DEEPEST):
+        raise CheckpointCorruptionError(f"its metadata is nested deeper than {DEEPEST}")
+    return read
+
+
+def is_deeper(value: Any, deepest: int) -> bool:
+    """Whether objects and lists stand in each other so many times."""
+    level = [value]
+    for _ in range(deepest + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def user_of(metadata: Mapping[str, Any]) -> str | None:
+    """The user that a checkpoint names: a text, or a whole number, which counts as its text. Nothing else names one."""
+    user = metadata.get(USER_ID)
+    if isinstance(user, str):
+        return user
+    return str(user) if isinstance(user, int) and not isinstance(user, bool) else None
+
+
+def status_of(metadata: Mapping[str, Any]) -> str:
+    """How a thread is, by its newest checkpoint: without a mark it is active, as it is when it goes on after one."""
+    status = metadata.get(THREAD_STATUS)
+    return status if status in (COMPLETED, FAILED) else ACTIVE
+
+
+def has_all(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether metadata has these values under these keys; a value of None is there if the key is."""
+    if THREAD_STATUS in wanted:
+        metadata = {**metadata, THREAD_STATUS: status_of(metadata)}
+    return all(key in metadata and metadata[key] == value for key, value in wanted.items())
+
+
+def time_of(checkpoint_id: str, timestamp: object = None) -> datetime | None:
+    """When a checkpoint was made: as its id tells, which LangGraph makes of the time, or else its own timestamp."""
+    seconds = created_at(checkpoint_id)
+    try:
+        if seconds is not None:
+            return datetime.fromtimestamp(seconds, UTC)
+        told = datetime.fromisoformat(str(timestamp))
+    except (ValueError, OverflowError):  # a year that a datetime does not know
+        return None
+    return told if told.tzinfo is not None else told.replace(tzinfo=UTC)
+
+
+def page_of(heads: Sequence[ThreadHead], query: HeadQuery) -> list[ThreadHead]:
+    """Those of all heads that a query asks for, newest first."""
+    before = _place_for_user(heads, query)
+    wanted = [head for head in heads if fits(head, query) and is_behind(place_of(head, query.user_id), before)]
+    wanted.sort(key=lambda head: order_of(place_of(head, query.user_id)), reverse=True)
+    return wanted[: max(0, query.limit)]
+
+
+def fits(head: ThreadHead, query: HeadQuery) -> bool:
+    """Whether a thread is one of those that are asked for, on whichever page."""
+    if head.unreadable is not None or query.user_id not in (None, head.user_id):
+        return False
+    return has_all(head.metadata, query.metadata)
+
+
+def place_of(head: ThreadHead, user_id: str | None) -> Place:
+    """Where a thread stands in a listing; in a user's, by the newest checkpoint that names the user."""
+    named_by = head.named_by if user_id is not None else None
+    return Place(named_by or head.checkpoint_id, head.thread_id)
+
+
+def order_of(place: Place) -> tuple[str, str]:
+    return place.checkpoint_id, place.thread_id or ""
+
+
+def is_behind(place: Place, before: Place | None) -> bool:
+    """Whether a place comes after the end of another page."""
+    if before is None:
+        return True
+    if before.thread_id is None:
+        return place.checkpoint_id < before.checkpoint_id
+    return order_of(place) < order_of(before)
+
+
+def _place_for_user(heads: Sequence[ThreadHead], query: HeadQuery) -> Place | None:
+    """The end of the other page as a place in a user's listing: its newest checkpoint need not name the user."""
+    before = query.before
+    if before is None or query.user_id is None:
+        return before
+    for head in sorted(heads, key=lambda head: head.thread_id, reverse=True):
+        is_it = head.checkpoint_id == before.checkpoint_id and before.thread_id in (None, head.thread_id)
+        if is_it and head.named_by is not None and head.user_id == query.user_id:
+            alike = before.thread_id is None and head.named_by == before.checkpoint_id
+            return before if alike else Place(head.named_by, head.thread_id)
+    return before
+
+
+class HeadGatherer:
+    """Makes heads of checkpoints that come in any order; of each thread all are to come."""
+
+    def __init__(self, serializer: SharingSerializer) -> None:
+        self._serializer = serializer
+        self._threads: dict[str, _Gathered] = {}
+
+    def add(self, found: CheckpointTuple) -> None:
+        thread = self._threads.setdefault(thread_of(found.config), _Gathered())
+        checkpoint_id, of_root = found.checkpoint["id"], not namespace_of(found.config)
+        rank = of_root, checkpoint_id
+        thread.checkpoints += 1
+        thread.size += sum(map(frozen_size, operations_of(found, self._serializer)))
+        metadata: object = found.metadata
+        sound = isinstance(metadata, Mapping)
+        if rank > thread.rank:
+            thread.rank, thread.metadata, thread.timestamp = rank, found.metadata, found.checkpoint.get("ts")
+            thread.unreadable = None if sound else "its metadata is no mapping"
+        user_id = user_of(found.metadata) if sound else None
+        if of_root and user_id is not None and (thread.named_by is None or checkpoint_id > thread.named_by):
+            thread.user_id, thread.named_by = user_id, checkpoint_id
+
+    def heads(self) -> list[ThreadHead]:
+        return [
+            ThreadHead(
+                thread_id=thread_id,
+                checkpoint_id=thread.rank[1],
+                updated_at=time_of(thread.rank[1], thread.timestamp),
+                metadata=dict(thread.metadata) if thread.unreadable is None else {},
+                checkpoints=thread.checkpoints,
+                size=thread.size,
+                user_id=thread.user_id,
+                named_by=thread.named_by,
+                unreadable=thread.unreadable,
+            )
+            for thread_id, thread in self._threads.items()
+        ]
+
+
+@dataclass(slots=True)
+class _Gathered:
+    rank: tuple[bool, str] = (False, "")
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    timestamp: object = None
+    checkpoints: int = 0
+    size: int = 0
+    user_id: str | None = None
+    named_by: str | None = None
+    unreadable: str | None = None
+
 
 FIRST_STEP = 4
 """So many checkpoints are walked through at first for each thread that is asked for; then twice as many, and so on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.errors import CheckpointerConfigurationError
 
 GROUP = "enhanced_checkpointing.backends"
@@ -35,6 +35,6 @@ def find_backend(name: str) -> type[Backend]:
     if not (isinstance(backend, type) and issubclass(backend, Backend)):
         raise CheckpointerConfigurationError(
             f"The entry point {name!r} ({entry.value}) is not a subclass of "
-            "enhanced_checkpointing.backends.contract.Backend. Nothing was opened."
+            "enhanced_checkpointing.backends.base.Backend. Nothing was opened."
         )
     return backend

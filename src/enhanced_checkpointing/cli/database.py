@@ -16,11 +16,10 @@ from urllib.parse import unquote
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.memory.backend import MemoryBackend
 from enhanced_checkpointing.backends.registry import find_backend
-from enhanced_checkpointing.backends.sqlite.failures import ORPHANED_LOG_FIX
-from enhanced_checkpointing.backends.sqlite.place import orphan_text, orphaned_log
+from enhanced_checkpointing.backends.sqlite.file import ORPHANED_LOG_FIX, orphan_text, orphaned_log
 from enhanced_checkpointing.cli.configuration import Options, reading, required
 from enhanced_checkpointing.cli.output import UsageError
 from enhanced_checkpointing.config import CheckpointerConfig, CheckpointerType, create_memory_checkpointer

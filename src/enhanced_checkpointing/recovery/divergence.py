@@ -12,7 +12,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.backends.contract import Backend, Heads
+from enhanced_checkpointing.backends.base import Backend, Heads
 from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.api import UNKNOWN, Journal, JournalEntry
 from enhanced_checkpointing.observability.events import Diverged, Notice, Telemetry

@@ -10,7 +10,7 @@ from enum import Enum
 from itertools import accumulate, takewhile
 from typing import Any
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.journal.api import UNKNOWN, Appending, BaseHead, Journal
 from enhanced_checkpointing.observability.events import FailedOver, Telemetry

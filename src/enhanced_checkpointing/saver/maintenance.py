@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.errors import MOST_SHOWN, shortened
 from enhanced_checkpointing.observability.events import OperationScope, Telemetry
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock

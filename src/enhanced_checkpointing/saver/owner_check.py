@@ -19,7 +19,7 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 
-from enhanced_checkpointing.backends.directory import user_of
+from enhanced_checkpointing.backends.listing import user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointNotFoundError, CheckpointUnavailableError, quoted
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.operations import asks_for_thread, checkpoint_id_of, thread_of

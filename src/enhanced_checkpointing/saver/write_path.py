@@ -8,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.api import Journal

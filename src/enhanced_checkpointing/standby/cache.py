@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead

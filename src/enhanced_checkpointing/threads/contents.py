@@ -17,7 +17,7 @@ from typing import Any
 from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
 from langgraph.checkpoint.serde.types import RESUME
 
-from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT
+from enhanced_checkpointing.backends.listing import THREAD_STATUS, TOUCHED_AT
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, comparable, items_of
 from enhanced_checkpointing.operations import Operation, Put, PutWrites

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
-from enhanced_checkpointing.backends.directory import HeadQuery, Place, ThreadHead, status_of
+from enhanced_checkpointing.backends.listing import HeadQuery, Place, ThreadHead, status_of
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
     CheckpointNotFoundError,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from enhanced_checkpointing.audit import AuditTrail, Notes, hidden
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import ThreadHead, user_of
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import ThreadHead, user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointUnavailableError, redact
 from enhanced_checkpointing.identifiers import USER_ID, text_of
 from enhanced_checkpointing.journal.api import Journal, JournalEntry

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.reading import CHUNK_BYTES, in_chunks
 from enhanced_checkpointing.errors import CheckpointerError, InvalidIdError
 from enhanced_checkpointing.identifiers import text_of

@@ -38,7 +38,7 @@ from langgraph.checkpoint.serde.jsonplus import (
     EXT_PYDANTIC_V2,
 )
 
-from enhanced_checkpointing.backends.directory import DEEPEST, is_deeper
+from enhanced_checkpointing.backends.listing import DEEPEST, is_deeper
 from enhanced_checkpointing.backends.reading import History
 from enhanced_checkpointing.backends.stored_values import settled
 from enhanced_checkpointing.errors import quoted, redact, shortened

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from enhanced_checkpointing.backends.directory import COMPLETED, FAILED
+from enhanced_checkpointing.backends.listing import COMPLETED, FAILED
 from enhanced_checkpointing.threads.directory import Entry, ThreadDirectory
 from enhanced_checkpointing.threads.erasure import ErasureReceipt
 from enhanced_checkpointing.threads.retention import RetentionPolicy, Sweep

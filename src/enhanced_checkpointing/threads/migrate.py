@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.errors import CheckpointerError, redact
 from enhanced_checkpointing.operations import DeleteThread, Operation, frozen_size

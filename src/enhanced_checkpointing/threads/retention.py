@@ -15,7 +15,7 @@ from typing import Any
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, TASKS
 
-from enhanced_checkpointing.backends.directory import (
+from enhanced_checkpointing.backends.listing import (
     ACTIVE,
     COMPLETED,
     FAILED,

@@ -19,8 +19,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.audit import Notes
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT, ThreadHead
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import THREAD_STATUS, TOUCHED_AT, ThreadHead
 from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.journal.inspect import held_in
 from enhanced_checkpointing.observability.events import Notice, Telemetry, ThreadRetired

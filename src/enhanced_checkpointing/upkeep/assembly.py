@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from enhanced_checkpointing.audit import Notes
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.observability.events import Notice, Telemetry

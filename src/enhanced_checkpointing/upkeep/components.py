@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from enhanced_checkpointing.audit import Notes
-from enhanced_checkpointing.backends.contract import Backend
+from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.recovery.drain import Reconciler
 from enhanced_checkpointing.recovery.outages import Outages

@@ -2,22 +2,307 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead, page_of
-from enhanced_checkpointing.backends.memory import reading as memory_reading
-from enhanced_checkpointing.backends.memory.saver import MaintainedMemorySaver
-from enhanced_checkpointing.backends.reading import Chunks
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, checked_metadata, page_of, time_of, user_of
+from enhanced_checkpointing.backends.pruning import (
+    DELETE,
+    Held,
+    Link,
+    Plan,
+    check_strategy,
+    leave_out,
+    link_of,
+    plan_pruning,
+    plan_removal,
+    read_of,
+    refuse_copy,
+)
+from enhanced_checkpointing.backends.reading import (
+    Chunks,
+    History,
+    WriteRow,
+    in_chunks,
+    inherits_snapshot,
+    writes_of,
+)
 from enhanced_checkpointing.backends.selection import by_equality
+from enhanced_checkpointing.backends.stored_values import inline, is_snapshot
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import CheckpointCorruptionError
+from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.journal.recovery import MEMORY
-from enhanced_checkpointing.operations import Operation, apply_shared
+from enhanced_checkpointing.operations import Operation, Put, apply_shared
 from enhanced_checkpointing.resilience.turns import collected
-from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+from enhanced_checkpointing.serialization import (
+    MSGPACK,
+    Opaque,
+    Serialized,
+    SharingSerializer,
+    argument_of,
+    dump_plain,
+    load_plain,
+)
+
+EMPTY = "empty"
+"""The tag that the saver gives to a channel that has no value."""
+
+Stored = tuple[tuple[str, bytes], tuple[str, bytes], str | None]
+"""A checkpoint without its values, its metadata, and the id of its parent."""
+
+
+class MaintainedMemorySaver(InMemorySaver):
+    """Each method is done before anybody else gets a turn."""
+
+    def __init__(self, *, serde: SharingSerializer) -> None:
+        super().__init__(serde=serde)
+        self.unreadable: dict[str, str] = {}
+
+    def heads(self, thread_ids: Collection[str] | None = None) -> Iterator[ThreadHead]:
+        """These threads, or all; each is looked at when it is taken, so that many need not hold the event loop."""
+        of_writes: dict[str, int] = {}
+        for (thread_id, _, _), writes in self.writes.items():
+            of_writes[thread_id] = of_writes.get(thread_id, 0) + sum(len(data) for *_, (_, data), _ in writes.values())
+        for (thread_id, *_), (_, data) in self.blobs.items():
+            of_writes[thread_id] = of_writes.get(thread_id, 0) + len(data)
+        for thread_id in self.thread_ids() if thread_ids is None else thread_ids:
+            if any((namespaces := dict(self.storage.get(thread_id, {}))).values()):
+                yield self._head_or_why(thread_id, namespaces, of_writes.get(thread_id, 0))
+
+    def thread_ids(self) -> list[str]:
+        """All threads, in ascending order."""
+        return sorted(thread_id for thread_id, namespaces in self.storage.items() if any(namespaces.values()))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        source, target = str(source_thread_id), str(target_thread_id)
+        copied = self.storage.get(source, {})
+        for namespace, checkpoints in self.storage.get(target, {}).items():
+            if checkpoints.keys() - copied.get(namespace, {}).keys():
+                raise refuse_copy(source, target)
+        if source == target:
+            return
+        for namespace, checkpoints in copied.items():
+            self.storage[target][namespace].update(checkpoints)
+        for writes_key, writes in [*self.writes.items()]:
+            if writes_key[0] == source:
+                self.writes[target, *writes_key[1:]].update(writes)
+        for blob_key, blob in [*self.blobs.items()]:
+            if blob_key[0] == source:
+                self.blobs[target, *blob_key[1:]] = blob
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        check_strategy(thread_ids, strategy)
+        for thread_id in map(str, thread_ids):
+            if strategy == DELETE:
+                self.delete_thread(thread_id)
+            else:
+                await self.aprune_thread(thread_id, keep=1)
+
+    async def aprune_thread(self, thread_id: str, *, keep: int) -> int:
+        """Keep the newest checkpoints of each namespace, and what these need; returns how many went."""
+        return self._carry_out(thread_id, plan_pruning(self._links(thread_id), self._held_by(thread_id), keep))
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        runs = {str(run_id) for run_id in run_ids}
+        for thread_id in self.thread_ids():
+            try:
+                doomed = {
+                    (namespace, checkpoint_id)
+                    for namespace, checkpoints in self.storage[thread_id].items()
+                    for checkpoint_id, stored in checkpoints.items()
+                    if self._metadata(stored).get("run_id") in runs
+                }
+                if doomed:
+                    self._carry_out(thread_id, plan_removal(self._links(thread_id), doomed, self._held_by(thread_id)))
+            except CheckpointCorruptionError as error:
+                leave_out(thread_id, error)
+
+    def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
+        """Put these keys into the metadata of the newest root checkpoint; False if there is none."""
+        of_root = self.storage.get(thread_id, {}).get("")
+        if not of_root:
+            return False
+        checkpoint, _, parent_id = newest = of_root[max(of_root)]
+        metadata = self._stored({**self._metadata(newest), **changes})
+        of_root[max(of_root)] = checkpoint, metadata, parent_id
+        return True
+
+    def _head_or_why(
+        self, thread_id: str, namespaces: Mapping[str, Mapping[str, Stored]], size_besides: int
+    ) -> ThreadHead:
+        try:
+            head = self._head(thread_id, namespaces, size_besides)
+        except CheckpointCorruptionError as error:
+            newest = max(key for checkpoints in namespaces.values() for key in checkpoints)
+            count = sum(map(len, namespaces.values()))
+            self.unreadable[thread_id] = str(error)
+            return ThreadHead(thread_id, newest, time_of(newest), {}, count, size_besides, unreadable=str(error))
+        self.unreadable.pop(thread_id, None)
+        return head
+
+    def _head(self, thread_id: str, namespaces: Mapping[str, Mapping[str, Stored]], size_besides: int) -> ThreadHead:
+        of_root = namespaces.get("") or {}
+        everything = of_root or {key: one for checkpoints in namespaces.values() for key, one in checkpoints.items()}
+        checkpoint_id = max(everything)
+        checkpoint, *_ = newest = everything[checkpoint_id]
+        when = time_of(checkpoint_id)
+        if when is None:
+            when = time_of(checkpoint_id, self._document("checkpoint", checkpoint).get("ts"))
+        may_name = (one for one in sorted(of_root, reverse=True) if _may_name_a_user(of_root[one][1]))
+        named = ((one, user_of(self._metadata(of_root[one]))) for one in may_name)
+        named_by, user_id = next(((one, user) for one, user in named if user is not None), (None, None))
+        sizes = (len(one[0][1]) + len(one[1][1]) for checkpoints in namespaces.values() for one in checkpoints.values())
+        return ThreadHead(
+            thread_id=thread_id,
+            checkpoint_id=checkpoint_id,
+            updated_at=when,
+            metadata=self._metadata(newest),
+            checkpoints=sum(map(len, namespaces.values())),
+            size=sum(sizes) + size_besides,
+            user_id=user_id,
+            named_by=named_by,
+        )
+
+    def _metadata(self, stored: Stored) -> dict[str, Any]:
+        return checked_metadata(self._document("metadata", stored[1]))
+
+    def _document(self, what: str, stored: tuple[str, bytes]) -> Any:
+        """Without making objects of the application: no graph asks for it."""
+        serializer = self.serde
+        assert isinstance(serializer, SharingSerializer)
+        return read_of(what, lambda: load_plain(Serialized(*stored), serializer))
+
+    def _stored(self, document: Mapping[str, Any]) -> tuple[str, bytes]:
+        assert isinstance(self.serde, SharingSerializer)
+        stored = dump_plain(dict(document), self.serde)
+        return stored.tag, stored.data
+
+    def _links(self, thread_id: str) -> dict[str, list[Link]]:
+        return {
+            namespace: [link_of(one, stored[2], self._metadata(stored)) for one, stored in checkpoints.items()]
+            for namespace, checkpoints in self.storage.get(thread_id, {}).items()
+            if checkpoints
+        }
+
+    def _held_by(self, thread_id: str) -> Any:
+        def held_by(namespace: str, checkpoint_id: str, channels: frozenset[str]) -> Held:
+            versions = self._versions(thread_id, namespace, checkpoint_id)
+            known = channels & versions.keys()
+            blobs = {one: self.blobs.get((thread_id, namespace, one, versions[one])) for one in known}
+            valued = (one for one, blob in blobs.items() if blob is not None and blob[0] != EMPTY)
+            return Held(known, frozenset(valued))
+
+        return held_by
+
+    def _versions(self, thread_id: str, namespace: str, checkpoint_id: str) -> dict[str, str | int | float]:
+        stored = self.storage[thread_id][namespace][checkpoint_id]
+        return read_of("checkpoint", lambda: dict(self._document("checkpoint", stored[0])["channel_versions"]))
+
+    def _carry_out(self, thread_id: str, plan: Plan) -> int:
+        namespaces = self.storage.get(thread_id, {})
+        for (namespace, checkpoint_id), parent_id in plan.parents.items():
+            checkpoint, metadata, _ = namespaces[namespace][checkpoint_id]
+            namespaces[namespace][checkpoint_id] = checkpoint, metadata, parent_id
+        for namespace, dropped in plan.by_namespace().items():
+            versions = {one for key in dropped for one in self._versions(thread_id, namespace, key).items()}
+            for checkpoint_id in dropped:
+                del namespaces[namespace][checkpoint_id]
+                self.writes.pop((thread_id, namespace, checkpoint_id), None)
+            for checkpoint_id in namespaces[namespace]:
+                versions -= self._versions(thread_id, namespace, checkpoint_id).items()
+            for channel, version in versions:
+                self.blobs.pop((thread_id, namespace, channel, version), None)
+        return len(plan.dropped)
+
+
+def _may_name_a_user(metadata: tuple[str, bytes]) -> bool:
+    """Whether it is worth while to read metadata for it: most of a thread's checkpoints name none."""
+    return metadata[0] != MSGPACK or USER_ID.encode() in metadata[1]
+
+
+Blob = Callable[[str, str, str, Any], Serialized | None]
+"""The bytes that a channel of a thread's namespace has at a version, if there are any."""
+
+
+async def read_thread(saver: InMemorySaver, blob: Blob, serializer: SharingSerializer, thread_id: str) -> Chunks:
+    """The operations that make a thread again."""
+    async for chunk in in_chunks(_groups(_Reading(thread_id, saver, blob, serializer))):
+        yield chunk
+
+
+async def _groups(reading: _Reading) -> AsyncGenerator[Sequence[Operation], None]:
+    for checkpoint_ns, checkpoints in reading.namespaces():
+        for checkpoint_id in sorted(checkpoints):
+            put = reading.put(checkpoint_ns, checkpoint_id, checkpoints)
+            yield [put, *reading.writes(checkpoint_ns, checkpoint_id)]
+    for checkpoint_ns, checkpoint_id in reading.left_alone():
+        yield reading.writes(checkpoint_ns, checkpoint_id)
+
+
+class _Reading:
+    """Makes operations of what a saver holds, whose dictionaries would make what is looked for and not there."""
+
+    def __init__(self, thread_id: str, saver: InMemorySaver, blob: Blob, serializer: SharingSerializer) -> None:
+        self._thread_id = thread_id
+        self._saver = saver
+        self._blob = blob
+        self._serializer = serializer
+        self._history = History(thread_id)
+
+    def namespaces(self) -> list[tuple[str, Mapping[str, Stored]]]:
+        return sorted((name, dict(found)) for name, found in (self._saver.storage.get(self._thread_id) or {}).items())
+
+    def put(self, checkpoint_ns: str, checkpoint_id: str, checkpoints: Mapping[str, Stored]) -> Put:
+        checkpoint, metadata, parent_id = checkpoints[checkpoint_id]
+        skeleton = load_plain(Serialized(*checkpoint), self._serializer)
+        parent = checkpoints.get(parent_id or "")
+        parents = load_plain(Serialized(*parent[0]), self._serializer)["channel_versions"] if parent else None
+        stored = self._values(checkpoint_ns, skeleton["channel_versions"])
+        snapshots = {channel for channel, value in stored.items() if is_snapshot(value, self._serializer)}
+        inherited = {
+            channel for channel in snapshots if inherits_snapshot(channel, skeleton["channel_versions"], parents)
+        }
+        return self._history.put(
+            checkpoint_ns,
+            checkpoint_id,
+            parent_id,
+            skeleton,
+            {channel: inline(value) for channel, value in stored.items() if channel not in inherited},
+            _in_json(load_plain(Serialized(*metadata), self._serializer)),
+            frozenset(snapshots - inherited),
+        )
+
+    def _values(self, checkpoint_ns: str, versions: Mapping[str, Any]) -> dict[str, Serialized]:
+        found = {name: self._blob(self._thread_id, checkpoint_ns, name, version) for name, version in versions.items()}
+        return {channel: value for channel, value in found.items() if value is not None}
+
+    def writes(self, checkpoint_ns: str, checkpoint_id: str) -> Sequence[Operation]:
+        stored = self._saver.writes.get((self._thread_id, checkpoint_ns, checkpoint_id)) or {}
+        rows = [
+            WriteRow(task_id, task_path, index, channel, Serialized(*value))
+            for (task_id, index), (_, channel, value, task_path) in stored.items()
+        ]
+        return writes_of(self._thread_id, checkpoint_ns, checkpoint_id, rows)
+
+    def left_alone(self) -> list[tuple[str, str]]:
+        """Where there are writes, and no checkpoint that they belong to."""
+        there = {(name, checkpoint_id) for name, found in self.namespaces() for checkpoint_id in found}
+        written = {place[1:] for place in self._saver.writes if place[0] == self._thread_id}
+        return sorted(written - there) if there else []
+
+
+def _in_json(metadata: Any) -> Any:
+    """Metadata as every other database keeps it: of an enum, its value."""
+    if isinstance(metadata, dict):
+        return {key: _in_json(part) for key, part in metadata.items()}
+    if isinstance(metadata, list):
+        return [_in_json(part) for part in metadata]
+    return argument_of(metadata) if type(metadata) is Opaque else metadata
+
 
 NO_VALUE = ("empty", b"")
 """What an `InMemorySaver` keeps of a channel that lost its value."""
@@ -58,7 +343,7 @@ class MemoryBackend(Backend):
         await apply_shared(self.saver, operation)
 
     def read_thread(self, thread_id: str) -> Chunks:
-        return memory_reading.read_thread(self._memory, self.blob, self.serializer, thread_id)
+        return read_thread(self._memory, self.blob, self.serializer, thread_id)
 
     async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
         if not self._is_bare():

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 from typing import Any
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, pq, sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InvalidTextRepresentation
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.contract import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
-from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
-from enhanced_checkpointing.backends.listing import describe, find_heads
-from enhanced_checkpointing.backends.postgres import reading as postgres_reading
-from enhanced_checkpointing.backends.postgres import refusals as postgres_refusals
-from enhanced_checkpointing.backends.postgres import retention as postgres_retention
+from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
+from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, describe, find_heads
+from enhanced_checkpointing.backends.postgres import failures as postgres_refusals
+from enhanced_checkpointing.backends.postgres import maintenance as postgres_retention
 from enhanced_checkpointing.backends.postgres import rows
-from enhanced_checkpointing.backends.postgres import selection as postgres_selection
+from enhanced_checkpointing.backends.postgres import saver as postgres_reading
+from enhanced_checkpointing.backends.postgres import saver as postgres_selection
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres.directory import PostgresThreads
 from enhanced_checkpointing.backends.postgres.failures import LostSessionError, classify_postgres
-from enhanced_checkpointing.backends.postgres.heads import says_moved, upon_heads
-from enhanced_checkpointing.backends.postgres.home import home_of
-from enhanced_checkpointing.backends.postgres.index import ThreadIndex, is_valid
+from enhanced_checkpointing.backends.postgres.listing import PostgresThreads, ThreadIndex, is_valid
 from enhanced_checkpointing.backends.postgres.maintenance import MaintainedPooledSaver
 from enhanced_checkpointing.backends.postgres.rows import probe_statement, statements
+from enhanced_checkpointing.backends.postgres.saver import says_moved, upon_heads
 from enhanced_checkpointing.backends.postgres.wire import execute
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -39,6 +39,42 @@ from enhanced_checkpointing.errors import CheckpointerConfigurationError, quoted
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.resilience.failures import Failure
 from enhanced_checkpointing.serialization import INLINE_TYPES, Opaque, SharingSerializer
+
+DEFAULT_PORT = "5432"
+
+
+def home_of(connection_string: str, schema: str | None) -> str:
+    """`postgres://host:port/dbname?schema=…`, with several hosts in their order by name.
+
+    What the string leaves out is what libpq takes for it: from the environment, else its default. A database that is
+    named after its user is told by a hash of that name.
+    """
+    given = {key: str(value) for key, value in conninfo_to_dict(connection_string).items() if value}
+    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+
+    def value(key: str) -> str:
+        return given.get(key) or defaults.get(key, "")
+
+    hosts = (given.get("host") or given.get("hostaddr") or value("host") or "local").split(",")
+    ports = (value("port") or DEFAULT_PORT).split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    places = ",".join(sorted(f"{_same(host)}:{port or DEFAULT_PORT}" for host, port in zip(hosts, ports, strict=False)))
+    user = blake2b(value("user").encode(), digest_size=4).hexdigest()
+    schema = schema or _first_of_search_path(value("options"))
+    service = given.get("service")
+    marks = [f"schema={schema}"] * bool(schema) + [f"service={service}"] * bool(service)
+    return f"postgres://{places}/{value('dbname') or f'~{user}'}{'?' * bool(marks)}{'&'.join(marks)}"
+
+
+def _same(host: str) -> str:
+    """Names of hosts count in any case, paths of sockets do not."""
+    return host if host.startswith(("/", "@")) else host.lower()
+
+
+def _first_of_search_path(options: str) -> str | None:
+    found = re.search(r"search_path\s*=\s*([^\s,]+)", options)
+    return found[1] if found else None
+
 
 SETUP_LOCK = 0x454E_4843_4850  # "ENHCHP": the key of the advisory lock under which tables are made
 # Without parameters, so that it goes out by the simple protocol: by the extended one its portal, and with it a

@@ -3,27 +3,387 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import math
+import os
+import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg.rows import dict_row
+from psycopg import AsyncConnection, conninfo, sql
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+from pydantic import SecretStr
 
-from enhanced_checkpointing.backends.postgres.connecting import (
-    Connection,
-    HostsApartConnection,
-    connection_parameters,
-    cut,
-)
 from enhanced_checkpointing.backends.postgres.failures import STALE_PLAN, says_too_many
-from enhanced_checkpointing.backends.postgres.fence import LostSessions
-from enhanced_checkpointing.backends.postgres.pool import NO_POOL, ConnectionPool
-from enhanced_checkpointing.backends.postgres.session import SessionSettings
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.observability.log import PoolNoiseFilter
 from enhanced_checkpointing.resilience.attempts import Attempt, current_attempt
+from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
+
+Parameters = dict[str, Any]
+
+
+async def with_addresses(parameters: Parameters) -> Parameters:
+    """Connection parameters with the addresses of all hosts, each host as often as it has addresses.
+
+    The names stay: certificates and password files are looked up by them.
+
+    Raises:
+        psycopg.OperationalError: no host has an address.
+    """
+    hosts = str(parameters.get("host") or "").split(",")
+    if parameters.get("hostaddr") or not any(map(_is_name, hosts)):
+        return parameters
+    ports = str(parameters.get("port") or "5432").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    found: list[tuple[str, str, str]] = []
+    errors: list[str] = []
+    for host, port in zip(hosts, ports, strict=False):
+        try:
+            addresses = await _addresses(host, port) if _is_name(host) else [host]
+        except OSError as error:
+            errors.append(f"{host!r}: {error.strerror or error}")
+            continue
+        found += [(host, address, port) for address in addresses]
+    if not found:
+        raise psycopg.OperationalError(f"failed to resolve host {'; '.join(errors)}")
+    names, numbers, of_ports = (",".join(column) for column in zip(*found, strict=True))
+    return {**parameters, "host": names, "hostaddr": numbers, "port": of_ports}
+
+
+async def _addresses(host: str, port: str) -> list[str]:
+    infos = await in_thread_of_its_own(
+        lambda: socket.getaddrinfo(host, port or "5432", proto=socket.IPPROTO_TCP, type=socket.SOCK_STREAM),
+        name=f"look up {host}",
+    )
+    return [str(info[4][0]) for info in infos]
+
+
+def _is_name(host: str) -> bool:
+    """Whether a host is neither an address nor the directory of a socket."""
+    if not host or host.startswith(("/", "@")):
+        return False
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return True
+    return False
+
+
+Connection = AsyncConnection[DictRow]
+
+
+class HostsApartConnection(AsyncConnection[DictRow]):
+    """A connection whose host is looked up in a thread of its own, and whose errors do not carry the password."""
+
+    @classmethod
+    async def connect(cls, *arguments: Any, **parameters: Any) -> Any:
+        try:
+            return await super().connect(*arguments, **parameters)
+        except BaseException as error:  # noqa: BLE001  # raised below
+            failed = error
+        # Error trackers keep the local variables of all frames: those of psycopg's have the password, and so had ours.
+        arguments, parameters = (), {}
+        failed.__cause__ = failed.__context__ = None
+        raise failed.with_traceback(None)
+
+    @classmethod
+    async def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> Any:
+        return await with_addresses(await super()._get_connection_params(conninfo, **kwargs))
+
+
+def connection_parameters(connection_string: SecretStr, deadline: float) -> dict[str, Any]:
+    """Connection parameters that make a dead network show, where the URL does not set them itself.
+
+    `deadline` is that of a call, in seconds.
+    """
+    wanted: dict[str, Any] = {
+        "application_name": "enhanced-checkpointing",
+        "connect_timeout": max(2, math.ceil(deadline)),
+        "keepalives": 1,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(2 * deadline * 1000),
+    }
+    given = conninfo.conninfo_to_dict(connection_string.get_secret_value())
+    return {name: value for name, value in wanted.items() if name not in given}
+
+
+def cut(connection: Connection) -> None:
+    """End a connection without a word to the server, so that whoever waits on it wakes at once.
+
+    The socket is shut down, not closed: closing it would free the number of a file that the event loop still watches.
+    """
+    if connection.closed:
+        return
+    duplicate = socket.socket(fileno=os.dup(connection.fileno()))
+    try:
+        duplicate.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the other side was faster: it is cut already
+    finally:
+        duplicate.close()
+
+
+DESCRIBE_SESSION = "SELECT pg_backend_pid() AS process_id, current_setting('synchronous_commit') AS commit"
+
+
+class SessionSettings:
+    """Sets sessions, and owns what is known of the server through them."""
+
+    def __init__(self, schema: str | None) -> None:
+        self._schema = schema
+        self.behind_pooler = False
+        self._acknowledges_early = False
+        """The server would acknowledge commits that a crash of it still loses."""
+
+    async def configure(self, connection: Connection) -> None:
+        """Find out whom a new connection leads to, and set its session."""
+        # Not prepared: behind a pooler another client's statement of that name may already be in the session.
+        cursor = await connection.execute(DESCRIBE_SESSION, prepare=False)
+        row = await cursor.fetchone()
+        if connection.info.parameter_status("client_encoding") != "UTF8":  # arrays carry their texts in it
+            await connection.execute("SET client_encoding TO 'UTF8'")
+        # A pooler hands out process ids of its own making.
+        self.behind_pooler = row is not None and row["process_id"] != connection.info.backend_pid
+        self._acknowledges_early = row is not None and row["commit"] == "off"
+        if self.behind_pooler:
+            connection.prepare_threshold = None
+        else:
+            await self._set(connection, local=False)
+
+    @asynccontextmanager
+    async def hold(self, connection: Connection) -> AsyncIterator[None]:
+        """Where our settings hold: a connection has them for good, but behind a transaction pooler the next transaction
+        may meet another session, and so they are part of each."""
+        if self.behind_pooler and (self._schema or self._acknowledges_early):
+            async with connection.transaction():
+                await self._set(connection, local=True)
+                yield
+        else:
+            yield
+
+    async def _set(self, connection: Connection, *, local: bool) -> None:
+        """Set what every statement of ours needs, for the session or for a transaction."""
+        scope = sql.SQL("SET LOCAL" if local else "SET")
+        if self._schema:
+            await connection.execute(scope + sql.SQL(" search_path TO ") + sql.Identifier(self._schema))
+        if self._acknowledges_early:
+            await connection.execute(scope + sql.SQL(" synchronous_commit TO 'on'"))
+
+
+TERMINATE_MILLISECONDS = 1000
+"""How long the server is given to end one session."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostSession:
+    """A server session that may still commit a write to these threads, until it is known to be gone."""
+
+    process_id: int
+    thread_ids: frozenset[str]
+    lost_at: float
+
+
+class LostSessions:
+    """Remembers them, and ends those of one thread when that thread is to be written again."""
+
+    def __init__(self) -> None:
+        self._sessions: list[LostSession] = []
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def remember(self, process_id: int, thread_ids: Collection[str]) -> None:
+        """A write to these threads was left behind on this session just now."""
+        self._sessions.append(LostSession(process_id, frozenset(thread_ids), time.monotonic()))
+
+    def forget_all(self) -> None:
+        """None of them can be ended from here."""
+        self._sessions.clear()
+
+    def may_still_write(self, thread_id: str) -> bool:
+        """Whether a session on which a write to this thread was left behind is not known to be gone."""
+        return any(thread_id in session.thread_ids for session in self._sessions)
+
+    async def end(self, thread_id: str, connection: AsyncConnection[DictRow]) -> bool:
+        """End the sessions of one thread over another connection; True when none of them can commit any more."""
+        mine = [session for session in self._sessions if thread_id in session.thread_ids]
+        gone = [session for session in mine if await _terminate(connection, session)]
+        self._sessions = [session for session in self._sessions if session not in gone]
+        return len(gone) == len(mine)
+
+
+async def _terminate(connection: AsyncConnection[DictRow], session: LostSession) -> bool:
+    """End one session and tell whether it is gone; a newer session that got the same process id is left alone."""
+    cursor = await connection.execute(
+        "SELECT pg_terminate_backend(pid, %s) AS ended FROM pg_stat_activity "
+        "WHERE pid = %s AND pid <> pg_backend_pid() AND backend_start < clock_timestamp() - make_interval(secs => %s)",
+        (TERMINATE_MILLISECONDS, session.process_id, time.monotonic() - session.lost_at),
+    )
+    row = await cursor.fetchone()
+    return row is None or bool(row["ended"])
+
+
+CLOSE_SECONDS = 1.0
+"""How long the pool's own workers may take to end by themselves; one that hangs in a connect is cancelled then."""
+
+NO_POOL = {"size": 0, "available": 0, "borrowed": 0, "waiting": 0}
+"""The gauges before the first pool is opened, and after the last one."""
+
+
+class ConnectionPool:
+    """Hands connections out, and takes them back. Opened and used on one event loop.
+
+    Each is made ready by `configure`; `any_open` tells whether any connection of ours, of this pool or not, is open.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointerConfig,
+        name: str,
+        *,
+        configure: Callable[[Connection], Awaitable[None]],
+        any_open: Callable[[], bool],
+    ) -> None:
+        assert config.connection_string is not None
+        self._configure = configure
+        self._any_open = any_open
+        self._patience = 2 * config.deadline + 1
+        """Seconds: the guard bounds the wait for a connection, the pool's own time-out only has to be longer."""
+        self._lent = 0
+        self._being_made = 0
+        """Connections that the pool counts already and nobody can use yet."""
+        self._waiting: dict[asyncio.Task[Any], BaseException | None] = {}
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            "",  # the class of connections has it: nothing of the pool, and so no frame of it, holds the password
+            connection_class=_reporting_connection(self._connecting, config.connection_string),
+            kwargs={
+                "autocommit": True,
+                "prepare_threshold": config.postgres_prepare_threshold,
+                "row_factory": dict_row,
+                **connection_parameters(config.connection_string, config.deadline),
+            },
+            min_size=config.pool_min_size,
+            max_size=config.pool_max_size,
+            open=False,
+            configure=self._make_ready,
+            name=name,
+            timeout=config.deadline,
+            reconnect_timeout=0.0,
+        )
+
+    async def open(self) -> None:
+        """Open it without waiting for a connection."""
+        await self._pool.open()
+
+    async def acquire(self) -> Connection:
+        """A connection, as soon as there is one.
+
+        Raises:
+            psycopg.Error: the server cannot be reached, and none is left to wait for.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[task] = None
+        try:
+            connection = await self._pool.getconn(timeout=self._patience)
+        except asyncio.CancelledError:
+            reason = self._waiting[task]
+            if reason is None:
+                raise
+            task.uncancel()
+            raise reason from None
+        finally:
+            del self._waiting[task]
+        self._lent += 1
+        return connection
+
+    async def take_back(self, connection: Connection) -> None:
+        """Take a connection back, whatever its state."""
+        self._lent -= 1
+        await self._pool.putconn(connection)
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are in the hands of our own calls: made, and not idle.
+
+        Not what is lent: a connection that goes from one call to the next is in nobody's hands for a moment.
+        """
+        statistics = self._pool.get_stats()
+        return statistics.get("pool_size", 0) - self._being_made - statistics.get("pool_available", 0)
+
+    def gauges(self) -> dict[str, int]:
+        """How many connections there are, how many of them idle or lent, and how many calls wait for one."""
+        statistics = self._pool.get_stats()
+        return {
+            "size": statistics.get("pool_size", 0),
+            "available": statistics.get("pool_available", 0),
+            "borrowed": self._lent,
+            "waiting": statistics.get("requests_waiting", 0),
+        }
+
+    async def close(self) -> None:
+        """Close it within bounds: workers that hang in a connect are cancelled, for the pool would leave them."""
+        workers = [task for task in asyncio.all_tasks() if task.get_name().startswith(f"{self._pool.name}-")]
+        closing = asyncio.create_task(self._pool.close(timeout=CLOSE_SECONDS), name="close a pool")
+        done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS / 2)
+        if not done:
+            for worker in workers:
+                worker.cancel()
+        await asyncio.wait({closing, *workers}, timeout=2 * CLOSE_SECONDS)
+
+    async def _make_ready(self, connection: Connection) -> None:
+        with self._connecting():
+            await self._configure(connection)
+
+    @contextmanager
+    def _connecting(self) -> Iterator[None]:
+        """Around what makes a connection."""
+        self._being_made += 1
+        try:
+            yield
+        except psycopg.Error as error:
+            self._connect_failed(error)
+            raise
+        finally:
+            self._being_made -= 1
+
+    def _connect_failed(self, error: psycopg.Error) -> None:
+        """Tell the calls that wait for a connection why there is none, unless another call will hand one back."""
+        if self._lent or (says_too_many(error) and self._any_open()):
+            return
+        for task, reason in list(self._waiting.items()):
+            if reason is None:
+                self._waiting[task] = error
+                task.cancel()
+
+
+def _reporting_connection(
+    connecting: Callable[[], AbstractContextManager[None]], connection_string: SecretStr
+) -> type[Connection]:
+    """A connection class that tells of every connect: the pool keeps it, and why one failed, to itself."""
+
+    class CheckpointConnection(HostsApartConnection):
+        @classmethod
+        async def connect(cls, *_: Any, **parameters: Any) -> Any:
+            with connecting():
+                return await super().connect(connection_string.get_secret_value(), **parameters)
+
+    return CheckpointConnection
 
 
 class PostgresConnections:

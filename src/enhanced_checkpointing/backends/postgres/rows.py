@@ -9,30 +9,180 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from itertools import groupby
+from functools import cache
+from itertools import count, groupby
 from typing import Any, cast
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointMetadata
 
-from enhanced_checkpointing.backends.json_forms import JsonForm
-from enhanced_checkpointing.backends.postgres.arrays import bytea_array, integer, integer_array, text_array
-from enhanced_checkpointing.backends.postgres.sql import (
-    BYTEA,
-    DELETE_SQL,
-    INTEGER,
-    PARTS,
-    TEXT,
-    arrays_sql,
-    carried,
-    values_sql,
-)
 from enhanced_checkpointing.backends.postgres.wire import Statement
 from enhanced_checkpointing.backends.reading import StoredMetadata
+from enhanced_checkpointing.backends.selection import JsonForm
 from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, is_unicode
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites, StoredWrite
 from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer
+
+_HEAD = struct.Struct(">iiIii")
+"""Dimensions, whether there are nulls, the type of the elements, their number, the index of the first."""
+_DIMENSIONS = struct.Struct(">iii")
+"""Dimensions, whether there are nulls, the type of the elements; for each dimension follow its length and begin."""
+_LENGTH = struct.Struct(">i")
+_NULL = _LENGTH.pack(-1)
+
+TEXT_OID, BYTEA_OID, INTEGER_OID = 25, 17, 23
+"""Object identifiers of types, the same in every PostgreSQL (pg_type.dat)."""
+
+
+def text_array(values: Sequence[bytes | None]) -> bytes:
+    """Of texts in UTF-8, which must be the encoding of the connection."""
+    return _array(TEXT_OID, values)
+
+
+def bytea_array(values: Sequence[bytes | None]) -> bytes:
+    return _array(BYTEA_OID, values)
+
+
+def integer_array(values: Sequence[int]) -> bytes:
+    return _array(INTEGER_OID, [integer(value) for value in values])
+
+
+def integer(value: int) -> bytes:
+    return _LENGTH.pack(value)
+
+
+def _array(element: int, values: Sequence[bytes | None]) -> bytes:
+    parts = [_HEAD.pack(1, None in values, element, len(values), 1)]
+    for value in values:
+        if value is None:
+            parts.append(_NULL)
+        else:
+            parts += (_LENGTH.pack(len(value)), value)
+    return b"".join(parts)
+
+
+def rows_of(array: bytes | None) -> list[list[bytes | None]]:
+    """The rows of an array of two dimensions; without any, and for NULL, there are none."""
+    if array is None or _DIMENSIONS.unpack_from(array)[0] == 0:
+        return []
+    (width,) = _LENGTH.unpack_from(array, _DIMENSIONS.size + 2 * _LENGTH.size)
+    values: list[bytes | None] = []
+    at = _DIMENSIONS.size + 4 * _LENGTH.size
+    while at < len(array):
+        (length,) = _LENGTH.unpack_from(array, at)
+        at += _LENGTH.size
+        if length < 0:
+            values.append(None)
+        else:
+            values.append(array[at : at + length])
+            at += length
+    return [values[start : start + width] for start in range(0, len(values), width)]
+
+
+def text_of(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def json_of(value: bytes | None) -> Any:
+    """The binary form of jsonb is its text behind the number of its version."""
+    return None if value is None else json.loads(value[1:])
+
+
+TEXT, BYTEA, INTEGER, JSON = "text", "bytea", "integer", "jsonb"
+
+WRITES_INTO = (
+    "checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)"
+)
+WRITES_KINDS = (TEXT, TEXT, TEXT, TEXT, TEXT, INTEGER, TEXT, TEXT, BYTEA)
+WRITES_KEY = "(thread_id, checkpoint_ns, checkpoint_id, task_id, idx)"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of one table: where they go, what kind each column is, and what becomes of a row that is there already."""
+
+    into: str
+    kinds: tuple[str, ...]
+    conflict: str
+
+
+PARTS = {
+    "checkpoints": Part(
+        "checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)",
+        (TEXT, TEXT, TEXT, TEXT, JSON, JSON),
+        "(thread_id, checkpoint_ns, checkpoint_id)"
+        " DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata",
+    ),
+    "blobs": Part(
+        "checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)",
+        (TEXT, TEXT, TEXT, TEXT, TEXT, BYTEA),
+        "(thread_id, checkpoint_ns, channel, version) DO NOTHING",
+    ),
+    "writes": Part(WRITES_INTO, WRITES_KINDS, f"{WRITES_KEY} DO NOTHING"),
+    "special_writes": Part(
+        WRITES_INTO,
+        WRITES_KINDS,
+        f"{WRITES_KEY} DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob",
+    ),
+}
+"""The parts of a statement, in the order in which the server carries them out."""
+
+DELETE_SQL = """
+WITH blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY($1::text[])),
+     writes AS (DELETE FROM checkpoint_writes WHERE thread_id = ANY($1::text[]))
+DELETE FROM checkpoints WHERE thread_id = ANY($1::text[])
+"""
+
+
+def carried(kind: str) -> str:
+    """The type of the parameters in which values of a kind travel."""
+    return TEXT if kind == JSON else kind
+
+
+@cache
+def arrays_sql(parts: tuple[str, ...]) -> str:
+    """One statement of these parts, with an array as parameter for each column of each."""
+    numbers = count(1)
+    return _statement({name: _unfolded(PARTS[name], numbers) for name in parts})
+
+
+@cache
+def values_sql(shape: tuple[tuple[str, int], ...]) -> str:
+    """One statement of these parts and so many rows of each, with a parameter for each value."""
+    numbers = count(1)
+    return _statement({name: _listed(PARTS[name], rows, numbers) for name, rows in shape})
+
+
+def _unfolded(part: Part, numbers: Iterator[int]) -> str:
+    arrays = ", ".join(f"${next(numbers)}::{carried(kind)}[]" for kind in part.kinds)
+    names = [f"c{position}" for position, _ in enumerate(part.kinds)]
+    values = ", ".join(
+        f"{name}::{kind}" if kind == JSON else name for name, kind in zip(names, part.kinds, strict=True)
+    )
+    return f"SELECT {values} FROM unnest({arrays}) AS row ({', '.join(names)})"
+
+
+def _listed(part: Part, rows: int, numbers: Iterator[int]) -> str:
+    def row() -> str:
+        values = (f"${next(numbers)}::{carried(kind)}" + ("::jsonb" if kind == JSON else "") for kind in part.kinds)
+        return f"({', '.join(values)})"
+
+    return f"VALUES {', '.join(row() for _ in range(rows))}"
+
+
+def _statement(sources: Mapping[str, str]) -> str:
+    """The first part is the main one, the others go along."""
+    made = {
+        name: f"INSERT INTO {PARTS[name].into} {source} ON CONFLICT {PARTS[name].conflict}"
+        for name, source in sources.items()
+    }
+    (_, main), *others = made.items()
+    along = ", ".join(f"{name}_part AS ({text})" for name, text in others)
+    return f"WITH {along} {main}" if along else main
+
 
 Row = tuple[Any, ...]
 

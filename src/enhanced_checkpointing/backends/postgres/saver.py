@@ -1,28 +1,119 @@
-"""LangGraph's PostgreSQL saver over our connections, without its one lock around everything.
+"""A whole thread as PostgreSQL has it, row by row, of one moment.
 
-The read that every step of a graph makes goes to the server and back without a cursor, as our writes do; all others are
-the official saver's.
+The official saver keeps one blob for each version of a channel. A version that the checkpoint before had too is not
+read again: of a thread that grows by little, little is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, get_checkpoint_id
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from psycopg import AsyncConnection, AsyncCursor
+from langgraph.checkpoint.serde.types import TASKS
+from psycopg import AsyncConnection, AsyncCursor, Error, errors
 from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, DictRow, dict_row
 
-from enhanced_checkpointing.backends.postgres.arrays import json_of, rows_of, text_of
+from enhanced_checkpointing.backends.base import Heads
+from enhanced_checkpointing.backends.listing import load_metadata
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
-from enhanced_checkpointing.backends.postgres.wire import Row, fetch
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.backends.postgres.failures import check_json
+from enhanced_checkpointing.backends.postgres.rows import JSONB, json_of, rows_of, text_array, text_of
+from enhanced_checkpointing.backends.postgres.wire import Row, Statement, fetch, stream
+from enhanced_checkpointing.backends.reading import Chunks, History, WriteRow, in_chunks, inherits_snapshot, writes_of
+from enhanced_checkpointing.backends.selection import Selection
+from enhanced_checkpointing.backends.stored_values import from_json, is_snapshot, list_of
+from enhanced_checkpointing.errors import CheckpointUnavailableError
+from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
+
+MOVED = "another process has written to this thread since"
+"""What the server says, and logs, when a head is not one of those expected."""
+
+# Two processes that drain the same thread at once must each see what the other has written. A statement sees what was
+# committed before it began, so that the lock and the look at the heads cannot be one.
+LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 0))"
+
+# An error is what keeps the statements after it from being done. The text is made of rows, lest it be cast beforehand.
+CHECK_HEADS = f"""
+SELECT (CASE WHEN bool_and(fits) THEN '0' ELSE '{MOVED}' END)::integer
+FROM (
+    SELECT bool_or(head IS NOT DISTINCT FROM (
+        SELECT max(checkpoint_id) FROM checkpoints
+        WHERE thread_id = $1::text AND checkpoint_ns = namespace
+    )) AS fits
+    FROM unnest($2::text[], $3::text[]) AS expected (namespace, head)
+    GROUP BY namespace
+) AS namespaces
+"""
+
+
+def upon_heads(thread_id: str, heads: Heads) -> list[Statement]:
+    """What is to come before statements that are done only if each namespace's newest checkpoint is an expected one."""
+    thread = thread_id.encode()
+    expected = [(namespace.encode(), head) for namespace, known in heads.items() for head in known]
+    namespaces = text_array([namespace for namespace, _ in expected])
+    found = text_array([None if head is None else head.encode() for _, head in expected])
+    return [(LOCK_THREAD, [thread]), (CHECK_HEADS, [thread, namespaces, found])]
+
+
+def says_moved(error: Error) -> bool:
+    """Whether this is the error of a head that is not one of those expected."""
+    return MOVED in (error.diag.message_primary or "")
+
+
+LARGEST_LIMIT = 2**63 - 1
+
+_SORTS_ALIKE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Ids that every collation sorts as Python does."""
+
+
+def selection(filter: Mapping[str, Any] | None, before: RunnableConfig | None, limit: int | None) -> Selection:
+    """What a listing takes.
+
+    Raises:
+        psycopg.DataError: PostgreSQL would refuse the filter or the limit.
+        TypeError, ValueError, KeyError: it could not even be sent.
+    """
+    end = get_checkpoint_id(before) if before is not None else None
+    most = None if limit is None else int(limit)
+    wanted = None
+    if filter:
+        check_json(filter)
+        wanted = JSONB.of(filter)
+    if most is not None and most < 0:
+        raise errors.InvalidRowCountInLimitClause("LIMIT must not be negative")
+    if most is not None and most > LARGEST_LIMIT:
+        raise errors.NumericValueOutOfRange("bigint out of range")
+
+    def below(checkpoint_id: str) -> bool:
+        if before is None or not end:  # nothing is less than NULL, or than no text
+            return before is None
+        if not (_SORTS_ALIKE.fullmatch(checkpoint_id) and _SORTS_ALIKE.fullmatch(end)):
+            raise CheckpointUnavailableError("only the primary knows in which order it has such checkpoint ids")
+        return checkpoint_id < end
+
+    return Selection(lambda metadata: wanted is None or contains(metadata, wanted), below, most)
+
+
+def contains(value: Any, wanted: Any) -> bool:
+    """Whether JSON contains other JSON, both in the form in which JSONB gives them back."""
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(key in value and contains(value[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(any(contains(item, one) for item in value) for one in wanted)
+    if isinstance(wanted, bool) or isinstance(value, bool):
+        return wanted is value
+    return not isinstance(value, (dict, list)) and bool(value == wanted)
+
 
 SELECT_SQL = """
 SELECT
@@ -149,3 +240,187 @@ def value_of(row: Row) -> DictRow:
         "channel_values": rows_of(blobs),
         "pending_writes": rows_of(writes),
     }
+
+
+LANGGRAPHS_ORDER = ("v", "ts", "id", "channel_versions", "versions_seen", "updated_channels")
+"""In which the keys of a checkpoint are written; PostgreSQL has another of its own."""
+
+WRITES = """
+    SELECT array_agg(array[
+        convert_to(task_id, 'UTF8'), convert_to(task_path, 'UTF8'), convert_to(idx::text, 'UTF8'),
+        convert_to(channel, 'UTF8'), convert_to(type, 'UTF8'), blob
+    ])
+    FROM checkpoint_writes
+"""
+CHECKPOINTS = f"""
+SELECT
+    checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata,
+    CASE WHEN parent_checkpoint_id IS DISTINCT FROM id_before THEN (
+        SELECT checkpoint -> 'channel_versions'
+        FROM checkpoints AS parents
+        WHERE parents.thread_id = found.thread_id
+            AND parents.checkpoint_ns = found.checkpoint_ns
+            AND parents.checkpoint_id = found.parent_checkpoint_id
+    ) END AS versions_of_parent,
+    (
+        SELECT array_agg(array[convert_to(wanted.key, 'UTF8'), convert_to(blob.type, 'UTF8'), blob.blob])
+        FROM jsonb_each_text(checkpoint -> 'channel_versions') AS wanted
+        CROSS JOIN LATERAL (
+            SELECT type, blob
+            FROM checkpoint_blobs
+            WHERE checkpoint_blobs.thread_id = found.thread_id
+                AND checkpoint_blobs.checkpoint_ns = found.checkpoint_ns
+                AND checkpoint_blobs.channel = wanted.key
+                AND checkpoint_blobs.version = wanted.value
+            LIMIT 1
+        ) AS blob
+        WHERE found.versions_before ->> wanted.key IS DISTINCT FROM wanted.value AND blob.type <> 'empty'
+    ) AS changed,
+    (
+        {WRITES}
+        WHERE checkpoint_writes.thread_id = found.thread_id
+            AND checkpoint_writes.checkpoint_ns = found.checkpoint_ns
+            AND checkpoint_writes.checkpoint_id = found.checkpoint_id
+    ) AS writes,
+    CASE WHEN (checkpoint ->> 'v')::integer < 4 THEN (
+        SELECT array_agg(array[convert_to(type, 'UTF8'), blob] ORDER BY task_path, task_id, idx)
+        FROM checkpoint_writes
+        WHERE checkpoint_writes.thread_id = found.thread_id
+            AND checkpoint_writes.checkpoint_id = found.parent_checkpoint_id
+            AND checkpoint_writes.channel = '{TASKS}'
+    ) END AS sends
+FROM (
+    SELECT *, lag(checkpoint_id) OVER order_of_reading AS id_before,
+        lag(checkpoint -> 'channel_versions') OVER order_of_reading AS versions_before
+    FROM checkpoints
+    WHERE thread_id = $1::text
+    WINDOW order_of_reading AS (PARTITION BY checkpoint_ns COLLATE "C" ORDER BY checkpoint_id COLLATE "C")
+) AS found
+ORDER BY checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C"
+"""
+"""One row for each checkpoint, made when it is sent: only the window needs an order before, of what is not large."""
+LEFT_ALONE = f"""
+SELECT
+    checkpoint_ns, checkpoint_id,
+    (
+        {WRITES}
+        WHERE checkpoint_writes.thread_id = $1::text
+            AND checkpoint_writes.checkpoint_ns = alone.checkpoint_ns
+            AND checkpoint_writes.checkpoint_id = alone.checkpoint_id
+    ) AS writes
+FROM (
+    SELECT DISTINCT checkpoint_ns, checkpoint_id FROM checkpoint_writes
+    WHERE thread_id = $1::text AND NOT EXISTS (
+        SELECT FROM checkpoints
+        WHERE checkpoints.thread_id = checkpoint_writes.thread_id
+            AND checkpoints.checkpoint_ns = checkpoint_writes.checkpoint_ns
+            AND checkpoints.checkpoint_id = checkpoint_writes.checkpoint_id
+    )
+) AS alone
+ORDER BY checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C"
+"""
+
+
+async def read_thread(connections: PostgresConnections, serializer: SharingSerializer, thread_id: str) -> Chunks:
+    """The operations that make a thread again.
+
+    One connection is in use until the last of them was taken; the pool closes it where that was given up before.
+    """
+    async with (
+        connections.borrow() as connection,
+        aclosing(in_chunks(_groups(connection, serializer, thread_id))) as chunks,
+    ):
+        async for chunk in chunks:
+            yield chunk
+
+
+async def _groups(
+    connection: AsyncConnection[DictRow], serializer: SharingSerializer, thread_id: str
+) -> AsyncGenerator[Sequence[Operation], None]:
+    reading = _Reading(thread_id, serializer)
+    thread = thread_id.encode()
+    async with aclosing(stream(connection, (CHECKPOINTS, [thread]))) as rows:
+        async for row in rows:
+            yield reading.checkpoint(row)
+    if reading.empty:
+        return
+    async with aclosing(stream(connection, (LEFT_ALONE, [thread]))) as rows:
+        async for row in rows:
+            yield reading.left_alone(row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """What the next row leaves out, as it has not changed."""
+
+    checkpoint_ns: str
+    checkpoint_id: str
+    versions: Mapping[str, Any]
+    blobs: Mapping[str, Serialized]
+
+
+class _Reading:
+    """Makes operations of the rows, in their order."""
+
+    def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
+        self._thread_id = thread_id
+        self._serializer = serializer
+        self._history = History(thread_id)
+        self._before = _Checkpoint("", "", {}, {})
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was no checkpoint."""
+        return not self._before.checkpoint_id
+
+    def checkpoint(self, row: Row) -> Sequence[Operation]:
+        """One checkpoint with its writes. A blob goes before a value in the JSON, which for a snapshot is a mark."""
+        namespace, checkpoint_id, parent_id = (text_of(column) or "" for column in row[:3])
+        checkpoint, parents = json_of(row[3]), json_of(row[5])
+        metadata = load_metadata(None if row[4] is None else row[4][1:])  # behind the number of its version
+        changed, writes, sends = map(rows_of, row[6:])
+        versions = checkpoint.get("channel_versions") or {}
+        short = checkpoint.pop("channel_values", None) or {}
+        blobs = self._unchanged(namespace, versions) | {_text(row[0]): _value(*row[1:]) for row in changed}
+        if (self._before.checkpoint_ns, self._before.checkpoint_id) == (namespace, parent_id):
+            parents = self._before.versions
+        self._before = _Checkpoint(namespace, checkpoint_id, versions, blobs)
+        marked = {channel for channel in blobs if short.get(channel) is True}
+        found = {channel for channel in blobs.keys() - marked if is_snapshot(blobs[channel], self._serializer)}
+        inherited = {channel for channel in found if inherits_snapshot(channel, versions, parents)}
+        own = {channel: value for channel, value in blobs.items() if channel not in inherited}
+        if sends and versions:
+            versions[TASKS] = max(versions.values())
+            own[TASKS] = list_of([_value(*sent) for sent in sends], self._serializer)
+        values = {channel: from_json(value, self._serializer) for channel, value in short.items()} | own
+        snapshots = frozenset(marked | found - inherited)
+        skeleton = {**{key: checkpoint[key] for key in LANGGRAPHS_ORDER if key in checkpoint}, **checkpoint}
+        put = self._history.put(namespace, checkpoint_id, parent_id, skeleton, values, metadata, snapshots)
+        return [put, *self._writes(namespace, checkpoint_id, writes)]
+
+    def left_alone(self, row: Row) -> Sequence[Operation]:
+        """Writes without their checkpoint."""
+        namespace, checkpoint_id, writes = row
+        return self._writes(_text(namespace), _text(checkpoint_id), rows_of(writes))
+
+    def _writes(self, checkpoint_ns: str, checkpoint_id: str, rows: Sequence[Row]) -> Sequence[Operation]:
+        found = [
+            WriteRow(_text(task_id), _text(task_path), int(_text(index)), _text(channel), _value(*stored))
+            for task_id, task_path, index, channel, *stored in rows
+        ]
+        return writes_of(self._thread_id, checkpoint_ns, checkpoint_id, found)
+
+    def _unchanged(self, checkpoint_ns: str, versions: Mapping[str, Any]) -> dict[str, Serialized]:
+        before = self._before
+        if checkpoint_ns != before.checkpoint_ns:
+            return {}
+        return {name: blob for name, blob in before.blobs.items() if versions.get(name) == before.versions.get(name)}
+
+
+def _text(column: bytes | None) -> str:
+    assert column is not None
+    return column.decode()
+
+
+def _value(tag: bytes | None, data: bytes | None) -> Serialized:
+    return Serialized(_text(tag), data or b"")

@@ -14,19 +14,17 @@ from typing import Any, ClassVar, TypeVar
 import aiosqlite
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata
 
-from enhanced_checkpointing.backends.contract import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
-from enhanced_checkpointing.backends.directory import HeadQuery, ThreadHead
-from enhanced_checkpointing.backends.listing import describe, find_heads
+from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
+from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, describe, find_heads
 from enhanced_checkpointing.backends.reading import Chunks
-from enhanced_checkpointing.backends.sqlite import index as sqlite_index
-from enhanced_checkpointing.backends.sqlite import reading as sqlite_reading
-from enhanced_checkpointing.backends.sqlite import retention as sqlite_retention
+from enhanced_checkpointing.backends.sqlite import listing as sqlite_index
+from enhanced_checkpointing.backends.sqlite import maintenance as sqlite_retention
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
-from enhanced_checkpointing.backends.sqlite import selection as sqlite_selection
-from enhanced_checkpointing.backends.sqlite.directory import SqliteThreads
-from enhanced_checkpointing.backends.sqlite.failures import classify_sqlite
+from enhanced_checkpointing.backends.sqlite import rows as sqlite_selection
+from enhanced_checkpointing.backends.sqlite import saver as sqlite_reading
+from enhanced_checkpointing.backends.sqlite.file import Place, check_log, classify_sqlite, is_something_else
+from enhanced_checkpointing.backends.sqlite.listing import SqliteThreads
 from enhanced_checkpointing.backends.sqlite.maintenance import MaintainedSqliteSaver
-from enhanced_checkpointing.backends.sqlite.place import Place, check_log, is_something_else
 from enhanced_checkpointing.backends.sqlite.rows import statements
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver
 from enhanced_checkpointing.config import CheckpointerConfig

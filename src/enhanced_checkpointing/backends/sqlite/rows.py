@@ -1,21 +1,22 @@
-"""Operations as rows of the tables of the official SQLite saver. Pure: no I/O.
-
-The rows are byte for byte those that `langgraph-checkpoint-sqlite` writes, so that either can read the other's data; a
-test compares the two.
-"""
+"""What the official SQLite saver lists. Its conditions are asked of SQLite itself, over metadata instead of a table:
+what `json_extract` finds under a key, and what is equal to it, is told nowhere as exactly. Nothing is opened for it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import Any, cast
 
-from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import WRITES_IDX_MAP, get_checkpoint_id
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite.utils import search_where
 from ormsgpack import Fragment
 
-from enhanced_checkpointing.backends.json_forms import JsonForm
 from enhanced_checkpointing.backends.reading import StoredMetadata
+from enhanced_checkpointing.backends.selection import JsonForm, Metadata, Selection
 from enhanced_checkpointing.backends.stored_values import VALUES, inline, seal_like, take_apart
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.operations import Operation, Put, PutWrites, StoredWrite, texts_of
@@ -278,3 +279,32 @@ def _with_values(put: Put, values: Mapping[str, Any]) -> dict[str, Any]:
             checkpoint["channel_values"] = values
         checkpoint[key] = part
     return checkpoint
+
+
+def selection(filter: Mapping[str, Any] | None, before: RunnableConfig | None, limit: int | None) -> Selection:
+    """What a listing takes.
+
+    Raises:
+        sqlite3.Error, TypeError, ValueError, KeyError, OverflowError: what the saver would raise.
+    """
+    where, values = search_where(None, cast("dict[str, Any] | None", filter), None)
+    end = get_checkpoint_id(before) if before is not None else None
+    most = None
+    if limit is not None:
+        _ask("SELECT 1 LIMIT ?", [limit])
+        most = int(limit) if int(limit) >= 0 else None
+    if where:
+        _ask(f"SELECT 1 FROM (SELECT NULL AS metadata) {where} AND 0", values)
+
+    def matches(metadata: Metadata) -> bool:
+        return not where or _ask(f"SELECT 1 FROM (SELECT ? AS metadata) {where}", [metadata_bytes(metadata), *values])
+
+    def below(checkpoint_id: str) -> bool:
+        return before is None or (end is not None and checkpoint_id < end)
+
+    return Selection(matches, below, most)
+
+
+def _ask(text: str, values: Sequence[Any]) -> bool:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        return connection.execute(text, values).fetchone() is not None

@@ -1,6 +1,6 @@
-"""The official SQLite saver, with the calls that every step of a graph makes in one hop to the connection's thread.
+"""A whole thread as SQLite has it, in pages: between two of them others get their turn on the connection.
 
-The official one hops for every statement, and each hop costs about as much as the statement itself.
+What is written meanwhile to a part that was read already is missed, and comes with the next reading.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -18,9 +20,13 @@ from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_id
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.checkpoint.sqlite.utils import load_pending_writes, pending_writes_sql
 
-from enhanced_checkpointing.backends.sqlite.place import Place
+from enhanced_checkpointing.backends.listing import load_metadata
+from enhanced_checkpointing.backends.reading import CHUNK_BYTES, Chunks, History, WriteRow, in_chunks, writes_of
+from enhanced_checkpointing.backends.sqlite.file import Place
 from enhanced_checkpointing.backends.sqlite.rows import Statement
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.backends.stored_values import take_apart
+from enhanced_checkpointing.operations import Operation
+from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -157,3 +163,92 @@ def read_checkpoint(
 
 def _config(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
     return {"configurable": {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}}
+
+
+HAS_PATH_SQL = "SELECT 1 FROM pragma_table_info('writes') WHERE name = 'task_path'"
+PAGE_SQL = """
+SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata FROM checkpoints
+WHERE thread_id = ? AND (checkpoint_ns, checkpoint_id) > (?, ?) ORDER BY checkpoint_ns, checkpoint_id
+"""
+FIRST_PAGE_SQL = PAGE_SQL.replace("AND (checkpoint_ns, checkpoint_id) > (?, ?) ", "")
+WRITES_OF_SQL = """
+SELECT task_id, {task_path}, idx, channel, type, value FROM writes
+WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?
+"""
+LEFT_ALONE_SQL = """
+SELECT DISTINCT checkpoint_ns, checkpoint_id FROM writes WHERE thread_id = ? AND NOT EXISTS (
+    SELECT 1 FROM checkpoints WHERE checkpoints.thread_id = writes.thread_id
+    AND checkpoints.checkpoint_ns = writes.checkpoint_ns AND checkpoints.checkpoint_id = writes.checkpoint_id
+) ORDER BY checkpoint_ns, checkpoint_id
+"""
+
+Key = tuple[str, str]
+"""Namespace and id of a checkpoint."""
+Page = list[tuple[Row, list[Row]]]
+"""Rows of checkpoints, each with those of its writes."""
+Hop = Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]
+"""Runs a function on the connection's thread, alone."""
+
+
+async def read_thread(hop: Hop, serializer: SharingSerializer, thread_id: str) -> Chunks:
+    """The operations that make a thread again."""
+    async with aclosing(in_chunks(_groups(hop, serializer, thread_id))) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+async def _groups(hop: Hop, serializer: SharingSerializer, thread_id: str) -> AsyncGenerator[Sequence[Operation], None]:
+    history = History(thread_id)
+    after: Key | None = None
+    while True:
+        page: Page = await hop(partial(_page, thread_id=thread_id, after=after))
+        for (checkpoint_ns, checkpoint_id, parent_id, tag, data, metadata), writes in page:
+            parts = take_apart(Serialized(tag, data), serializer)
+            described = load_metadata(metadata)
+            put = history.put(
+                checkpoint_ns, checkpoint_id, parent_id, parts.skeleton, parts.values, described, parts.snapshots
+            )
+            yield [put, *writes_of(thread_id, checkpoint_ns, checkpoint_id, map(_write, writes))]
+        if not page:
+            break
+        after = page[-1][0][:2]
+    if after is None:
+        return
+    for checkpoint_ns, checkpoint_id in await hop(partial(_left_alone, thread_id=thread_id)):
+        rows = await hop(partial(_writes_there, thread_id=thread_id, key=(checkpoint_ns, checkpoint_id)))
+        yield writes_of(thread_id, checkpoint_ns, checkpoint_id, map(_write, rows))
+
+
+def _page(connection: sqlite3.Connection, thread_id: str, after: Key | None) -> Page:
+    """As many checkpoints as fit, one at least while there is one."""
+    page: Page = []
+    size = 0
+    writes_sql = _writes_sql(connection)
+    cursor = connection.execute(*((FIRST_PAGE_SQL, (thread_id,)) if after is None else (PAGE_SQL, (thread_id, *after))))
+    for row in cursor:
+        writes = connection.execute(writes_sql, (thread_id, *row[:2])).fetchall()
+        page.append((row, writes))
+        size += len(row[4]) + sum(len(write[5]) for write in writes)
+        if size >= CHUNK_BYTES:
+            break
+    cursor.close()  # one that is not read to its end keeps its snapshot
+    return page
+
+
+def _left_alone(connection: sqlite3.Connection, thread_id: str) -> list[Key]:
+    return connection.execute(LEFT_ALONE_SQL, (thread_id,)).fetchall()
+
+
+def _writes_there(connection: sqlite3.Connection, thread_id: str, key: Key) -> list[Row]:
+    return connection.execute(_writes_sql(connection), (thread_id, *key)).fetchall()
+
+
+def _writes_sql(connection: sqlite3.Connection) -> str:
+    """A file of an older version of the official saver has no paths until that saver's next one writes to it."""
+    has_path = connection.execute(HAS_PATH_SQL).fetchone() is not None
+    return WRITES_OF_SQL.format(task_path="task_path" if has_path else "''")
+
+
+def _write(row: Row) -> WriteRow:
+    task_id, task_path, index, channel, tag, data = row
+    return WriteRow(task_id, task_path, index, channel, Serialized(tag, data))

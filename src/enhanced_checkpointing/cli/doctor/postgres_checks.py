@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from enhanced_checkpointing.backends.postgres.index import INDEX
+from enhanced_checkpointing.backends.postgres.listing import INDEX
 from enhanced_checkpointing.cli.doctor.postgres import NEWEST_SCHEMA, TABLES, PostgresFacts
 from enhanced_checkpointing.cli.output import Finding, failed, fine, plural, warning
 from enhanced_checkpointing.config import CheckpointerConfig

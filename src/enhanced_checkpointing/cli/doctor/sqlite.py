@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from enhanced_checkpointing.backends.contract import PROBE_THREAD
-from enhanced_checkpointing.backends.sqlite.failures import ORPHANED_LOG_FIX
-from enhanced_checkpointing.backends.sqlite.index import IS_THERE_SQL
-from enhanced_checkpointing.backends.sqlite.place import is_something_else, orphan_text, orphaned_log
+from enhanced_checkpointing.backends.base import PROBE_THREAD
+from enhanced_checkpointing.backends.sqlite.file import ORPHANED_LOG_FIX, is_something_else, orphan_text, orphaned_log
+from enhanced_checkpointing.backends.sqlite.listing import IS_THERE_SQL
 from enhanced_checkpointing.cli.output import Finding, failed, fine, one_size, thread_index_missing, warning
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.disk import network_filesystem

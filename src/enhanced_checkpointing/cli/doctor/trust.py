@@ -14,8 +14,8 @@ from typing import Any
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 
 from enhanced_checkpointing.audit import AuditTrail
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import HeadQuery
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import HeadQuery
 from enhanced_checkpointing.cli.database import Primary
 from enhanced_checkpointing.cli.output import Finding, fine, listed, plural, skipped, warning
 from enhanced_checkpointing.config import CheckpointerConfig

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from enhanced_checkpointing.backends.directory import ThreadHead
+from enhanced_checkpointing.backends.listing import ThreadHead
 from enhanced_checkpointing.backends.pruning import Held, Link, link_of, plan_pruning
 from enhanced_checkpointing.cli.audit import note
 from enhanced_checkpointing.cli.output import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.backends.directory import time_of
+from enhanced_checkpointing.backends.listing import time_of
 from enhanced_checkpointing.cli.output import clean
 from enhanced_checkpointing.cli.values import Described, Unreadable, as_json, shown, unwrapped
 from enhanced_checkpointing.operations import checkpoint_id_of, namespace_of

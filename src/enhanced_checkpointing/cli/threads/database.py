@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
-from enhanced_checkpointing.backends.contract import Backend
-from enhanced_checkpointing.backends.directory import ThreadHead
+from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.listing import ThreadHead
 from enhanced_checkpointing.cli.configuration import Options, reading, required
 from enhanced_checkpointing.cli.database import Primary, imported_serializer, opened_primary
 from enhanced_checkpointing.cli.journal import owner_of

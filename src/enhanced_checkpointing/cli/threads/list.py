@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from enhanced_checkpointing.backends.directory import (
+from enhanced_checkpointing.backends.listing import (
     ACTIVE,
     COMPLETED,
     FAILED,

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from enhanced_checkpointing.backends.directory import THREAD_STATUS, TOUCHED_AT, ThreadHead, status_of, user_of
+from enhanced_checkpointing.backends.listing import THREAD_STATUS, TOUCHED_AT, ThreadHead, status_of, user_of
 from enhanced_checkpointing.cli.output import (
     ExitCode,
     RefusedError,

@@ -19,10 +19,9 @@ from langgraph.checkpoint.base import (
     empty_checkpoint,
 )
 
-from enhanced_checkpointing.backends import selection
-from enhanced_checkpointing.backends.directory import HeadGatherer, HeadQuery, ThreadHead, page_of
+from enhanced_checkpointing.backends.listing import HeadGatherer, HeadQuery, ThreadHead, page_of
 from enhanced_checkpointing.backends.reading import Chunks, in_chunks
-from enhanced_checkpointing.backends.selection import Selection
+from enhanced_checkpointing.backends.selection import Selection, plain
 from enhanced_checkpointing.backends.stored_values import settled
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
@@ -168,7 +167,7 @@ class Backend:
             CheckpointUnavailableError: only the database knows.
             Exception: what the saver raises for such arguments.
         """
-        return selection.plain(filter, before, limit)
+        return plain(filter, before, limit)
 
     @staticmethod
     def write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:
