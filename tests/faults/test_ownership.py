@@ -28,7 +28,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
     create_memory_checkpointer,
 )
-from enhanced_checkpointing.cli.app_threads import threads as commands
+from enhanced_checkpointing.cli.app import threads as commands
 from enhanced_checkpointing.ownership import OWNER, SHARED_WITH
 from enhanced_checkpointing.threads.methods import ThreadMethods
 from tests.support.backends import BACKENDS

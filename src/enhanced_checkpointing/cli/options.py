@@ -28,31 +28,25 @@ ID = "id"
 """Marks an argument or option that names threads, a namespace or a user: it must be an id that a saver would take."""
 
 URL = "url"
-"""Marks an argument or option that may be a URL with a password in it: what `url` makes of it is what a body gets."""
+"""Marks an argument or option that may be a URL with a password: the command gets what `url` makes of it."""
 
 ELSEWHERE = "env:NAME takes it from a variable, @PATH from a file, so that a password is not in the command line"
-
-Serde = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:NAME",
-        help="The serializer that the application gives to CheckpointerConfig(serde=…). Needed for encrypted values.",
-        show_default=False,
-    ),
-]
 
 _SHARED: dict[str, Any] = {
     "database_url": Annotated[
         str | None,
         typer.Option(
-            help=f"PostgreSQL as the primary, instead of what the environment says; {ELSEWHERE}.",
+            help=f"PostgreSQL as the primary, instead of the configured one; {ELSEWHERE}.",
             show_default=False,
         ),
     ],
     "sqlite": Annotated[
-        Path | None, typer.Option(help="This SQLite file as the primary, instead.", show_default=False)
+        Path | None,
+        typer.Option(help="This SQLite file as the primary, instead of the configured one.", show_default=False),
     ],
-    "journal_dir": Annotated[Path | None, typer.Option(help="Directory of the journal, instead.", show_default=False)],
+    "journal_dir": Annotated[
+        Path | None, typer.Option(help="Directory of the journal, instead of the configured one.", show_default=False)
+    ],
     "environment": Annotated[
         str | None, typer.Option(help="Profile: development, testing or production.", show_default=False)
     ],
