@@ -200,7 +200,7 @@ async def leave(*threads: str, home: str | None = None) -> None:
 
 async def bury() -> None:
     async with opened_journal(JOURNAL) as journal:
-        await journal.bury(await add(journal, "poisoned"), "a value is too long")
+        await journal.dead_letter(await add(journal, "poisoned"), "a value is too long")
 
 
 async def leave_in_a_running_process(home: str, then: Callable[[], None]) -> None:

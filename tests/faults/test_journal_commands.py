@@ -250,7 +250,7 @@ def test_json_of_journal_commands_is_bounded_in_bytes_and_says_what_was_cut(monk
     async def bury_many() -> None:
         async with opened_journal(JOURNAL, home=home) as journal:
             for number in range(60):
-                await journal.bury(await add(journal, f"{number:04}" + "x" * 4_000), "refused " + "y" * 20_000)
+                await journal.dead_letter(await add(journal, f"{number:04}" + "x" * 4_000), "refused " + "y" * 20_000)
 
     asyncio.run(bury_many())
     set_up()

@@ -216,7 +216,7 @@ async def planted_journal(directory: Path, home: str, trap: Trap) -> None:
     async with opened_journal(directory, home=home) as journal:
         await add_all(journal, " waiting")
         for entry in await add_all(journal, " refused"):
-            await journal.bury(entry, "refused for good")
+            await journal.dead_letter(entry, "refused for good")
 
 
 @kinds

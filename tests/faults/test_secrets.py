@@ -596,7 +596,7 @@ def test_no_command_shows_the_key_of_the_journal_the_token_of_the_page_or_what_a
     async def leave() -> None:
         signer = signer_of(CheckpointerConfig(journal_key=JOURNAL_KEY))
         async with opened_journal(Path("journal"), signer=signer) as journal:
-            await journal.bury(await add(journal, "thread"), "refused")
+            await journal.dead_letter(await add(journal, "thread"), "refused")
 
     asyncio.run(leave())
     url = f"postgresql://u:{FIRST}@127.0.0.1:1/db"

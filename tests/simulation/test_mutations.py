@@ -14,7 +14,7 @@ from enhanced_checkpointing.backends.base import Heads
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.journal.api import JournalEntry, JournalRecord
 from enhanced_checkpointing.journal.durable import DurableJournal
-from enhanced_checkpointing.journal.log_file import Book, JournalFile
+from enhanced_checkpointing.journal.log_file import LogFile, ProcessLog
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.recovery import orphans
 from enhanced_checkpointing.recovery.divergence import DrainCalls
@@ -49,11 +49,11 @@ def test_reversed_drain_order_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_acknowledging_without_a_sync_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def store(self: Book, file: JournalFile, data: bytes) -> None:
+    def store(self: ProcessLog, file: LogFile, data: bytes) -> None:
         assert file.handle is not None
         self._disk.write(file.handle, file.end, data)
 
-    monkeypatch.setattr(Book, "_store", store)
+    monkeypatch.setattr(ProcessLog, "_store", store)
     assert_caught("M, N: ", "D, E: ")
 
 

@@ -17,7 +17,7 @@ from enhanced_checkpointing.journal.format import (
 )
 
 BOOK = bytes(range(16))
-CANARY = Draft(Kind.CANARY, written_at=1.0)
+CANARY = Draft(Kind.SELF_CHECK, written_at=1.0)
 
 
 def record(thread_id: str, body: bytes = b"body") -> Draft:
@@ -33,9 +33,9 @@ class FileMaker:
         first_sequence: int = 1,
         previous_hash: bytes = NO_HASH,
         predecessors: Sequence[Predecessor] = (),
-        book: bytes = BOOK,
+        log: bytes = BOOK,
     ) -> None:
-        header = FileHeader(book, number, 1.0, first_sequence, previous_hash, tuple(predecessors))
+        header = FileHeader(log, number, 1.0, first_sequence, previous_hash, tuple(predecessors))
         self.parts = [file_head(header)]
         self.next_sequence = first_sequence
         self.previous_hash = previous_hash
@@ -58,7 +58,7 @@ class FileMaker:
 
 
 def file_of(*batches: Sequence[Draft]) -> FileMaker:
-    """The first file of a book, which begins with a canary like all files."""
+    """The first file of a log, which begins with a canary like all files."""
     maker = FileMaker().write(CANARY)
     for batch in batches:
         maker.write(*batch)

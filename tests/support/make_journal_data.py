@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-from enhanced_checkpointing.journal import log_file as book
+from enhanced_checkpointing.journal import log_file as log
 from enhanced_checkpointing.journal.api import UNKNOWN
 from enhanced_checkpointing.journal.format import Signer
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites
@@ -60,7 +60,7 @@ PENDING: dict[str, list[Operation]] = {
 async def make(folder: Path, signer: Signer | None = None) -> None:
     """Several files of one process that was killed, with every kind of frame in them."""
     journal = durable_journal(folder, wall_clock=FakeClock(WRITTEN_AT), make_random=lambda: "ab" * 8, signer=signer)
-    with patch.object(book, "FILE_LIMIT", 1500), patch.object(book, "TIDY_ABOVE", 1500):
+    with patch.object(log, "FILE_LIMIT", 1500), patch.object(log, "TIDY_ABOVE", 1500):
         await journal.open()
         await add(journal, PutWrites("retired", "", "1", (("x", Serialized("bytes", b"x" * 1500)),), "task"))
         done = [await add(journal, DeleteThread("done")), await add(journal, FIRST, None)]
@@ -70,13 +70,13 @@ async def make(folder: Path, signer: Signer | None = None) -> None:
         await add(journal, "refused")
         await add(journal, "refused")
         await add(journal, "diverted", None)
-        await journal.bury(journal.entries("refused")[0], "invalid byte sequence: ü")
-        await journal.divert("diverted", "diverted~outage~1")
+        await journal.dead_letter(journal.entries("refused")[0], "invalid byte sequence: ü")
+        await journal.redirect("diverted", "diverted~outage~1")
         await journal.check()
         await add(journal, DeleteThread("thread ü"), UNKNOWN)
-    killed = journal._shelf.own
+    killed = journal._logs.own
     assert killed is not None
-    await journal._shelf.run(killed.release)
+    await journal._logs.run(killed.release)
     remove_spare(folder)
 
 

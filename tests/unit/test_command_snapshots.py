@@ -101,7 +101,7 @@ def broken_journal() -> None:
         async with opened_journal(JOURNAL, home=home) as journal:
             entry = await add(journal, thread_id)
             if refused is not None:
-                await journal.bury(entry, refused)
+                await journal.dead_letter(entry, refused)
 
     asyncio.run(leave("elsewhere", "postgres://db:5432/prod"))
     (other,) = JOURNAL.glob("*.journal")

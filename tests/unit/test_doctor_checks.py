@@ -44,7 +44,7 @@ from enhanced_checkpointing.config import (
     create_memory_checkpointer,
     create_postgres_checkpointer,
 )
-from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog
 
 POSTGRES = create_postgres_checkpointer("postgresql://db/app")
 SQLITE = CheckpointerConfig(checkpointer_type="sqlite")
@@ -185,8 +185,8 @@ def journal_findings(found: JournalFacts, home: str | None = "home") -> list[Fin
     return journal.judge(found, SQLITE, home, NOW)
 
 
-def book(**changed: Any) -> SurveyedBook:
-    return SurveyedBook(
+def book(**changed: Any) -> SurveyedLog:
+    return SurveyedLog(
         **{"identity": "0" * 32, "begun_at": NOW - 60, "owner": Owner.DEAD, "process_ids": (), **changed}
     )
 

@@ -97,8 +97,8 @@ async def test_process_that_was_killed_leaves_the_same_as_one_that_was_closed() 
     dead = durable_journal()
     await dead.open()
     await add(dead, "a")
-    assert dead._shelf.own is not None
-    await dead._shelf.run(dead._shelf.own.release)
+    assert dead._logs.own is not None
+    await dead._logs.run(dead._logs.own.release)
     async with opened_journal() as journal:
         assert journal.held_threads() == ["a"]
         assert await operations_in(journal, "a") == [DeleteThread("a")]
@@ -126,13 +126,13 @@ async def test_two_journals_in_one_directory_leave_each_other_alone() -> None:
 async def test_dead_letter_is_tried_again_at_the_next_start_in_its_place() -> None:
     async with opened_journal() as journal:
         first, second = await add(journal, Author("a").put({"n": 1})), await add(journal, "a")
-        await journal.bury(first, "refused")
+        await journal.dead_letter(first, "refused")
         assert journal.is_frozen("a")
     for _ in range(2):
         async with opened_journal() as journal:
             assert journal.waiting_threads() == ["a"]
             assert [entry.name for entry in journal.entries("a")] == [first.name, second.name]
-            await journal.bury(journal.entries("a")[0], "refused again")
+            await journal.dead_letter(journal.entries("a")[0], "refused again")
             (letter,) = journal.dead_letters()
             assert (letter.entry.name, letter.error) == (first.name, "refused again")
             assert journal.is_frozen("a")
@@ -141,16 +141,16 @@ async def test_dead_letter_is_tried_again_at_the_next_start_in_its_place() -> No
         await add(journal, "b")
     async with opened_journal() as journal:
         assert [entry.name for entry in journal.entries("a")] == [second.name], "once it is taken it is gone"
-        assert journal._shelf.adopted[0].buried == {}
+        assert journal._logs.taken_over[0].dead_letters == {}
 
 
 async def test_diverted_threads_survive_a_restart() -> None:
     async with opened_journal() as journal:
         await add(journal, "b")
-        await journal.divert("b", "sibling")
+        await journal.redirect("b", "sibling")
     for _ in range(2):
         async with opened_journal() as journal:
-            assert journal.diverted("b") == "sibling"
+            assert journal.redirected("b") == "sibling"
             assert journal.waiting_threads() == ["b"]
 
 
@@ -158,30 +158,30 @@ async def test_diverted_thread_stays_so_for_what_comes_later_and_for_the_next_pr
     async with opened_journal() as journal:
         await add(journal, "a")
     async with opened_journal() as journal:
-        await journal.divert("a", "sibling")
+        await journal.redirect("a", "sibling")
         await add(journal, "a")
         await journal.mark_applied(journal.entries("a", 1))
-        assert journal.diverted("a") == "sibling"
+        assert journal.redirected("a") == "sibling"
     async with opened_journal() as journal:
         assert len(journal.entries("a")) == 1
-        assert journal.diverted("a") == "sibling"
+        assert journal.redirected("a") == "sibling"
         await journal.mark_applied(journal.entries("a"))
-        assert journal.diverted("a") is None
+        assert journal.redirected("a") is None
         await add(journal, "a")
     async with opened_journal() as journal:
-        assert journal.diverted("a") is None, "another outage"
+        assert journal.redirected("a") is None, "another outage"
 
 
 async def test_end_of_a_diversion_is_known_to_the_next_process() -> None:
     async with opened_journal() as journal:
         await add(journal, "a")
-        await journal.divert("a", "sibling")
+        await journal.redirect("a", "sibling")
         await journal.mark_applied(journal.entries("a"))
         await add(journal, "a")
-        assert journal.diverted("a") is None
+        assert journal.redirected("a") is None
     async with opened_journal() as journal:
         assert journal.held_threads() == ["a"]
-        assert journal.diverted("a") is None, "another outage"
+        assert journal.redirected("a") is None, "another outage"
 
 
 async def test_diversion_whose_end_was_not_stored_is_not_taken_for_the_next_outage(
@@ -191,13 +191,13 @@ async def test_diversion_whose_end_was_not_stored_is_not_taken_for_the_next_outa
         await add(journal, "a")
     disk = FaultyDisk(HERE)
     async with opened_journal(disk=disk) as journal:
-        await journal.divert("a", "sibling")
+        await journal.redirect("a", "sibling")
         await add(journal, "b")
-        monkeypatch.setattr(journal, "_undivert", lambda thread_id: None)  # the process dies before it is stored
+        monkeypatch.setattr(journal, "_end_redirection", lambda thread_id: None)  # the process dies before it is stored
         await journal.mark_applied(journal.entries("a"))
     async with opened_journal() as journal:
         assert journal.held_threads() == ["b"]
-        assert journal.diverted("a") is None
+        assert journal.redirected("a") is None
 
 
 async def test_divert_is_stored_on_a_full_disk_too() -> None:
@@ -207,8 +207,8 @@ async def test_divert_is_stored_on_a_full_disk_too() -> None:
     disk.failing = {"reserve"}
     journal = durable_journal(disk=disk)
     await journal.open()
-    await journal.divert("a", "sibling")
-    assert journal.diverted("a") == "sibling"
+    await journal.redirect("a", "sibling")
+    assert journal.redirected("a") == "sibling"
     await journal.mark_applied(journal.entries("a"))
     await journal.close()
 
@@ -240,7 +240,7 @@ async def test_mark_that_fails_in_one_book_leaves_what_is_behind_it_in_the_next(
     disk = FaultyDisk(HERE)
     async with opened_journal(disk=disk) as journal:
         await add(journal, "a")
-        disk.failing = {"create"}  # the adopted book needs a new file for its first mark, our own does not
+        disk.failing = {"create"}  # the adopted log needs a new file for its first mark, our own does not
         with pytest.raises(CheckpointUnavailableError):
             await journal.mark_applied(journal.entries("a"))
         assert len(journal.entries("a")) == 2
@@ -413,12 +413,12 @@ async def test_mark_that_could_not_be_stored_leaves_its_records() -> None:
         with pytest.raises(CheckpointUnavailableError):
             await journal.mark_applied([entry])
         with pytest.raises(CheckpointUnavailableError):
-            await journal.bury(entry, "refused")
+            await journal.dead_letter(entry, "refused")
         with pytest.raises(CheckpointUnavailableError):
-            await journal.divert("a", "sibling")
+            await journal.redirect("a", "sibling")
         assert journal.entries("a") == (entry,)
         assert not journal.is_frozen("a")
-        assert journal.diverted("a") is None
+        assert journal.redirected("a") is None
         disk.heal()
         await journal.mark_applied([entry])
 
@@ -495,12 +495,12 @@ async def test_thread_of_a_record_that_was_cut_off_again_is_not_held() -> None:
 async def test_error_of_the_code_reaches_everybody_who_waits() -> None:
     """A wrong frame must not let the others wait until their deadlines."""
     async with opened_journal() as journal:
-        book = journal._shelf.own
-        assert book is not None
+        log = journal._logs.own
+        assert log is not None
         heard: list[str] = []
         waiting = [
             journal._committer.submit(
-                book,
+                log,
                 Draft(Kind.RECORD, name, body),  # type: ignore[arg-type]
                 stored=lambda _: None,
                 failed=lambda name=name: heard.append(name),  # type: ignore[misc]
@@ -516,10 +516,10 @@ async def test_error_of_the_code_reaches_everybody_who_waits() -> None:
 
 async def test_waiter_that_was_cancelled_is_not_told() -> None:
     async with opened_journal() as journal:
-        book = journal._shelf.own
-        assert book is not None
+        log = journal._logs.own
+        assert log is not None
         stored: list[int] = []
-        ended = journal._committer.submit(book, record("x"), stored=stored.append)
+        ended = journal._committer.submit(log, record("x"), stored=stored.append)
         ended.cancel()
         await journal.check()
         await journal._committer.settle(1.0)
@@ -529,11 +529,11 @@ async def test_waiter_that_was_cancelled_is_not_told() -> None:
 async def test_refusal_of_a_waiter_that_was_cancelled_is_not_told() -> None:
     disk = FaultyDisk(HERE)
     async with opened_journal(disk=disk) as journal:
-        book = journal._shelf.own
-        assert book is not None
+        log = journal._logs.own
+        assert log is not None
         disk.failing = {"write"}
         failed: list[bool] = []
-        ended = journal._committer.submit(book, record("x"), stored=lambda _: None, failed=lambda: failed.append(True))
+        ended = journal._committer.submit(log, record("x"), stored=lambda _: None, failed=lambda: failed.append(True))
         ended.cancel()
         await journal._committer.settle(1.0)
         assert failed == [True]
@@ -717,7 +717,7 @@ async def test_locks_that_are_all_taken_are_an_error_that_passes() -> None:
     disk = FaultyDisk(HERE)
     disk.busy_locks = 2 * TRIES  # it looks for a name twice
     async with opened_journal(disk=disk) as journal:
-        assert journal.status().error == "another process took the lock of every book that was begun"
+        assert journal.status().error == "another process took the lock of every log that was begun"
         await add(journal, "a")
         assert journal.status().error is None
 
@@ -818,15 +818,15 @@ async def test_directory_that_is_removed_is_noticed_and_what_comes_then_is_durab
 async def test_what_was_in_removed_files_is_drained_and_its_marks_need_no_disk() -> None:
     async with opened_journal(HERE) as journal:
         entries = [await add(journal, put) for put in (Author("a").put({"n": 1}), Author("b").put({"n": 1}))]
-        await journal.divert("b", "elsewhere")
+        await journal.redirect("b", "elsewhere")
         shutil.rmtree(HERE)
         await journal.check()
         for entry in entries:
             await journal.mark_applied([entry])
         assert journal.status().pending == 0
         await journal.check()  # behind what nobody waits for
-        book = next(book for book in journal._shelf.adopted if book.is_lost)
-        assert (book.is_settled, book.diverted) == (True, {})
+        log = next(log for log in journal._logs.taken_over if log.is_lost)
+        assert (log.is_settled, log.redirected) == (True, {})
     assert everything() == []
     assert [level for level, _ in notices(journal)] == ["ERROR"]
 

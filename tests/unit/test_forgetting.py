@@ -37,7 +37,7 @@ async def fill(journal: Journal) -> dict[str, list[Operation]]:
             operation = Author(thread_id).put({"n": [f"secret-of-{thread_id}", number]})
             await add(journal, operation)
             operations.append(operation.replayable())
-    await journal.bury(journal.entries("b")[0], "refused")
+    await journal.dead_letter(journal.entries("b")[0], "refused")
     await journal.mark_applied(journal.entries("c", 1))
     return {"b": made["b"][1:], "c": made["c"][1:]}
 
@@ -57,7 +57,7 @@ async def test_forgotten_records_are_gone_and_others_go_on_as_before(kind: str) 
     assert await operations_in(journal, "b") == left["b"]
     assert [record.operation for record in await journal.read(held)] == left["c"]
     await journal.mark_applied(held[:1])
-    await journal.bury(held[1], "refused later")
+    await journal.dead_letter(held[1], "refused later")
     assert {letter.entry.thread_id: letter.error for letter in journal.dead_letters()} == {
         "b": "refused",
         "c": "refused later",
@@ -84,7 +84,7 @@ async def test_journal_without_records_is_written_anew_too() -> None:
 async def test_next_process_finds_what_was_not_forgotten_in_its_order_and_none_of_the_rest() -> None:
     async with opened_journal() as journal:
         left = await fill(journal)
-        await journal.divert("a", "sibling")
+        await journal.redirect("a", "sibling")
         journal.forget("a", everything)
         await journal.rewrite()
         await journal.mark_applied(journal.entries("c", 1))
@@ -93,7 +93,7 @@ async def test_next_process_finds_what_was_not_forgotten_in_its_order_and_none_o
         assert await operations_in(journal, "a") == [DeleteThread("a")]
         assert len(journal.entries("b")) == 3, "its dead letter is tried again"
         assert await operations_in(journal, "c") == left["c"][1:]
-        assert journal.diverted("a") is None
+        assert journal.redirected("a") is None
         journal.forget("b", everything)
         journal.forget("c", everything)
         await journal.rewrite()
@@ -112,8 +112,8 @@ async def test_what_the_disk_did_not_let_go_goes_with_the_next_try() -> None:
             await journal.rewrite()
         assert on_disk()
         disk.full = False
-        assert journal._shelf.own is not None
-        journal._shelf.own.leftovers.add(999)  # as one that could not be removed, and has gone since
+        assert journal._logs.own is not None
+        journal._logs.own.leftovers.add(999)  # as one that could not be removed, and has gone since
         await journal.rewrite()
         assert on_disk() == []
         assert await operations_in(journal, "b") == left["b"]

@@ -41,7 +41,7 @@ async def added(index: Index, thread_id: str) -> JournalEntry:
 
 def adopted(index: Index, thread_id: str) -> JournalEntry:
     found = entry(index, thread_id, index.next_of(thread_id))
-    index.adopt(thread_id, [found])
+    index.take_over(thread_id, [found])
     return found
 
 
@@ -66,10 +66,10 @@ async def test_thread_whose_records_are_drained_while_another_is_on_its_way_stay
     index = Index(100)
     first = await added(index, "a")
     assert await index.begin("a", 10, soon()) == 2
-    index.divert("a", "sibling")
+    index.redirect("a", "sibling")
     index.remove([first])
     assert index.holds("a")
-    assert index.diverted("a") == "sibling"
+    assert index.redirected("a") == "sibling"
     second = entry(index, "a", 2)
     index.add(second)
     index.remove([second])
@@ -107,7 +107,7 @@ async def test_what_was_adopted_takes_no_room_of_ours_and_is_counted() -> None:
     status = index.status()
     assert (status.pending, status.size, status.adopted_size, index.own_size) == (5, 50, 30, 20)
     index.remove(others[:2])
-    index.bury(others[2], "refused")
+    index.dead_letter(others[2], "refused")
     with pytest.raises(JournalFullError, match="holds 20 of 80 bytes"):
         await index.begin("b", 70, soon(0.02))
     assert index.status().adopted_size == 0
@@ -133,9 +133,9 @@ def test_records_that_are_adopted_take_their_places_by_the_time_when_they_were_w
         return [replace(entry(index, "a", index.next_of("a")), journaled_at=stamp) for stamp in stamps]
 
     ours = written(3.0, 1.0, 5.0)  # the clock jumped back once
-    index.adopt("a", ours)
+    index.take_over("a", ours)
     theirs = written(2.0, 3.0, 4.0)
-    index.adopt("a", theirs)
+    index.take_over("a", theirs)
     assert index.entries("a") == (theirs[0], ours[0], ours[1], theirs[1], theirs[2], ours[2])
     index.remove(index.entries("a", 2))
     assert index.waiting_threads() == ["a"]
@@ -151,7 +151,7 @@ def test_deletion_means_what_other_processes_had_written_before_it() -> None:
     def deletion(base_head: BaseHead) -> JournalEntry:
         return replace(entry(index, "a", index.next_of("a")), base_head=base_head)
 
-    index.adopt(
+    index.take_over(
         "a",
         [
             *(put("3"), put("9", "child"), deletion("2")),
@@ -177,9 +177,9 @@ async def test_damaged_thread_is_held_and_frozen_although_nothing_is_left_of_it(
 
 def test_thread_that_is_not_held_cannot_be_diverted() -> None:
     index = Index(100)
-    index.divert("a", "sibling")
+    index.redirect("a", "sibling")
     assert not index.holds("a")
-    assert index.diverted("a") is None
+    assert index.redirected("a") is None
 
 
 # The order in which appends come in
@@ -366,7 +366,7 @@ def test_status_tells_what_a_look_at_every_thread_would_tell(changes: list[tuple
             of_thread.append(stored)
         elif change == "adopt":
             found = entry(index, thread_id, index.next_of(thread_id), journaled_at=journaled_at)
-            index.adopt(thread_id, [found])
+            index.take_over(thread_id, [found])
             of_thread[:] = index.entries(thread_id)
         elif change == "damage":
             index.damage(thread_id)
@@ -374,7 +374,7 @@ def test_status_tells_what_a_look_at_every_thread_would_tell(changes: list[tuple
         elif of_thread and change == "remove":
             index.remove([of_thread.pop(0)])
         elif of_thread and change == "bury":
-            index.bury(of_thread.pop(0), "refused")
+            index.dead_letter(of_thread.pop(0), "refused")
             frozen.add(thread_id)
             letters += 1
         status = index.status()

@@ -1,4 +1,4 @@
-"""A look into the journal's directory: it sees all books, whoever has them, and changes and holds up nothing."""
+"""A look into the journal's directory: it sees all logs, whoever has them, and changes and holds up nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from enhanced_checkpointing.journal import inspect as module
 from enhanced_checkpointing.journal.disk import RealDisk, holders, holders_in
-from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook, held_in, survey
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog, held_in, survey
 from enhanced_checkpointing.journal.workers import TABLE_NAME as THREADS_OF_ALL
 from tests.support.held_directory import held_by_another_process
 from tests.support.journals import add, opened_journal
@@ -38,9 +38,9 @@ def the_file(suffix: str) -> Path:
     return found
 
 
-def only_book(found: Survey) -> SurveyedBook:
-    (book,) = found.books
-    return book
+def only_log(found: Survey) -> SurveyedLog:
+    (log,) = found.logs
+    return log
 
 
 def test_directory_that_is_not_there_is_no_fault_and_is_not_made() -> None:
@@ -52,25 +52,25 @@ async def test_book_of_an_ended_process_shows_what_waits_whose_it_is_and_since_w
     began = time.time()
     await leave("a", "b", "a")
     before = contents()
-    book = only_book(survey(DIRECTORY))
-    assert (book.owner, book.process_ids, book.home, book.faults) == (Owner.DEAD, (), HOME, ())
-    assert (book.pending, dict(book.waiting)) == (3, {"a": 2, "b": 1})
-    assert book.oldest_at is not None
-    assert began <= book.begun_at <= book.oldest_at <= time.time()
-    of_the_book = {Path(name).name: data for name, data in before.items() if Path(name).name != THREADS_OF_ALL}
-    assert set(book.files) == set(of_the_book)
-    assert book.size == sum(map(len, of_the_book.values()))
+    log = only_log(survey(DIRECTORY))
+    assert (log.owner, log.process_ids, log.home, log.faults) == (Owner.DEAD, (), HOME, ())
+    assert (log.pending, dict(log.waiting)) == (3, {"a": 2, "b": 1})
+    assert log.oldest_at is not None
+    assert began <= log.begun_at <= log.oldest_at <= time.time()
+    of_the_log = {Path(name).name: data for name, data in before.items() if Path(name).name != THREADS_OF_ALL}
+    assert set(log.files) == set(of_the_log)
+    assert log.size == sum(map(len, of_the_log.values()))
     assert contents() == before
 
 
 async def test_book_of_a_running_process_is_seen_while_that_writes_and_is_not_taken_from_it() -> None:
     async with opened_journal(DIRECTORY) as journal:
         entry = await add(journal, "a")
-        book = only_book(survey(DIRECTORY))
-        assert (book.owner, book.pending, book.process_ids) == (Owner.ALIVE, 1, (os.getpid(),))
+        log = only_log(survey(DIRECTORY))
+        assert (log.owner, log.pending, log.process_ids) == (Owner.ALIVE, 1, (os.getpid(),))
         await journal.mark_applied([entry])
-        assert only_book(survey(DIRECTORY)).pending == 0
-    assert survey(DIRECTORY).books == ()
+        assert only_log(survey(DIRECTORY)).pending == 0
+    assert survey(DIRECTORY).logs == ()
 
 
 async def test_start_that_meets_a_survey_adopts_all_the_same() -> None:
@@ -91,14 +91,14 @@ async def test_start_that_meets_a_survey_adopts_all_the_same() -> None:
 
 async def test_dead_letter_is_told_with_its_operation_and_error_and_is_not_among_what_waits() -> None:
     async with opened_journal(DIRECTORY) as journal:
-        await journal.bury(await add(journal, "a"), "a value is too long")
+        await journal.dead_letter(await add(journal, "a"), "a value is too long")
         await add(journal, "a")
-    book = only_book(survey(DIRECTORY))
-    (letter,) = book.dead_letters
+    log = only_log(survey(DIRECTORY))
+    (letter,) = log.dead_letters
     assert (letter.thread_id, letter.operation, letter.error) == ("a", "delete", "a value is too long")
     assert (letter.checkpoint_id, letter.checkpoint_ns) == (None, None)
-    assert book.pending == 1
-    assert (survey(DIRECTORY).frozen_threads, survey(DIRECTORY).drainable(book)) == (frozenset("a"), 0)
+    assert log.pending == 1
+    assert (survey(DIRECTORY).frozen_threads, survey(DIRECTORY).drainable(log)) == (frozenset("a"), 0)
 
 
 async def test_damage_is_told_with_the_threads_that_may_lack_something_and_nothing_is_put_into_quarantine() -> None:
@@ -108,22 +108,22 @@ async def test_damage_is_told_with_the_threads_that_may_lack_something_and_nothi
     data[data.index(b"delete")] ^= 1
     file.write_bytes(data)
     found = survey(DIRECTORY)
-    book = only_book(found)
-    assert "the body of a record is not what was written" in book.faults[0]
-    assert book.damaged_threads == ("a",)
-    assert (found.frozen_threads, found.drainable(book)) == (frozenset("a"), 1)
+    log = only_log(found)
+    assert "the body of a record is not what was written" in log.faults[0]
+    assert log.damaged_threads == ("a",)
+    assert (found.frozen_threads, found.drainable(log)) == (frozenset("a"), 1)
     assert (found.quarantined, sorted(os.listdir())) == ((), ["journal"])
 
 
 async def test_copies_in_quarantine_and_files_of_strangers_are_told() -> None:
     await leave("a")
-    identity = only_book(survey(DIRECTORY)).identity
+    identity = only_log(survey(DIRECTORY)).identity
     (DIRECTORY / "quarantine").mkdir()
     (DIRECTORY / "quarantine" / f"{identity}.000001.journal").write_bytes(b"12345")
     (DIRECTORY / "quarantine" / "notes.txt").write_bytes(b"")
     (DIRECTORY / "backup.tar").touch()
     found = survey(DIRECTORY)
-    assert [(file.book, file.size) for file in found.quarantined] == [(identity, 5), (None, 0)]
+    assert [(file.log, file.size) for file in found.quarantined] == [(identity, 5), (None, 0)]
     assert found.strays == ("backup.tar",)
 
 
@@ -137,7 +137,7 @@ async def test_threads_that_any_journal_holds_are_told_waiting_refused_or_damage
     data[data.rindex(b"delete")] ^= 1
     file.write_bytes(data)
     async with opened_journal(DIRECTORY, home=HOME) as journal:
-        await journal.bury(await add(journal, "refused"), "a value is too long")
+        await journal.dead_letter(await add(journal, "refused"), "a value is too long")
         async with opened_journal(DIRECTORY, home="postgres://db:5432/other") as others:
             await add(others, "of another database")
             assert held_in(DIRECTORY) == {"waiting", "damaged", "refused", "of another database"}
@@ -147,8 +147,8 @@ async def test_book_without_its_lock_file_is_read_as_an_adoption_would_read_it()
     await leave("a")
     lock = the_file(".lock")
     lock.unlink()
-    book = only_book(survey(DIRECTORY))
-    assert (book.owner, book.pending, book.home) == (Owner.DEAD, 1, None)
+    log = only_log(survey(DIRECTORY))
+    assert (log.owner, log.pending, log.home) == (Owner.DEAD, 1, None)
     assert not lock.exists()
 
 
@@ -158,8 +158,8 @@ async def test_process_that_adopts_for_too_long_is_named_and_nobody_is_taken_for
         began = time.monotonic()
         found = survey(DIRECTORY, patience=0.1)
         assert time.monotonic() - began < 1.0
-        book = only_book(found)
-        assert (book.owner, book.pending, found.adopting) == (Owner.UNKNOWN, 1, (process_id,))
+        log = only_log(found)
+        assert (log.owner, log.pending, found.adopting) == (Owner.UNKNOWN, 1, (process_id,))
 
 
 async def test_book_that_goes_while_it_is_read_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ async def test_book_that_goes_while_it_is_read_is_left_out(monkeypatch: pytest.M
         return found
 
     monkeypatch.setattr(module, "_owners", remove_meanwhile)
-    assert survey(DIRECTORY).books == ()
+    assert survey(DIRECTORY).logs == ()
 
 
 async def test_file_that_a_running_process_removes_while_it_is_read_is_not_taken_for_missing(
@@ -182,19 +182,19 @@ async def test_file_that_a_running_process_removes_while_it_is_read_is_not_taken
     async with opened_journal(DIRECTORY) as journal:
         await add(journal, "a")
         names = RealDisk.names
-        gone = [f"{only_book(survey(DIRECTORY)).identity}.000099.journal"]
+        gone = [f"{only_log(survey(DIRECTORY)).identity}.000099.journal"]
         monkeypatch.setattr(RealDisk, "names", lambda disk: [*names(disk), *gone[:1]])
         monkeypatch.setattr(module, "time", _Sleeper(lambda: gone.clear()))
-        assert only_book(survey(DIRECTORY)).faults == ()
+        assert only_log(survey(DIRECTORY)).faults == ()
 
 
 async def test_file_that_can_never_be_read_leaves_the_book_out(monkeypatch: pytest.MonkeyPatch) -> None:
     await leave("a")
-    identity = only_book(survey(DIRECTORY)).identity
+    identity = only_log(survey(DIRECTORY)).identity
     names = RealDisk.names
     monkeypatch.setattr(RealDisk, "names", lambda disk: [*names(disk), f"{identity}.000099.journal"])
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
-    assert survey(DIRECTORY).books == ()
+    assert survey(DIRECTORY).logs == ()
 
 
 async def test_what_looks_like_damage_in_the_book_of_a_running_process_is_looked_at_again(
@@ -208,10 +208,10 @@ async def test_what_looks_like_damage_in_the_book_of_a_running_process_is_looked
         data[data.index(b"delete")] ^= 1
         file.write_bytes(data)
         monkeypatch.setattr(module, "time", _Sleeper(lambda: file.write_bytes(whole)))
-        assert only_book(survey(DIRECTORY)).faults == ()
+        assert only_log(survey(DIRECTORY)).faults == ()
         file.write_bytes(data)
         monkeypatch.setattr(module, "time", _Sleeper(lambda: None))
-        assert only_book(survey(DIRECTORY)).faults != ()
+        assert only_log(survey(DIRECTORY)).faults != ()
         file.write_bytes(whole)
 
 

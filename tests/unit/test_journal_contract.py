@@ -139,7 +139,7 @@ async def test_only_the_oldest_record_can_be_buried(kind: str) -> None:
     async with desk_of(kind) as desk:
         entries = [await desk.add("a") for _ in range(2)]
         with pytest.raises(ValueError, match="not the oldest"):
-            await desk.journal.bury(entries[1], "refused")
+            await desk.journal.dead_letter(entries[1], "refused")
         assert not desk.journal.is_frozen("a")
 
 
@@ -170,7 +170,7 @@ async def test_threads_wait_in_the_order_of_their_oldest_record(kind: str) -> No
 async def test_dead_letter_freezes_its_thread_and_no_other(kind: str) -> None:
     async with desk_of(kind) as desk:
         refused, behind, other = await desk.add("a"), await desk.add("a"), await desk.add("b")
-        await desk.journal.bury(refused, "value too long: ü\ud800")
+        await desk.journal.dead_letter(refused, "value too long: ü\ud800")
         assert [(letter.entry, letter.error) for letter in desk.journal.dead_letters()] == [
             (refused, "value too long: ü\ud800")
         ]
@@ -192,7 +192,7 @@ async def test_dead_letter_freezes_its_thread_and_no_other(kind: str) -> None:
 @both
 async def test_thread_whose_last_record_was_buried_stays_held(kind: str) -> None:
     async with desk_of(kind) as desk:
-        await desk.journal.bury(await desk.add("a"), "refused")
+        await desk.journal.dead_letter(await desk.add("a"), "refused")
         assert desk.journal.holds("a")
         assert desk.journal.waiting_threads() == []
         assert not desk.journal.anything_waits()
@@ -212,22 +212,22 @@ async def test_thread_that_came_back_after_its_drain_starts_anew(kind: str) -> N
 async def test_what_is_diverted_stays_so_until_nothing_of_the_thread_is_left(kind: str) -> None:
     async with desk_of(kind) as desk:
         first, second = await desk.add("a"), await desk.add("a")
-        assert desk.journal.diverted("a") is None
-        await desk.journal.divert("a", "sibling")
+        assert desk.journal.redirected("a") is None
+        await desk.journal.redirect("a", "sibling")
         await desk.journal.mark_applied([first])
-        assert desk.journal.diverted("a") == "sibling"
-        assert desk.journal.diverted("b") is None
+        assert desk.journal.redirected("a") == "sibling"
+        assert desk.journal.redirected("b") is None
         await desk.journal.mark_applied([second])
-        assert desk.journal.diverted("a") is None
+        assert desk.journal.redirected("a") is None
         await desk.add("a")
-        assert desk.journal.diverted("a") is None, "another outage, another branch"
+        assert desk.journal.redirected("a") is None, "another outage, another branch"
 
 
 @both
 async def test_thread_that_is_not_in_the_journal_is_nothing_of(kind: str) -> None:
     async with desk_of(kind) as desk:
         journal = desk.journal
-        assert not any([journal.holds("a"), journal.is_frozen("a"), journal.is_damaged("a"), journal.diverted("a")])
+        assert not any([journal.holds("a"), journal.is_frozen("a"), journal.is_damaged("a"), journal.redirected("a")])
         assert journal.entries("a") == ()
         assert (journal.held_threads(), journal.waiting_threads(), journal.dead_letters()) == ([], [], [])
 
@@ -296,7 +296,7 @@ async def test_burying_makes_room_too(kind: str) -> None:
         first = await desk.add("a")
         waiting = asyncio.ensure_future(desk.add("b"))
         await asyncio.sleep(0.01)
-        await desk.journal.bury(first, "refused")
+        await desk.journal.dead_letter(first, "refused")
         await asyncio.wait_for(waiting, 1.0)
 
 

@@ -45,10 +45,10 @@ async def test_journal_of_every_format_is_read_back(version: int) -> None:
         heads = [entry.base_head for entry in journal.entries("thread ü")]
         assert heads == [None, "1f000000-0000-6000-8000-000000000001", UNKNOWN]
         assert {entry.journaled_at for entry in journal.entries("thread ü")} == {WRITTEN_AT}
-        (book,) = journal._shelf.adopted
-        assert list(book.buried.values()) == ["invalid byte sequence: ü"]
+        (log,) = journal._logs.taken_over
+        assert list(log.dead_letters.values()) == ["invalid byte sequence: ü"]
         assert journal.dead_letters() == [], "they are tried again"
-        assert journal.diverted("diverted") == "diverted~outage~1"
+        assert journal.redirected("diverted") == "diverted~outage~1"
         assert journal.status().damages == 0
         assert journal.waiting_threads() == ["thread ü", "refused", "diverted"]
 

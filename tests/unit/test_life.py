@@ -50,7 +50,7 @@ async def test_what_the_primary_refused_is_warm_too_and_older_than_what_is_behin
     journal = MemoryJournal(1_000_000)
     for step in range(2):
         await add(journal, author.put({"n": step}), None)
-    await journal.bury(journal.entries("a")[0], "refused")
+    await journal.dead_letter(journal.entries("a")[0], "refused")
     found = (await warmed_from(journal)).get_tuple(config_of("a"))
     assert found is not None
     assert found.checkpoint["channel_values"] == {"n": 1}
@@ -108,7 +108,7 @@ async def test_backlog_of_a_durable_journal_counts_dead_letters_and_waits_for_th
     recorder = Recorder()
     journal = durable_journal()
     await journal.open()
-    await journal.bury(await add(journal, "a"), "refused")
+    await journal.dead_letter(await add(journal, "a"), "refused")
     await add(journal, "b")
     tell_backlog(journal, recorder)
     await journal.close()

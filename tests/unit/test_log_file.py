@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.journal import codec
-from enhanced_checkpointing.journal import log_file as book_module
+from enhanced_checkpointing.journal import log_file as log_module
 from enhanced_checkpointing.journal.disk import Disk, RealDisk
 from enhanced_checkpointing.journal.format import (
     Kind,
@@ -28,8 +28,8 @@ from enhanced_checkpointing.journal.format import (
     redirection_record,
     scan,
 )
-from enhanced_checkpointing.journal.log_file import Book
-from enhanced_checkpointing.journal.recovery import Adopted, adopt
+from enhanced_checkpointing.journal.log_file import ProcessLog
+from enhanced_checkpointing.journal.recovery import OrphanedLog, take_over_log
 from tests.support.disks import fill, make_room, small_disk
 from tests.support.faulty_disk import Died, FaultyDisk
 from tests.support.journal_files import record
@@ -46,28 +46,28 @@ def any_bytes_are_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many files in few steps."""
-    monkeypatch.setattr(book_module, "FILE_LIMIT", 700)
-    monkeypatch.setattr(book_module, "TIDY_ABOVE", 400)
+    monkeypatch.setattr(log_module, "FILE_LIMIT", 700)
+    monkeypatch.setattr(log_module, "TIDY_ABOVE", 400)
 
 
 def wall_clock() -> float:
     return 1000.0
 
 
-def new_book(disk: Disk, identity: str = IDENTITY) -> Book:
+def new_log(disk: Disk, identity: str = IDENTITY) -> ProcessLog:
     disk.prepare()
     lock = disk.lock(f"{identity}.lock")
     assert lock is not None
-    return Book(disk, identity, lock, wall_clock)
+    return ProcessLog(disk, identity, lock, wall_clock)
 
 
-def adopted(directory: Path | Disk) -> Adopted:
-    found = adopt(RealDisk(directory) if isinstance(directory, Path) else directory, IDENTITY, wall_clock)
+def adopted(directory: Path | Disk) -> OrphanedLog:
+    found = take_over_log(RealDisk(directory) if isinstance(directory, Path) else directory, IDENTITY, wall_clock)
     assert found is not None
     return found
 
 
-def pending(found: Adopted) -> dict[str, list[bytes]]:
+def pending(found: OrphanedLog) -> dict[str, list[bytes]]:
     """The bodies of what is pending, by thread."""
     bodies: dict[str, list[bytes]] = defaultdict(list)
     for each in found.records:
@@ -76,10 +76,10 @@ def pending(found: Adopted) -> dict[str, list[bytes]]:
 
 
 class Writer:
-    """Does to a book what a journal does, and keeps what it was promised."""
+    """Does to a log what a journal does, and keeps what it was promised."""
 
-    def __init__(self, book: Book) -> None:
-        self.book = book
+    def __init__(self, log: ProcessLog) -> None:
+        self.log = log
         self.open: dict[str, list[tuple[int, bytes]]] = defaultdict(list)
         self.uncertain: set[bytes] = set()
         """Bodies that were refused, or whose mark was: they may be there or not."""
@@ -95,7 +95,7 @@ class Writer:
             bodies.append(f"{thread_id}{self._made:04}".encode().ljust(size, b"."))
         drafts = [record(thread_id, body) for thread_id, body in zip(threads, bodies, strict=True)]
         self.uncertain |= set(bodies)
-        sequences = self._tried(lambda: self.book.append(drafts))
+        sequences = self._tried(lambda: self.log.append(drafts))
         if sequences is not None:
             self.uncertain -= set(bodies)
             for thread_id, body, sequence in zip(threads, bodies, sequences, strict=False):
@@ -106,23 +106,23 @@ class Writer:
         bodies = {body for _, body in oldest}
         before = set(self.uncertain)
         self.uncertain |= bodies
-        if oldest and self._tried(lambda: self.book.append([applied_record(sequence for sequence, _ in oldest)])):
+        if oldest and self._tried(lambda: self.log.append([applied_record(sequence for sequence, _ in oldest)])):
             self.uncertain = before
             self.done |= bodies
             self.open[thread_id] = self.open[thread_id][len(oldest) :]
 
-    def bury(self, thread_id: str) -> None:
+    def dead_letter(self, thread_id: str) -> None:
         if self.open[thread_id]:
-            self._tried(lambda: self.book.append([dead_letter_record(self.open[thread_id][0][0], "refused")]))
+            self._tried(lambda: self.log.append([dead_letter_record(self.open[thread_id][0][0], "refused")]))
 
-    def divert(self, thread_id: str) -> None:
-        self._tried(lambda: self.book.append([redirection_record(thread_id, "sibling")]))
+    def redirect(self, thread_id: str) -> None:
+        self._tried(lambda: self.log.append([redirection_record(thread_id, "sibling")]))
 
     def check(self) -> None:
-        self._tried(self.book.check)
+        self._tried(self.log.check)
 
     def close(self) -> None:
-        self._tried(self.book.close)
+        self._tried(self.log.close)
 
     def _tried(self, work: Callable[[], list[int] | None]) -> list[int] | None:
         try:
@@ -134,7 +134,7 @@ class Writer:
         self.failed_in_a_row = 0
         return result
 
-    def verify(self, found: Adopted) -> None:
+    def verify(self, found: OrphanedLog) -> None:
         """What was found keeps every promise."""
         assert found.faults == []
         assert found.damaged_threads == frozenset()
@@ -159,8 +159,8 @@ def work(writer: Writer) -> None:
     writer.append("a", "b", "d")
     writer.check()
     writer.mark("a", 2)
-    writer.bury("c")
-    writer.divert("b")
+    writer.dead_letter("c")
+    writer.redirect("b")
     writer.append("d", size=400)
     writer.mark("b", 2)
     writer.check()
@@ -173,11 +173,11 @@ def work(writer: Writer) -> None:
     writer.append("a")
 
 
-def drain(found: Adopted) -> None:
+def drain(found: OrphanedLog) -> None:
     for each in found.records:
-        found.book.append([applied_record([each.sequence])])
-    assert found.book.is_settled
-    found.book.close()
+        found.log.append([applied_record([each.sequence])])
+    assert found.log.is_settled
+    found.log.close()
 
 
 FAULTS = list(itertools.product([errno.EIO, errno.ENOSPC, None], [False, True]))
@@ -193,13 +193,13 @@ def test_call_that_fails_or_is_the_last_one_breaks_no_promise_whichever_it_is(
     for number in itertools.count(1):
         directory = tmp_path / str(number)
         disk = FaultyDisk(directory, fails_at=number, error=error, short=short)
-        writer = Writer(new_book(disk))
+        writer = Writer(new_log(disk))
         with suppress(Died):
             work(writer)
         assert writer.failures <= 1, "one fault refuses one call at most, and the next one works again"
         failures += writer.failures
         disk.heal()
-        writer.book.release()
+        writer.log.release()
         found = adopted(FaultyDisk(directory))
         writer.verify(found)
         drain(found)
@@ -215,13 +215,13 @@ def test_call_that_fails_or_is_the_last_one_breaks_no_promise_whichever_it_is(
 def test_disk_that_fails_for_a_while_loses_nothing_and_takes_everything_afterwards(tmp_path: Path, error: int) -> None:
     for number in range(1, 70, 2):
         disk = FaultyDisk(tmp_path / str(number), fails_at=number, error=error, lasting=True, short=True)
-        writer = Writer(new_book(disk))
+        writer = Writer(new_log(disk))
         work(writer)
         disk.heal()
         writer.append("a", "z")
         writer.mark("z")
         assert writer.failed_in_a_row == 0
-        writer.book.release()
+        writer.log.release()
         found = adopted(FaultyDisk(tmp_path / str(number)))
         writer.verify(found)
         drain(found)
@@ -233,7 +233,7 @@ def test_end_of_a_settled_book_that_is_interrupted_brings_nothing_back(tmp_path:
     for number in range(1, 30):
         directory = tmp_path / str(number)
         disk = FaultyDisk(directory, error=error)
-        writer = Writer(new_book(disk))
+        writer = Writer(new_log(disk))
         writer.append("a", size=800)
         writer.append("b", size=800)
         writer.append("a", size=800)
@@ -253,17 +253,17 @@ def test_end_of_a_settled_book_that_is_interrupted_brings_nothing_back(tmp_path:
         found = adopted(directory)
         assert found.records == []
         assert found.faults == []
-        found.book.close()
+        found.log.close()
         assert list(directory.iterdir()) == []
 
 
 @pytest.mark.usefixtures("small_files")
 def test_nothing_is_acknowledged_before_it_is_written_and_synced(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    book.append([record("a")])
+    log = new_log(disk)
+    log.append([record("a")])
     disk.calls.clear()
-    book.append([record("a"), record("b"), redirection_record("a", "sibling")])
+    log.append([record("a"), record("b"), redirection_record("a", "sibling")])
     assert disk.calls == ["write", "sync"], "one write and one sync for all of them"
 
 
@@ -271,75 +271,75 @@ def test_new_file_is_begun_with_its_name_and_its_number_synced_before_anything_i
     tmp_path: Path,
 ) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
+    log = new_log(disk)
     disk.calls.clear()
-    book.append([record("a")])
+    log.append([record("a")])
     assert disk.calls == ["create", "write", "write", "sync", "sync_names", "write", "sync", "write", "sync"]
 
 
 def test_file_whose_sync_failed_is_never_written_or_synced_again(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    book.append([record("a", b"first")])
-    (first,) = book.files.values()
+    log = new_log(disk)
+    log.append([record("a", b"first")])
+    (first,) = log.files.values()
     assert first.handle is not None
     size = disk.size(first.handle)
     disk.fails_at = sum(call in {"write", "sync", "create", "sync_names"} for call in disk.calls) + 2
-    book.append([record("a", b"second")])
-    assert [len(file.open_records) for file in book.files.values()] == [1, 1]
+    log.append([record("a", b"second")])
+    assert [len(file.open_records) for file in log.files.values()] == [1, 1]
     assert disk.size(first.handle) == size, "nor is what failed left in it"
-    book.append([record("a", b"third")])
-    book.release()
+    log.append([record("a", b"third")])
+    log.release()
     assert pending(adopted(tmp_path)) == {"a": [b"first", b"second", b"third"]}
 
 
 def test_tail_that_could_not_be_cut_off_is_void(tmp_path: Path) -> None:
     """The first try stays in the first file whole: nobody must find it there once more."""
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    book.append([record("a", b"first")])
+    log = new_log(disk)
+    log.append([record("a", b"first")])
     disk.failing = {"sync", "truncate"}
     with pytest.raises(OSError, match="Input/output"):
-        book.append([record("a", b"refused")])
+        log.append([record("a", b"refused")])
     disk.heal()
     before = disk.calls.count("create")
-    book.append([record("a", b"second")])
+    log.append([record("a", b"second")])
     assert disk.calls.count("create") == before + 1, "the file whose sync failed is not used again"
-    book.release()
+    log.release()
     found = adopted(tmp_path)
     assert pending(found) == {"a": [b"first", b"second"]}
     assert found.faults == []
 
 
 def test_records_are_read_back_and_a_changed_one_is_not(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    one, two = book.append([record("a", b"needle"), record("a", b"other")])
-    assert (draft := book.read(one)) is not None
+    log = new_log(RealDisk(tmp_path))
+    one, two = log.append([record("a", b"needle"), record("a", b"other")])
+    assert (draft := log.read(one)) is not None
     assert (draft.thread_id, draft.body) == ("a", b"needle")
-    path = tmp_path / book.name_of(1)
+    path = tmp_path / log.name_of(1)
     path.write_bytes(path.read_bytes().replace(b"needle", b"noodle"))
-    assert book.read(one) is None
-    assert book.read(two) is not None
-    book.places[one] = book.places[two]
-    assert book.read(one) is None, "another record than the one that was asked for"
-    book.release()
+    assert log.read(one) is None
+    assert log.read(two) is not None
+    log.places[one] = log.places[two]
+    assert log.read(one) is None, "another record than the one that was asked for"
+    log.release()
 
 
 @pytest.mark.usefixtures("small_files")
 def test_files_go_when_their_own_records_are_done_and_not_before(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    sequences = [book.append([record("a", bytes(800))])[0] for _ in range(4)]
+    log = new_log(RealDisk(tmp_path))
+    sequences = [log.append([record("a", bytes(800))])[0] for _ in range(4)]
 
     def numbers() -> list[int]:
         return sorted(int(path.name.split(".")[1]) for path in tmp_path.glob("*.journal"))
 
     assert numbers() == [1, 2, 3, 4]
-    book.append([applied_record(sequences[1:3])])
+    log.append([applied_record(sequences[1:3])])
     assert numbers() == [1, 4, 5], "not because of their age"
-    book.append([applied_record(sequences[:1])])
+    log.append([applied_record(sequences[:1])])
     assert 1 not in numbers()
     assert 4 in numbers()
-    book.release()
+    log.release()
     found = adopted(tmp_path)
     assert [each.sequence for each in found.records] == [sequences[3]]
     assert found.faults == []
@@ -347,12 +347,12 @@ def test_files_go_when_their_own_records_are_done_and_not_before(tmp_path: Path)
 
 
 def test_canaries_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(book_module, "TIDY_ABOVE", 2000)
-    book = new_book(RealDisk(tmp_path))
+    monkeypatch.setattr(log_module, "TIDY_ABOVE", 2000)
+    log = new_log(RealDisk(tmp_path))
     for _ in range(200):
-        book.check()
+        log.check()
     assert sum(path.stat().st_size for path in tmp_path.glob("*.journal")) < 2500
-    book.close()
+    log.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -361,66 +361,66 @@ def test_canary_that_is_not_read_as_it_was_written_is_an_error(tmp_path: Path) -
         def read(self, handle: int, offset: int, length: int) -> bytes:
             return bytes(length)
 
-    book = new_book(Lying(tmp_path))
+    log = new_log(Lying(tmp_path))
     with pytest.raises(OSError, match="what was written is not what is read"):
-        book.check()
-    before = book.newest
-    book.append([record("a")])
-    assert book.newest == before + 1, "such a file is not trusted with more"
-    book.release()
+        log.check()
+    before = log.newest
+    log.append([record("a")])
+    assert log.newest == before + 1, "such a file is not trusted with more"
+    log.release()
 
 
 def test_room_that_was_set_aside_is_kept_until_it_is_needed(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    book.check()
-    book.check()
+    log = new_log(disk)
+    log.check()
+    log.check()
     assert disk.count("reserve") == 1
     (spare,) = tmp_path.glob("*.spare")
-    assert spare.stat().st_size == book_module.SPARE_SIZE
-    book.release()
+    assert spare.stat().st_size == log_module.SPARE_SIZE
+    log.release()
     again = adopted(disk)
-    again.book.check()
+    again.log.check()
     assert disk.count("reserve") == 1, "the next process finds it"
-    again.book.release()
+    again.log.release()
 
 
 def test_room_that_could_not_be_set_aside_is_an_error_and_is_tried_again(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path, error=errno.ENOSPC)
-    book = new_book(disk)
+    log = new_log(disk)
     disk.failing = {"reserve"}
     with pytest.raises(OSError, match="No space"):
-        book.check()
+        log.check()
     assert not list(tmp_path.glob("*.spare"))
     disk.failing = {"reserve", "remove"}
     with pytest.raises(OSError, match="No space"):
-        book.check()
+        log.check()
     assert list(tmp_path.glob("*.spare"))
     disk.heal()
-    book.check()
-    book.close()
+    log.check()
+    log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_room_that_was_used_although_its_name_says_otherwise_is_not_used_twice(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    book.check()
-    book.release()
+    log = new_log(RealDisk(tmp_path))
+    log.check()
+    log.release()
     (spare,) = tmp_path.glob("*.spare")
     spare.write_bytes(b"a file" + bytes(100))
     found = adopted(tmp_path)
     assert not spare.exists()
-    found.book.close()
+    found.log.close()
 
 
 class OnFullDisk:
-    """A book with pending records, on a disk that has just filled up."""
+    """A log with pending records, on a disk that has just filled up."""
 
     def __init__(self, directory: Path) -> None:
         self.disk = FaultyDisk(directory)
-        self.book = new_book(self.disk)
-        self.book.check()
-        self.sequences = [self.book.append([record("a", b"x" * 300)])[0] for _ in range(40)]
+        self.log = new_log(self.disk)
+        self.log.check()
+        self.sequences = [self.log.append([record("a", b"x" * 300)])[0] for _ in range(40)]
         self.disk.full = True
 
 
@@ -428,11 +428,11 @@ def test_full_disk_refuses_records_and_takes_the_marks_of_a_drain(tmp_path: Path
     full = OnFullDisk(tmp_path)
     for sequence in full.sequences[:20]:
         with pytest.raises(OSError, match="No space"):
-            full.book.append([record("b", b"y" * 300)])
-        full.book.append([applied_record([sequence])])
+            full.log.append([record("b", b"y" * 300)])
+        full.log.append([applied_record([sequence])])
     with pytest.raises(OSError, match="No space"):
-        full.book.check()
-    full.book.release()
+        full.log.check()
+    full.log.release()
     found = adopted(tmp_path)
     assert [each.sequence for each in found.records] == full.sequences[20:]
     assert found.faults == []
@@ -441,48 +441,48 @@ def test_full_disk_refuses_records_and_takes_the_marks_of_a_drain(tmp_path: Path
 
 def test_small_records_do_not_take_the_room_of_the_marks(tmp_path: Path) -> None:
     full = OnFullDisk(tmp_path)
-    full.book.append([applied_record(full.sequences[:1])])
+    full.log.append([applied_record(full.sequences[:1])])
     for _ in range(3):
         with pytest.raises(OSError, match="No space"):
-            full.book.append([record("b")])
+            full.log.append([record("b")])
     for sequence in full.sequences[1:]:
-        full.book.append([applied_record([sequence])])
+        full.log.append([applied_record([sequence])])
     full.disk.full = False
-    full.book.append([record("b")])
-    assert [file.for_marks for file in full.book.files.values()][-1] is False
-    full.book.release()
+    full.log.append([record("b")])
+    assert [file.for_marks for file in full.log.files.values()][-1] is False
+    full.log.release()
 
 
 def test_marks_are_refused_when_the_room_for_them_is_used_up_and_nothing_is_lost(tmp_path: Path) -> None:
     full = OnFullDisk(tmp_path)
     many = [full.sequences[0]] * 3000
-    full.book.append([applied_record([sequence]) for sequence in full.sequences[:2]])
+    full.log.append([applied_record([sequence]) for sequence in full.sequences[:2]])
     with pytest.raises(OSError, match="what was set aside for marks"):
-        full.book.append([applied_record([sequence]) for sequence in many])
+        full.log.append([applied_record([sequence]) for sequence in many])
     with pytest.raises(OSError, match="what was set aside for marks"):
-        full.book.append([applied_record(full.sequences[2:3])])
+        full.log.append([applied_record(full.sequences[2:3])])
     full.disk.full = False
-    full.book.append([applied_record(full.sequences[2:4])])
-    full.book.release()
+    full.log.append([applied_record(full.sequences[2:4])])
+    full.log.release()
     assert [each.sequence for each in adopted(tmp_path).records] == full.sequences[4:]
 
 
 def test_disk_that_is_really_full_takes_the_marks_of_a_drain(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as folder:
         disk = RealDisk(folder / "journal")
-        book = new_book(disk)
-        book.check()
-        sequences = [book.append([record("a", b"x" * 1000)])[0] for _ in range(200)]
+        log = new_log(disk)
+        log.check()
+        sequences = [log.append([record("a", b"x" * 1000)])[0] for _ in range(200)]
         fill(folder)
         with suppress(OSError):
-            book.append([record("b", b"y" * 1000)])  # it may fit into what is left of a block
+            log.append([record("b", b"y" * 1000)])  # it may fit into what is left of a block
         with pytest.raises(OSError, match="No space"):
-            book.append([record("b", b"y" * 5000)])
+            log.append([record("b", b"y" * 5000)])
         for sequence in sequences[:150]:
-            book.append([applied_record([sequence])])
+            log.append([applied_record([sequence])])
         with pytest.raises(OSError, match="No space"):
-            book.append([record("b", b"y" * 5000)])
-        book.release()
+            log.append([record("b", b"y" * 5000)])
+        log.release()
         found = adopted(folder / "journal")
         left = [each.sequence for each in found.records if each.draft.thread_id == "a"]
         assert left == sequences[150:]
@@ -499,19 +499,19 @@ from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal.format import applied_record, dead_letter_record, redirection_record
 from enhanced_checkpointing.journal.disk import RealDisk
 from tests.support.journal_files import record
-from tests.unit.test_log_file import adopted, new_book, pending
+from tests.unit.test_log_file import adopted, new_log, pending
 
 codec.describe = lambda body: None
 directory = Path(sys.argv[1])
-book = new_book(RealDisk(directory))
-book.check()
-sequences = [book.append([record("a", b"x" * 30_000)])[0] for _ in range(10)]
+log = new_log(RealDisk(directory))
+log.check()
+sequences = [log.append([record("a", b"x" * 30_000)])[0] for _ in range(10)]
 try:
-    book.append([record("b", b"y" * 200_000)])
+    log.append([record("b", b"y" * 200_000)])
 except OSError as error:
     print(error.errno)
-book.append([applied_record(sequences[:5])])
-book.release()
+log.append([applied_record(sequences[:5])])
+log.release()
 found = adopted(directory)
 assert found.faults == [], found.faults
 print(len(found.records), len(list(directory.glob("*.journal"))) > 1)
@@ -533,43 +533,43 @@ def test_limit_on_the_size_of_files_begins_new_ones_and_refuses_what_fits_in_non
 
 
 def test_book_that_nobody_needs_leaves_nothing_behind(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    assert book.is_settled
-    book.close()
+    log = new_log(RealDisk(tmp_path))
+    assert log.is_settled
+    log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_book_with_records_stays(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    book.check()
-    book.append([record("a")])
-    book.close()
+    log = new_log(RealDisk(tmp_path))
+    log.check()
+    log.append([record("a")])
+    log.close()
     assert pending(adopted(tmp_path)) == {"a": [b"body"]}
 
 
 def test_end_that_fails_gives_everything_back_nevertheless(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    book.check()
+    log = new_log(disk)
+    log.check()
     before = len(os.listdir("/proc/self/fd"))
     disk.failing = {"truncate"}
     with pytest.raises(OSError, match="Input/output"):
-        book.close()
+        log.close()
     assert len(os.listdir("/proc/self/fd")) == before - 2, "the lock and the file"
     disk.heal()
-    adopted(tmp_path).book.close()
+    adopted(tmp_path).log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_file_that_cannot_be_removed_is_removed_at_the_end(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    (sequence,) = book.append([record("a", bytes(300_000))])
+    log = new_log(disk)
+    (sequence,) = log.append([record("a", bytes(300_000))])
     disk.failing = {"remove"}
-    book.append([applied_record([sequence])])
-    assert book.append([record("b")]), "what cannot be tidied up does not stop the rest"
-    assert book.leftovers == {1}
-    book.release()
+    log.append([applied_record([sequence])])
+    assert log.append([record("b")]), "what cannot be tidied up does not stop the rest"
+    assert log.leftovers == {1}
+    log.release()
     disk.heal()
     found = adopted(tmp_path)
     assert pending(found) == {"b": [b"body"]}, "the marks of the first file are gone, and so is what they marked"
@@ -579,46 +579,46 @@ def test_file_that_cannot_be_removed_is_removed_at_the_end(tmp_path: Path) -> No
 
 def test_file_that_was_removed_although_an_error_was_reported_is_not_missed_at_the_end(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    (sequence,) = book.append([record("a", bytes(300_000))])
+    log = new_log(disk)
+    (sequence,) = log.append([record("a", bytes(300_000))])
     disk.failing = {"remove"}
-    book.append([applied_record([sequence])])
-    book.check()
+    log.append([applied_record([sequence])])
+    log.check()
     disk.heal()
-    (tmp_path / book.name_of(1)).unlink()
-    book.close()
+    (tmp_path / log.name_of(1)).unlink()
+    log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_slot_tells_the_newest_file_and_whether_it_is_damaged(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    book.append([record("a")])
-    slot = (tmp_path / book.lock_name).read_bytes()
+    log = new_log(RealDisk(tmp_path))
+    log.append([record("a")])
+    lock_file = (tmp_path / log.lock_name).read_bytes()
     assert read_lock_file(b"") == LockFile(0)
-    assert read_lock_file(slot) == LockFile(1)
-    assert read_lock_file(slot[:-1]) == LockFile(0), "it never arrived as a whole"
-    assert read_lock_file(slot + b"x") == LockFile(1, home_damaged=True)
-    for bit in range(8 * len(slot)):
-        flipped = bytearray(slot)
+    assert read_lock_file(lock_file) == LockFile(1)
+    assert read_lock_file(lock_file[:-1]) == LockFile(0), "it never arrived as a whole"
+    assert read_lock_file(lock_file + b"x") == LockFile(1, home_damaged=True)
+    for bit in range(8 * len(lock_file)):
+        flipped = bytearray(lock_file)
         flipped[bit // 8] ^= 1 << bit % 8
         assert read_lock_file(bytes(flipped)) == LockFile(None)
-    book.release()
+    log.release()
 
 
 def test_slot_tells_for_which_primary_a_book_is_and_whether_that_is_damaged(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    book.home = "postgres://hé:5432/prod"
-    book.append([record("a")])
-    slot = (tmp_path / book.lock_name).read_bytes()
-    assert slot == lock_file_bytes(1, book.home)
-    assert read_lock_file(slot) == LockFile(1, book.home)
-    for size in range(13, len(slot)):
-        assert read_lock_file(slot[:size]) == LockFile(1, home_damaged=True)
-    for bit in range(8 * len(slot)):
-        flipped = bytearray(slot)
+    log = new_log(RealDisk(tmp_path))
+    log.home = "postgres://hé:5432/prod"
+    log.append([record("a")])
+    lock_file = (tmp_path / log.lock_name).read_bytes()
+    assert lock_file == lock_file_bytes(1, log.home)
+    assert read_lock_file(lock_file) == LockFile(1, log.home)
+    for size in range(13, len(lock_file)):
+        assert read_lock_file(lock_file[:size]) == LockFile(1, home_damaged=True)
+    for bit in range(8 * len(lock_file)):
+        flipped = bytearray(lock_file)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert read_lock_file(bytes(flipped)) in (LockFile(None, book.home), LockFile(1, home_damaged=True))
-    book.release()
+        assert read_lock_file(bytes(flipped)) in (LockFile(None, log.home), LockFile(1, home_damaged=True))
+    log.release()
 
 
 def test_home_is_on_the_disk_before_the_first_record(tmp_path: Path) -> None:
@@ -626,20 +626,20 @@ def test_home_is_on_the_disk_before_the_first_record(tmp_path: Path) -> None:
     for number in itertools.count(1):
         folder = tmp_path / str(number)
         disk = FaultyDisk(folder, fails_at=number, error=None)
-        book = new_book(disk)
-        book.home = "here"
+        log = new_log(disk)
+        log.home = "here"
         try:
-            book.append([record("a")])
+            log.append([record("a")])
         except Died:
             pass
         else:
             break
         finally:
-            book.release()
-        found = adopt(RealDisk(folder), IDENTITY, wall_clock, lambda home: home == "here")
+            log.release()
+        found = take_over_log(RealDisk(folder), IDENTITY, wall_clock, lambda home: home == "here")
         assert found is not None
         assert not (found.is_foreign and found.records)
-        found.book.release()
+        found.log.release()
     assert number > 5
 
 
@@ -652,20 +652,20 @@ def test_rewriting_that_is_interrupted_anywhere_leaves_each_record_once_and_in_i
     for number in itertools.count(1):
         folder = tmp_path / str(number)
         disk = FaultyDisk(folder, error=error, short=True)
-        book = new_book(disk)
-        gone = book.append([record("gone", b"gone"), *(record("kept", body) for body in bodies)])[:1]
-        gone += book.append([record("gone", b"gone")])
+        log = new_log(disk)
+        gone = log.append([record("gone", b"gone"), *(record("kept", body) for body in bodies)])[:1]
+        gone += log.append([record("gone", b"gone")])
         disk.calls.clear()
         disk.fails_at = number
         with suppress(Died, OSError):
-            book.rewrite(gone)
+            log.rewrite(gone)
         is_over = disk.counted < number
         disk.heal()
         if then == "again":
-            book.rewrite(gone)
+            log.rewrite(gone)
         if then:
-            book.append([record("kept", b"more")])
-        book.release()
+            log.append([record("kept", b"more")])
+        log.release()
         found = adopted(folder)
         assert found.faults == []
         left = pending(found)
@@ -680,44 +680,44 @@ def test_rewriting_that_is_interrupted_anywhere_leaves_each_record_once_and_in_i
 
 
 def test_every_file_names_those_that_are_needed_and_where_they_end(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    book.append([record("a", bytes(17 * 1024 * 1024))])
-    book.append([record("a")])
-    header = scan((tmp_path / book.name_of(2)).read_bytes()).header
+    log = new_log(RealDisk(tmp_path))
+    log.append([record("a", bytes(17 * 1024 * 1024))])
+    log.append([record("a")])
+    header = scan((tmp_path / log.name_of(2)).read_bytes()).header
     assert header is not None
     assert [(known.number, known.end) for known in header.predecessors] == [(1, 3)]
-    kinds = [frame.draft.kind for frame in scan((tmp_path / book.name_of(2)).read_bytes()).frames]
-    assert kinds == [Kind.CANARY, Kind.RECORD]
-    book.release()
+    kinds = [frame.draft.kind for frame in scan((tmp_path / log.name_of(2)).read_bytes()).frames]
+    assert kinds == [Kind.SELF_CHECK, Kind.RECORD]
+    log.release()
 
 
 def test_book_whose_files_were_removed_takes_marks_and_no_records(tmp_path: Path) -> None:
     disk = FaultyDisk(tmp_path)
-    book = new_book(disk)
-    first, second = book.append([record("a"), record("b")])
-    assert book.is_in_place()
-    (tmp_path / book.lock_name).unlink()
-    assert not book.is_in_place()
-    book.lose()
+    log = new_log(disk)
+    first, second = log.append([record("a"), record("b")])
+    assert log.is_in_place()
+    (tmp_path / log.lock_name).unlink()
+    assert not log.is_in_place()
+    log.lose()
     with pytest.raises(OSError, match="were removed"):
-        book.append([record("a")])
-    book.append([applied_record([first])])
+        log.append([record("a")])
+    log.append([applied_record([first])])
     disk.failing = {"write"}
-    book.append([applied_record([second])])
-    assert book.is_settled
-    book.append([redirection_record("a", "b")])
-    assert book.diverted == {"a": "b"}
-    book.close()
+    log.append([applied_record([second])])
+    assert log.is_settled
+    log.append([redirection_record("a", "b")])
+    assert log.redirected == {"a": "b"}
+    log.close()
     assert len(list(tmp_path.glob("*.journal"))) == 1, "its name may be another one's by now"
 
 
 def test_mark_that_is_stored_twice_says_what_it_said_once(tmp_path: Path) -> None:
-    book = new_book(RealDisk(tmp_path))
-    first, second = book.append([record("a", b"1"), record("b", b"2")])
+    log = new_log(RealDisk(tmp_path))
+    first, second = log.append([record("a", b"1"), record("b", b"2")])
     for _ in range(2):  # the first one was synced, and its process was not told
-        book.append([applied_record([first])])
-    assert book.places.keys() == {second}
-    book.release()
+        log.append([applied_record([first])])
+    assert log.places.keys() == {second}
+    log.release()
     found = adopted(tmp_path)
     assert pending(found) == {"b": [b"2"]}
-    found.book.release()
+    found.log.release()

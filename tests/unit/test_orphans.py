@@ -13,7 +13,7 @@ from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread
-from enhanced_checkpointing.recovery.orphans import LOOK_SECONDS, Heir, set_right
+from enhanced_checkpointing.recovery.orphans import LOOK_SECONDS, Takeover, set_right
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.standby.new_threads import Newcomers
 from enhanced_checkpointing.testing import FakeClock
@@ -23,14 +23,16 @@ from tests.support.journals import add, opened_journal
 
 
 class Household:
-    """An heir of a journal, and what it did."""
+    """An takeover of a journal, and what it did."""
 
     def __init__(self, journal: Journal, seconds: float = 1.0) -> None:
         self.clock = FakeClock()
         self.standby = Standby(Author().serializer, 10_000_000, journal.holds)
         self.woken = 0
-        self.heir = Heir(journal, self.standby, time.monotonic, seconds, undrained=self._undrained, wake=self._wake)
-        self.heir._looked_at = float("-inf")
+        self.takeover = Takeover(
+            journal, self.standby, time.monotonic, seconds, undrained=self._undrained, wake=self._wake
+        )
+        self.takeover._looked_at = float("-inf")
 
     async def _undrained(self, thread_id: str) -> None:
         pass
@@ -47,7 +49,7 @@ async def test_thread_that_was_taken_over_is_warm_as_it_was_left_and_is_to_be_dr
         async with opened_journal() as other:
             await add(other, author.put({"n": 1}))
             await add(other, author.put({"n": 2}))
-        await household.heir.look()
+        await household.takeover.look()
         found = household.standby.get_tuple(config_of("a"))
         assert found is not None
         assert found.checkpoint["channel_values"] == {"n": 2}
@@ -55,19 +57,19 @@ async def test_thread_that_was_taken_over_is_warm_as_it_was_left_and_is_to_be_dr
             household.standby.history(config_of("a"), EVERYTHING)  # it may have begun before the outage
         assert household.woken == 1
         assert journal.waiting_threads() == ["a"]
-        await household.heir.close()
+        await household.takeover.close()
 
 
 async def test_directory_is_looked_into_every_few_seconds_at_most() -> None:
     disk = FaultyDisk(Path("journal"))
     async with opened_journal(disk=disk) as journal:
         household = Household(journal)
-        household.heir._clock = household.clock
-        household.heir._looked_at = household.clock()
+        household.takeover._clock = household.clock
+        household.takeover._looked_at = household.clock()
         looks = []
         for _ in range(4):
             before = disk.count("alone")
-            await household.heir.look()
+            await household.takeover.look()
             looks.append(disk.count("alone") - before)
             household.clock.advance(LOOK_SECONDS * 0.6)
         assert looks == [0, 0, 1, 0]
@@ -85,12 +87,12 @@ async def test_disk_that_hangs_holds_no_probe_up_and_is_looked_at_when_it_answer
         disk.gate = threading.Event()
         started_at = time.monotonic()
         for _ in range(2):
-            await household.heir.look()
+            await household.takeover.look()
         assert time.monotonic() - started_at < 0.5
         assert not journal.holds("b")
         disk.gate.set()
-        household.heir._seconds = 5.0
-        await household.heir.look()
+        household.takeover._seconds = 5.0
+        await household.takeover.look()
         assert journal.holds("b")
         assert household.woken == 1
 
@@ -102,8 +104,8 @@ async def test_end_does_not_wait_for_a_look_under_way() -> None:
             await add(other, "a")
         household = Household(journal, seconds=0.02)
         disk.gate = threading.Event()
-        await household.heir.look()
-        await household.heir.close()
+        await household.takeover.look()
+        await household.takeover.close()
         disk.gate.set()
     async with opened_journal() as journal:
         assert journal.held_threads() == ["a"], "nothing of it is kept"
@@ -111,9 +113,9 @@ async def test_end_does_not_wait_for_a_look_under_way() -> None:
 
 async def test_nothing_is_left_in_memory_and_nobody_is_woken() -> None:
     household = Household(MemoryJournal(1000))
-    await household.heir.look()
+    await household.takeover.look()
     assert household.woken == 0
-    await household.heir.close()
+    await household.takeover.close()
 
 
 def standby() -> Standby:

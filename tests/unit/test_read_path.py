@@ -217,7 +217,7 @@ async def test_put_of_a_thread_in_quarantine_carries_all_its_values() -> None:
     author.put({"profile": ["Ada"], "n": [1]})
     made = author.put({"profile": ["Ada"], "n": [2]})
     assert set(made.new_versions) == {"n"}
-    setting.engine.estranged.add("a")
+    setting.engine.quarantined.add("a")
     await setting.engine.put(made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions)
     found = await setting.backend.saver.aget_tuple(ASKED)
     assert found is not None
@@ -248,7 +248,7 @@ async def test_thread_that_is_frozen_is_not_deleted_and_its_caller_is_told() -> 
     await setting.put()
     assert list(setting.engine.held_threads()) == ["a"]
     (entry,) = setting.journal.entries("a")
-    await setting.journal.bury(entry, "refused")
+    await setting.journal.dead_letter(entry, "refused")
     with pytest.raises(CheckpointUnavailableError, match=r"'a' is frozen.*It was not deleted"):
         await setting.engine.delete_thread("a")
     assert setting.pending == 0

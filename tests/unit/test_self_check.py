@@ -9,7 +9,7 @@ from pathlib import Path
 
 from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.observability.events import Notice
-from enhanced_checkpointing.recovery.prober import Canary
+from enhanced_checkpointing.recovery.prober import JournalCheck
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.journals import opened_journal
 from tests.support.recorder import Recorder
@@ -17,7 +17,7 @@ from tests.support.recorder import Recorder
 
 async def test_journal_that_answers_is_not_worth_a_word() -> None:
     recorder = Recorder()
-    canary = Canary(MemoryJournal(1000), recorder, time.monotonic, 1.0)
+    canary = JournalCheck(MemoryJournal(1000), recorder, time.monotonic, 1.0)
     await canary.check()
     assert not canary.silent
     assert recorder.events == []
@@ -27,7 +27,7 @@ async def test_journal_that_answers_is_not_worth_a_word() -> None:
 async def test_journal_that_fails_answers_and_has_said_so_itself() -> None:
     disk, recorder = FaultyDisk(Path("journal")), Recorder()
     async with opened_journal(disk=disk) as journal:
-        canary = Canary(journal, recorder, time.monotonic, 1.0)
+        canary = JournalCheck(journal, recorder, time.monotonic, 1.0)
         disk.failing = {"sync"}
         await canary.check()
         assert not canary.silent
@@ -41,7 +41,7 @@ async def test_journal_that_fails_answers_and_has_said_so_itself() -> None:
 async def test_disk_that_does_not_answer_is_told_once_and_also_when_it_answers_again() -> None:
     disk, recorder = FaultyDisk(Path("journal")), Recorder()
     async with opened_journal(disk=disk) as journal:
-        canary = Canary(journal, recorder, time.monotonic, 0.05)
+        canary = JournalCheck(journal, recorder, time.monotonic, 0.05)
         disk.gate = threading.Event()
         started_at = time.monotonic()
         await canary.check()
@@ -65,7 +65,7 @@ async def test_disk_that_does_not_answer_is_told_once_and_also_when_it_answers_a
 async def test_end_does_not_wait_for_a_check_under_way() -> None:
     disk = FaultyDisk(Path("journal"))
     async with opened_journal(disk=disk) as journal:
-        canary = Canary(journal, Recorder(), time.monotonic, 0.02)
+        canary = JournalCheck(journal, Recorder(), time.monotonic, 0.02)
         disk.gate = threading.Event()
         await canary.check()
         await asyncio.wait_for(canary.close(), 0.5)

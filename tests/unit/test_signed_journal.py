@@ -67,7 +67,7 @@ async def test_record_that_was_not_signed_with_the_key_is_damage_and_is_told(for
     assert f"{file.name}, byte" in said
     assert "signed" in said
     assert (JOURNAL / "quarantine" / file.name).read_bytes() == file.read_bytes()
-    assert survey(JOURNAL, signer=SIGNER).books[0].damaged_threads == ("forged",)
+    assert survey(JOURNAL, signer=SIGNER).logs[0].damaged_threads == ("forged",)
 
 
 async def test_signed_journal_is_not_read_without_its_key_and_is_seen_by_who_only_looks() -> None:

@@ -38,7 +38,7 @@ from enhanced_checkpointing.journal.format import (
     scan,
 )
 from enhanced_checkpointing.journal.inspect import survey
-from enhanced_checkpointing.journal.recovery import adopt
+from enhanced_checkpointing.journal.recovery import take_over_log
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -117,7 +117,7 @@ STRANGE_BODIES = {
 @pytest.mark.parametrize("strange", STRANGE_BODIES)
 async def test_record_with_a_right_checksum_that_makes_no_sense_is_damage_of_its_thread(strange: str) -> None:
     put_by(Path("journal"), file_with(record("strange", STRANGE_BODIES[strange])))
-    seen = survey(Path("journal")).books[0]
+    seen = survey(Path("journal")).logs[0]
     assert (dict(seen.waiting), seen.damaged_threads) == ({"before": 1, "behind": 1}, ("strange",))
     waiting, frozen, said = await started(Path("journal"))
     assert (waiting, frozen) == (["before", "behind"], {"before": False, "strange": True, "behind": False})
@@ -138,10 +138,10 @@ def ranges(*parts: tuple[int, int]) -> Draft:
         ranges((2, 1)),
         ranges((2, 3), (1, 2)),
         Draft(Kind.APPLIED, body=b"short"),
-        Draft(Kind.BURIED, body=b"short"),
-        Draft(Kind.BURIED, body=struct.pack(">Q", 2**63) + b"later"),
-        Draft(Kind.BURIED, body=struct.pack(">Q", 1) + b"\xff"),
-        Draft(Kind.DIVERTED, "", b"\xff"),
+        Draft(Kind.DEAD_LETTER, body=b"short"),
+        Draft(Kind.DEAD_LETTER, body=struct.pack(">Q", 2**63) + b"later"),
+        Draft(Kind.DEAD_LETTER, body=struct.pack(">Q", 1) + b"\xff"),
+        Draft(Kind.REDIRECTED, "", b"\xff"),
         Draft(Kind.RETIRED, body=b"123"),
     ],
 )
@@ -208,10 +208,10 @@ async def test_header_that_none_has_is_damage_and_costs_no_time(header: FileHead
 async def test_lock_file_that_names_no_file_that_could_be_is_damaged() -> None:
     assert read_lock_file(lock_file_bytes(MOST_FILES + 1, None)).newest is None
     text = lock_file_bytes(1, "x" * 2)[:-6] + b"\xff\xff"
-    slot = text + struct.pack(">I", crc32(text[12:]))
-    assert read_lock_file(slot).home_damaged
+    lock_file = text + struct.pack(">I", crc32(text[12:]))
+    assert read_lock_file(lock_file).home_damaged
     put_by(Path("journal"), file_with())
-    (Path("journal") / f"{IDENTITY}.lock").write_bytes(slot)
+    (Path("journal") / f"{IDENTITY}.lock").write_bytes(lock_file)
     _, _, said = await started(Path("journal"))
     assert any("lock" in each for each in said)
 
@@ -353,6 +353,6 @@ def test_no_file_ends_a_start_a_survey_or_a_drain(data: bytes, lock: bytes) -> N
 
 def test_adoption_of_a_strange_file_gives_everything_back(tmp_path: Path) -> None:
     put_by(tmp_path, file_with(record("strange", b"")))
-    found = adopt(RealDisk(tmp_path), IDENTITY, time.time)
+    found = take_over_log(RealDisk(tmp_path), IDENTITY, time.time)
     assert found is not None
-    found.book.release()
+    found.log.release()

@@ -20,8 +20,8 @@ from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal import format as frames
 from enhanced_checkpointing.journal.disk import RealDisk
 from enhanced_checkpointing.journal.durable import DurableJournal
-from enhanced_checkpointing.journal.log_file import Book
-from enhanced_checkpointing.journal.recovery import FILES_NAMED, Inheritance, inherit
+from enhanced_checkpointing.journal.log_file import ProcessLog
+from enhanced_checkpointing.journal.recovery import FILES_NAMED, Orphans, take_over
 from enhanced_checkpointing.journal.workers import TABLE_NAME
 from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
@@ -37,7 +37,7 @@ from tests.support.recorder import Recorder
 HERE = Path("journal")
 
 
-def books() -> set[str]:
+def logs() -> set[str]:
     return {name.partition(".")[0] for name in RealDisk(HERE).names() if name != TABLE_NAME}
 
 
@@ -61,7 +61,7 @@ def notices(journal: DurableJournal, level: str) -> list[str]:
     return [notice.message for notice in telemetry.of(Notice) if notice.level == level]
 
 
-class Heir:
+class Takeover:
     """Adopts as a running process does, and keeps what it is told."""
 
     def __init__(self, journal: DurableJournal) -> None:
@@ -69,20 +69,20 @@ class Heir:
         self.waited_for: list[str] = []
         self.taken: dict[str, Sequence[Operation] | None] = {}
 
-    async def adopt(self) -> None:
+    async def take_over(self) -> None:
         async def undrained(thread_id: str) -> None:
             self.waited_for.append(thread_id)
 
-        await self._journal.adopt(undrained, self.taken.__setitem__)
+        await self._journal.take_over(undrained, self.taken.__setitem__)
 
 
 async def killed(journal: DurableJournal) -> None:
     """End a journal as SIGKILL does: its files stay as they are, and nobody has their locks."""
-    book = journal._shelf.own
-    assert book is not None
-    await journal._shelf.run(book.release)
-    for adopted in journal._shelf.adopted:
-        await journal._shelf.run(adopted.release)
+    log = journal._logs.own
+    assert log is not None
+    await journal._logs.run(log.release)
+    for adopted in journal._logs.taken_over:
+        await journal._logs.run(adopted.release)
 
 
 async def left_by(clock: FakeClock, *threads: str, home: str | None = None) -> None:
@@ -107,9 +107,9 @@ async def test_process_adopts_nothing_while_another_one_adopts_and_all_of_it_lat
         late = durable_journal()
         await late.open()
         assert late.held_threads() == []
-        await Heir(late).adopt()
+        await Takeover(late).take_over()
         assert late.held_threads() == []
-    await Heir(late).adopt()
+    await Takeover(late).take_over()
     assert late.held_threads() == ["0", "1", "2"]
     await late.close()
 
@@ -219,7 +219,7 @@ async def test_each_book_keeps_its_own_order_although_the_clock_jumped_back_in_i
         assert await operations_in(journal, "a") == [put.replayable() for put in puts]
         await journal.mark_applied(journal.entries("a"))
         assert not journal.holds("a")
-    assert books() == set()
+    assert logs() == set()
 
 
 async def test_what_a_running_process_adopts_takes_its_place_before_what_it_wrote_later_itself() -> None:
@@ -232,13 +232,13 @@ async def test_what_a_running_process_adopts_takes_its_place_before_what_it_wrot
         clock.advance(1.0)
         await add(running, DeleteThread("a"))
         await killed(other)
-        heir = Heir(running)
-        await heir.adopt()
-        assert heir.waited_for == ["a"], "nothing is put in front of what is being drained"
+        takeover = Takeover(running)
+        await takeover.take_over()
+        assert takeover.waited_for == ["a"], "nothing is put in front of what is being drained"
         assert await operations_in(running, "a") == [put.replayable(), DeleteThread("a")]
-        assert heir.taken == {"a": None}, "some of it is its own"
+        assert takeover.taken == {"a": None}, "some of it is its own"
         await running.mark_applied(running.entries("a"))
-    assert books() == set()
+    assert logs() == set()
 
 
 # While a process runs
@@ -246,51 +246,51 @@ async def test_what_a_running_process_adopts_takes_its_place_before_what_it_wrot
 
 async def test_running_process_adopts_what_others_leave_and_tells_of_each_thread() -> None:
     async with opened_journal() as running:
-        heir = Heir(running)
+        takeover = Takeover(running)
         async with opened_journal() as other:
             await add(other, "a")
             await add(other, "b")
-            await heir.adopt()
-            assert heir.taken == {}, "it is alive"
-        await heir.adopt()
-        assert heir.taken == {"a": [DeleteThread("a")], "b": [DeleteThread("b")]}
+            await takeover.take_over()
+            assert takeover.taken == {}, "it is alive"
+        await takeover.take_over()
+        assert takeover.taken == {"a": [DeleteThread("a")], "b": [DeleteThread("b")]}
         assert running.waiting_threads() == ["a", "b"]
         assert notices(running, "WARNING") == ["2 operations that an earlier process acknowledged wait in the journal"]
-        await heir.adopt()
+        await takeover.take_over()
         assert running.status().pending == 2, "once"
         for thread_id in "ab":
             await running.mark_applied(running.entries(thread_id))
         descriptors = len(os.listdir("/proc/self/fd"))
-        assert len(books()) == 2
-        await heir.adopt()
-        assert len(books()) == 1, "what is done goes at once"
+        assert len(logs()) == 2
+        await takeover.take_over()
+        assert len(logs()) == 1, "what is done goes at once"
         assert len(os.listdir("/proc/self/fd")) == descriptors - 2, "the lock, and the file with the marks"
-    assert books() == set()
+    assert logs() == set()
 
 
 async def test_book_with_a_mark_on_its_way_is_not_given_back() -> None:
     async with opened_journal() as journal:
         await add(journal, "a")
     async with opened_journal() as journal:
-        await journal.divert("a", "sibling")
+        await journal.redirect("a", "sibling")
         marking = asyncio.ensure_future(journal.mark_applied(journal.entries("a")))
         await asyncio.sleep(0)
-        await Heir(journal).adopt()
-        assert len(journal._shelf.adopted) == 1
+        await Takeover(journal).take_over()
+        assert len(journal._logs.taken_over) == 1
         await marking
         await journal._committer.settle(1.0)
-        await Heir(journal).adopt()
-        assert journal._shelf.adopted == []
-    assert books() == set()
+        await Takeover(journal).take_over()
+        assert journal._logs.taken_over == []
+    assert logs() == set()
 
 
 async def test_what_an_encrypted_backlog_says_is_not_known_without_its_key() -> None:
     async with opened_journal() as running:
         async with opened_journal(serializer=encrypting()) as other:
             await add(other, Author("a", "", encrypting()).put({"n": 1}))
-        heir = Heir(running)
-        await heir.adopt()
-        assert heir.taken == {"a": None}
+        takeover = Takeover(running)
+        await takeover.take_over()
+        assert takeover.taken == {"a": None}
         with pytest.raises(CheckpointCorruptionError):
             await running.read(running.entries("a"))
 
@@ -302,9 +302,9 @@ async def test_running_process_is_told_of_damage_and_freezes_what_may_lack_somet
             await add(other, "b")
         for path in files("*.journal"):
             path.write_bytes(path.read_bytes().replace(b"needle", b"noodle"))
-        heir = Heir(running)
-        await heir.adopt()
-        assert heir.taken == {"b": [DeleteThread("b")], "a": None}
+        takeover = Takeover(running)
+        await takeover.take_over()
+        assert takeover.taken == {"b": [DeleteThread("b")], "a": None}
         assert running.is_damaged("a")
         assert running.status().damages == 1
         assert len(notices(running, "ERROR")) == 1
@@ -319,15 +319,14 @@ async def test_adoption_that_fails_takes_nothing_says_so_once_and_is_tried_again
         for fault in ("open", "alone"):
             disk.failing = {fault}
             for _ in range(2):
-                await Heir(running).adopt()
+                await Takeover(running).take_over()
                 assert running.held_threads() == []
-        assert notices(running, "ERROR") == [
-            "what ended processes left in the journal cannot be adopted now, and is left as it is (Input/output error)"
-        ]
+        (told,) = notices(running, "ERROR")
+        assert told.endswith("cannot be taken over now, and is left as it is (Input/output error)")
         disk.heal()
         async with opened_journal() as next_one:
             assert next_one.held_threads() == ["0", "1"], "it kept no lock of what it did not take"
-        await Heir(running).adopt()
+        await Takeover(running).take_over()
         assert running.held_threads() == ["0", "1"]
 
 
@@ -337,11 +336,11 @@ async def test_newer_format_is_left_alone_by_a_running_process(monkeypatch: pyte
         async with opened_journal() as newer:
             await add(newer, "a")
         monkeypatch.setattr(frames, "FORMAT", frames.FORMAT - 2)
-        await Heir(running).adopt()
+        await Takeover(running).take_over()
         assert running.held_threads() == []
         (what,) = notices(running, "ERROR")
         assert "is of format 3" in what
-        for path in files(f"{max(books())}*"):
+        for path in files(f"{max(logs())}*"):
             path.unlink()
 
 
@@ -366,9 +365,9 @@ async def test_books_without_anything_in_them_go_when_they_are_adopted() -> None
         await journal.open()
     for journal in together:
         await killed(journal)
-    assert len(books()) == 3
+    assert len(logs()) == 3
     async with opened_journal() as journal:
-        assert books() == {journal._shelf.own.identity if journal._shelf.own is not None else None}
+        assert logs() == {journal._logs.own.identity if journal._logs.own is not None else None}
 
 
 async def test_empty_book_that_cannot_be_removed_is_no_fault_and_keeps_nothing_open() -> None:
@@ -383,7 +382,7 @@ async def test_empty_book_that_cannot_be_removed_is_no_fault_and_keeps_nothing_o
     assert len(os.listdir("/proc/self/fd")) == descriptors
     async with opened_journal():
         pass
-    assert books() == set()
+    assert logs() == set()
 
 
 async def test_start_that_dies_while_it_removes_an_empty_book_leaves_that_to_the_next_one() -> None:
@@ -391,9 +390,9 @@ async def test_start_that_dies_while_it_removes_an_empty_book_leaves_that_to_the
         await left_by(FakeClock(1000.0))
         disk = FaultyDisk(HERE, fails_at=step, error=None)
         with suppress(Died):
-            inherit(disk, FakeClock(1000.0), lambda home: True)
-        assert inherit(RealDisk(HERE), FakeClock(1000.0), lambda home: True) == Inheritance([], {}, [])
-        assert books() == set()
+            take_over(disk, FakeClock(1000.0), lambda home: True)
+        assert take_over(RealDisk(HERE), FakeClock(1000.0), lambda home: True) == Orphans([], {}, [])
+        assert logs() == set()
         if disk.counted < step:  # it was done before
             break
     assert "remove" in disk.calls
@@ -421,11 +420,11 @@ def test_hundreds_of_processes_that_were_killed_do_not_end_a_start_with_few_desc
         identity = f"{number:032x}"
         lock = disk.lock(f"{identity}.lock")
         assert lock is not None
-        book = Book(disk, identity, lock, time.time)
-        book.check()
+        log = ProcessLog(disk, identity, lock, time.time)
+        log.check()
         if number % 3:
-            book.append([record("a", codec.encode(DeleteThread("a"), None, SharingSerializer()))])
-        book.release()
+            log.append([record("a", codec.encode(DeleteThread("a"), None, SharingSerializer()))])
+        log.release()
     found = subprocess.run(
         [sys.executable, "-c", MANY, str(HERE.absolute())],
         cwd=Path(__file__).parents[2],
@@ -458,14 +457,14 @@ async def test_files_that_are_not_ours_are_ignored_and_named_once() -> None:
     async with opened_journal() as journal:
         assert journal.held_threads() == ["a"]
         assert journal.status().damages == 0
-        await Heir(journal).adopt()
+        await Takeover(journal).take_over()
         what, *others = [message for message in notices(journal, "WARNING") if "files" in message]
         assert others == []
         assert all(repr(name) in what for name in sorted(strays)[:FILES_NAMED])
         assert what.endswith("and 2 more")
         assert "gitignore" not in what
         (HERE / "another").touch()
-        await Heir(journal).adopt()
+        await Takeover(journal).take_over()
         assert notices(journal, "WARNING")[-1].endswith("are ignored: 'another'")
         await journal.mark_applied(journal.entries("a"))
     assert sorted(path.name for path in files()) == sorted([*strays, ".gitignore", "another"])
@@ -485,13 +484,13 @@ async def test_backlog_of_another_database_is_not_adopted_stays_as_it_is_and_is_
         (what,) = notices(journal, "ERROR")
         assert "backlogs of 2 ended processes of another database (postgres://prod)" in what
         assert "CHECKPOINT_JOURNAL_ADOPT=all" in what
-        await Heir(journal).adopt()
+        await Takeover(journal).take_over()
         assert len(notices(journal, "ERROR")) == 1
         async with opened_journal(home="postgres://prod") as theirs:
             assert theirs.held_threads() == ["a", "b"]
-            await Heir(journal).adopt()
+            await Takeover(journal).take_over()
             assert journal.status().foreign == (), "somebody drains it"
-        await Heir(journal).adopt()
+        await Takeover(journal).take_over()
         assert journal.status().foreign == (("postgres://prod", 2),)
     assert contents() == before
     async with opened_journal(home="postgres://prod") as journal:
@@ -501,9 +500,9 @@ async def test_backlog_of_another_database_is_not_adopted_stays_as_it_is_and_is_
 
 async def test_backlog_of_a_database_that_has_moved_is_adopted_when_that_is_said() -> None:
     await left_by(FakeClock(1000.0), "a", home="postgres://old")
-    async with opened_journal(home="postgres://new", adopts_all=True) as journal:
+    async with opened_journal(home="postgres://new", takes_over_all=True) as journal:
         assert journal.held_threads() == ["a"]
-        await journal.divert("a", "sibling")  # which writes its lock file again
+        await journal.redirect("a", "sibling")  # which writes its lock file again
     async with opened_journal(home="postgres://new") as journal:
         assert journal.status().foreign == (("postgres://old", 1),)
 
@@ -513,7 +512,7 @@ async def test_memory_takes_nothing_that_was_not_meant_for_it() -> None:
     await left_by(clock, "a", home="postgres://prod")
     await left_by(clock, "b")
     await left_by(clock, "c", home="memory")
-    async with opened_journal(home="memory", adopts_all=True) as journal:
+    async with opened_journal(home="memory", takes_over_all=True) as journal:
         assert journal.held_threads() == ["c"]
         assert dict(journal.status().foreign) == {
             "postgres://prod": 1,
@@ -535,7 +534,7 @@ async def test_backlog_whose_home_is_damaged_is_left_alone_until_somebody_decide
     async with opened_journal(home="postgres://pr0d") as journal:
         assert journal.held_threads() == []
         assert journal.status().foreign == (("unknown: the lock file is damaged", 1),)
-    async with opened_journal(home="postgres://prod", adopts_all=True) as journal:
+    async with opened_journal(home="postgres://prod", takes_over_all=True) as journal:
         assert journal.held_threads() == ["a"]
         assert journal.status().damages == 1
 
@@ -562,17 +561,17 @@ async def test_empty_book_of_another_database_goes_and_is_not_told() -> None:
     async with opened_journal(home="postgres://staging") as journal:
         assert journal.status().foreign == ()
         assert notices(journal, "ERROR") == []
-        assert len(books()) == 1
+        assert len(logs()) == 1
 
 
 async def test_dead_letter_that_a_running_process_adopts_is_tried_again() -> None:
     async with opened_journal() as running:
         async with opened_journal() as other:
             put: Put = Author("a").put({"n": 1})
-            await other.bury(await add(other, put), "refused")
+            await other.dead_letter(await add(other, put), "refused")
             await add(other, "a")
-        heir = Heir(running)
-        await heir.adopt()
-        assert heir.taken == {"a": [put.replayable(), DeleteThread("a")]}
+        takeover = Takeover(running)
+        await takeover.take_over()
+        assert takeover.taken == {"a": [put.replayable(), DeleteThread("a")]}
         assert running.waiting_threads() == ["a"]
         assert running.dead_letters() == []

@@ -118,7 +118,7 @@ class JournalPlace:
     """A directory of journals, and whether an application there takes over those of databases of every name."""
 
     directory: Path
-    adopts_all: bool = False
+    takes_over_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from enhanced_checkpointing.cli.output import ExitCode, UsageError, listed, para
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.journal.api import DeadLetter, Journal
-from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook, survey
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog, survey
 from enhanced_checkpointing.journal.opening import open_journal, signer_of
 from enhanced_checkpointing.journal.recovery import MEMORY
 from enhanced_checkpointing.observability.events import (
@@ -233,15 +233,15 @@ def retry(options: Options, thread_id: str | None, *, timeout: float, as_json: b
         before = survey(config.journal_dir.absolute(), signer=signer_of(config))
         threads = _threads_to_retry(before, thread_id)
         outcome = asyncio.run(_drain(config, before, timeout, threads)) if threads else Outcome(before)
-    left = {letter.thread_id for book in outcome.after.books for letter in book.dead_letters}
+    left = {letter.thread_id for book in outcome.after.logs for letter in book.dead_letters}
     code = ExitCode.WRONG if thread_id in left or (left and thread_id is None) else ExitCode.FINE
     _print(outcome, code, as_json=as_json)
     return code
 
 
-def _left(found: Survey) -> list[SurveyedBook]:
+def _left(found: Survey) -> list[SurveyedLog]:
     """The books of ended processes in which something is left."""
-    return [book for book in found.books if book.owner is not Owner.ALIVE and (book.pending or book.dead_letters)]
+    return [book for book in found.logs if book.owner is not Owner.ALIVE and (book.pending or book.dead_letters)]
 
 
 def _threads_to_retry(found: Survey, thread_id: str | None) -> list[str]:
@@ -250,7 +250,7 @@ def _threads_to_retry(found: Survey, thread_id: str | None) -> list[str]:
     Raises:
         UsageError: the one that was named has none, or a running process holds it.
     """
-    letters = [(letter.thread_id, book) for book in found.books for letter in book.dead_letters]
+    letters = [(letter.thread_id, book) for book in found.logs for letter in book.dead_letters]
     wanted = [(thread, book) for thread, book in letters if thread_id in (None, thread)]
     if thread_id is not None and not wanted:
         raise UsageError(f"Thread {quoted(thread_id)} has no dead letter in {found.directory}.")
@@ -260,7 +260,7 @@ def _threads_to_retry(found: Survey, thread_id: str | None) -> list[str]:
     return list(dict.fromkeys(thread for thread, book in wanted if book.owner is not Owner.ALIVE))
 
 
-def _refusal(held: Sequence[tuple[str, SurveyedBook]]) -> str:
+def _refusal(held: Sequence[tuple[str, SurveyedLog]]) -> str:
     owners = _owners([book for _, book in held])
     threads = listed(sorted({thread for thread, _ in held}))
     return (
@@ -295,7 +295,7 @@ async def _drain(config: CheckpointerConfig, before: Survey, timeout: float, thr
             divergences=foreground.divergences,
             notes=tuple(foreground.told.lines),
             refused=tuple(refused.items()),
-            refused_before=frozenset(letter.thread_id for book in before.books for letter in book.dead_letters),
+            refused_before=frozenset(letter.thread_id for book in before.logs for letter in book.dead_letters),
             frozen=foreground.frozen_threads,
         )
     return replace(outcome, after=survey(before.directory, signer=signer_of(config)))
@@ -364,13 +364,13 @@ def _left_behind(outcome: Outcome) -> Iterator[str]:
     for thread_id, error in outcome.refused:
         refused = "Refused again" if thread_id in outcome.refused_before else "Refused"
         yield f"{refused}: thread {thread_id}: {error}. Mend the cause, then: checkpointing journal retry --all"
-    if alive := [book for book in outcome.after.books if book.pending and book.owner is Owner.ALIVE]:
+    if alive := [book for book in outcome.after.logs if book.pending and book.owner is Owner.ALIVE]:
         yield (
             f"{_waits(alive)} in the journals of processes that run ({_owners(alive)}): those drain them when their "
             "database takes writes, and nobody else may. One that never does can be restarted: nothing is lost by that."
         )
     ours = (None, outcome.home)
-    for book in outcome.after.books:
+    for book in outcome.after.logs:
         if not book.pending or book in alive:
             continue
         if outcome.home is not None and book.home not in ours:
@@ -380,12 +380,12 @@ def _left_behind(outcome: Outcome) -> Iterator[str]:
             )
         else:
             yield f"{_waits([book])} still: {_why(outcome, book)}."
-    for book in outcome.after.books:
+    for book in outcome.after.logs:
         if book.faults:
             yield f"The journal is damaged: {listed(book.faults, 2)}. See: checkpointing journal quarantine."
 
 
-def _why(outcome: Outcome, book: SurveyedBook) -> str:
+def _why(outcome: Outcome, book: SurveyedLog) -> str:
     if not outcome.after.drainable(book):
         return "behind what was refused or is damaged"
     if any(thread_id in outcome.frozen for thread_id, _ in book.waiting):
@@ -393,9 +393,9 @@ def _why(outcome: Outcome, book: SurveyedBook) -> str:
     return "the time was over"
 
 
-def _waits(books: Sequence[SurveyedBook]) -> str:
+def _waits(books: Sequence[SurveyedLog]) -> str:
     return plural(sum(book.pending for book in books), "operation waits", "operations wait")
 
 
-def _owners(books: Sequence[SurveyedBook]) -> str:
+def _owners(books: Sequence[SurveyedLog]) -> str:
     return listed(sorted({owner_of(book) for book in books}))

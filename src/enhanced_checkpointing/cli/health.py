@@ -218,7 +218,7 @@ async def _probe(config: CheckpointerConfig, timeout: float) -> str | None:
 
 
 def _journal(config: CheckpointerConfig, facts: JournalFacts) -> health.JournalHealth:
-    books = facts.survey.books if facts.survey is not None else ()
+    books = facts.survey.logs if facts.survey is not None else ()
     stamps = [book.oldest_at for book in books if book.oldest_at is not None]
     keeps = _keeps(config)
     return health.JournalHealth(

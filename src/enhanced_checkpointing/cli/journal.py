@@ -28,7 +28,7 @@ from enhanced_checkpointing.cli.output import (
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.journal.disk import QUARANTINE
-from enhanced_checkpointing.journal.inspect import BuriedRecord, Owner, Survey, SurveyedBook, survey
+from enhanced_checkpointing.journal.inspect import DeadLetterRecord, Owner, Survey, SurveyedLog, survey
 from enhanced_checkpointing.journal.opening import signer_of
 from enhanced_checkpointing.private_files import FOLDER_MODE, copy_own, make_private_folder, own_directory
 from enhanced_checkpointing.recovery.divergence import APART
@@ -54,7 +54,7 @@ def surveyed(options: Options) -> Survey:
         return survey(directory, signer=signer_of(read.config) if read.config is not None else None)
 
 
-def owner_of(book: SurveyedBook) -> str:
+def owner_of(book: SurveyedLog) -> str:
     """Whose a book is, for people."""
     if book.owner is Owner.DEAD:
         return "ended process"
@@ -66,25 +66,25 @@ def owner_of(book: SurveyedBook) -> str:
 def as_object(found: Survey) -> dict[str, Any]:
     """A survey in plain JSON types."""
     now = time.time()
-    stamps = [book.oldest_at for book in found.books if book.oldest_at is not None]
+    stamps = [book.oldest_at for book in found.logs if book.oldest_at is not None]
     return {
         "directory": str(found.directory),
         "exists": found.exists,
-        "pending": sum(book.pending for book in found.books),
+        "pending": sum(book.pending for book in found.logs),
         "oldest_age_seconds": round(max(0.0, now - min(stamps)), 3) if stamps else None,
-        "size_bytes": sum(book.size for book in found.books),
-        "dead_letters": sum(len(book.dead_letters) for book in found.books),
-        "damages": sum(len(book.faults) for book in found.books),
-        "books": [_book(book, now) for book in found.books],
+        "size_bytes": sum(book.size for book in found.logs),
+        "dead_letters": sum(len(book.dead_letters) for book in found.logs),
+        "damages": sum(len(book.faults) for book in found.logs),
+        "books": [_book(book, now) for book in found.logs],
         "quarantined": [
-            {"name": file.name, "book": file.book, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
+            {"name": file.name, "book": file.log, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
             for file in found.quarantined
         ],
         "strays": list(found.strays),
     }
 
 
-def _book(book: SurveyedBook, now: float) -> dict[str, Any]:
+def _book(book: SurveyedLog, now: float) -> dict[str, Any]:
     return {
         "book": book.identity,
         "owner": book.owner.value,
@@ -102,7 +102,7 @@ def _book(book: SurveyedBook, now: float) -> dict[str, Any]:
     }
 
 
-def letter_as_object(letter: BuriedRecord, book: SurveyedBook) -> dict[str, Any]:
+def letter_as_object(letter: DeadLetterRecord, book: SurveyedLog) -> dict[str, Any]:
     """A dead letter in plain JSON types."""
     return {
         "thread_id": letter.thread_id,
@@ -133,7 +133,7 @@ def show_status(options: Options, *, as_json: bool) -> ExitCode:
 
 def exit_code(found: Survey) -> ExitCode:
     """Fine only when nothing waits, nothing was refused and nothing is damaged."""
-    wrong = any(book.pending or book.dead_letters or book.faults for book in found.books)
+    wrong = any(book.pending or book.dead_letters or book.faults for book in found.logs)
     return ExitCode.WRONG if wrong else ExitCode.FINE
 
 
@@ -142,7 +142,7 @@ def _print_status(found: Survey, console: Console) -> None:
     if not found.exists:
         console.print("It is not there: no process has journaled anything in it.")
         return
-    if found.books:
+    if found.logs:
         console.print(_table(found))
     for text in _notes(found):
         paragraph(console, Text("     "), text)
@@ -157,7 +157,7 @@ def _table(found: Survey) -> Table:
     for name in ("waiting", "oldest", "size", "dead letters", "damage"):
         table.add_column(name, justify="right", no_wrap=True)
     now = time.time()
-    for book in found.books:
+    for book in found.logs:
         table.add_row(
             owner_of(book),
             f"{age(now - book.begun_at)} ago",
@@ -173,7 +173,7 @@ def _table(found: Survey) -> Table:
 def _notes(found: Survey) -> list[str]:
     """What a number in the table does not say."""
     notes = []
-    homes = {book.home for book in found.books if book.pending or book.dead_letters}
+    homes = {book.home for book in found.logs if book.pending or book.dead_letters}
     if homes:
         notes.append(f"What waits is for {listed(sorted(home or 'a database that is not named' for home in homes))}.")
     if found.quarantined:
@@ -184,24 +184,24 @@ def _notes(found: Survey) -> list[str]:
 
 
 def _verdict(found: Survey) -> str:
-    pending = sum(book.pending for book in found.books)
+    pending = sum(book.pending for book in found.logs)
     if exit_code(found) is ExitCode.FINE:
         return "Nothing waits, nothing is damaged."
     parts = []
     if pending:
         parts.append(plural(pending, "operation waits", "operations wait"))
-    if letters := sum(len(book.dead_letters) for book in found.books):
+    if letters := sum(len(book.dead_letters) for book in found.logs):
         parts.append(f"{plural(letters, 'dead letter')} (see: checkpointing journal dead-letters)")
-    if damages := sum(len(book.faults) for book in found.books):
+    if damages := sum(len(book.faults) for book in found.logs):
         parts.append(f"{plural(damages, 'damaged place')} (see: checkpointing journal quarantine)")
     return f"{'; '.join(parts)}.{_hint(found)}"
 
 
 def _hint(found: Survey) -> str:
-    if left := sum(found.drainable(book) for book in found.books if book.owner is Owner.DEAD):
+    if left := sum(found.drainable(book) for book in found.logs if book.owner is Owner.DEAD):
         waits = plural(left, "operation of an ended process waits", "operations of ended processes wait")
         return f" {waits} for an application that starts with this directory, or for `checkpointing journal drain`."
-    if any(found.drainable(book) for book in found.books):
+    if any(found.drainable(book) for book in found.logs):
         return " Running processes drain what is theirs, when their database takes writes."
     return ""
 
@@ -209,7 +209,7 @@ def _hint(found: Survey) -> str:
 def show_letters(options: Options, *, as_json: bool) -> ExitCode:
     """List them; fine only where there are none."""
     found = surveyed(options)
-    letters = [(letter, book) for book in found.books for letter in book.dead_letters]
+    letters = [(letter, book) for book in found.logs for letter in book.dead_letters]
     if as_json:
         objects = [letter_as_object(letter, book) for letter, book in letters]
         print_json({"directory": str(found.directory), "dead_letters": objects})
@@ -218,7 +218,7 @@ def show_letters(options: Options, *, as_json: bool) -> ExitCode:
     return ExitCode.WRONG if letters else ExitCode.FINE
 
 
-def _print_letters(found: Survey, letters: list[tuple[BuriedRecord, SurveyedBook]], console: Console) -> None:
+def _print_letters(found: Survey, letters: list[tuple[DeadLetterRecord, SurveyedLog]], console: Console) -> None:
     if not letters:
         console.print(Text(f"No dead letters in {found.directory}.", style="bold green"), soft_wrap=True)
         return
@@ -236,14 +236,14 @@ def _print_letters(found: Survey, letters: list[tuple[BuriedRecord, SurveyedBook
         paragraph(console, Text(), text, style="bold yellow")
 
 
-def _described(letter: BuriedRecord) -> str:
+def _described(letter: DeadLetterRecord) -> str:
     if letter.checkpoint_id is None:
         return f"{letter.operation} (the end of the thread)"
     namespace = f" in {letter.checkpoint_ns}" if letter.checkpoint_ns else ""
     return f"{letter.operation} of checkpoint {letter.checkpoint_id}{namespace}"
 
 
-def _letters_verdict(letters: list[tuple[BuriedRecord, SurveyedBook]]) -> tuple[str, str]:
+def _letters_verdict(letters: list[tuple[DeadLetterRecord, SurveyedLog]]) -> tuple[str, str]:
     what = plural(len(letters), "dead letter")
     means = "What was acknowledged is kept, and its threads stay on the journal until the cause is mended."
     if all(book.owner is Owner.ALIVE for _, book in letters):
@@ -273,7 +273,7 @@ def show_quarantine(options: Options, *, copy_to: Path | None, branches: bool, a
     With `branches` the primary is asked for the sibling threads of outages, too.
     """
     found = surveyed(options)
-    damaged = [book for book in found.books if book.faults]
+    damaged = [book for book in found.logs if book.faults]
     copied = _copy_out(found, damaged, copy_to) if copy_to is not None else []
     siblings = _siblings(options) if branches else None
     if as_json:
@@ -309,7 +309,7 @@ def _print_branches(siblings: list[str], console: Console) -> None:
         console.print(Text("No branch of an outage was put aside.", style="bold green"))
 
 
-def _copy_out(found: Survey, damaged: list[SurveyedBook], folder: Path) -> list[str]:
+def _copy_out(found: Survey, damaged: list[SurveyedLog], folder: Path) -> list[str]:
     """Copy every file of the damaged books, and what is in quarantine, into a new or empty folder.
 
     Raises:
@@ -331,7 +331,7 @@ def _copy_out(found: Survey, damaged: list[SurveyedBook], folder: Path) -> list[
     return [*names, *(f"{QUARANTINE}/{name}" for name in kept)]
 
 
-def _quarantine_as_object(found: Survey, damaged: list[SurveyedBook], copied: list[str]) -> dict[str, Any]:
+def _quarantine_as_object(found: Survey, damaged: list[SurveyedLog], copied: list[str]) -> dict[str, Any]:
     return {
         "directory": str(found.directory),
         "damaged": [
@@ -347,7 +347,7 @@ def _quarantine_as_object(found: Survey, damaged: list[SurveyedBook], copied: li
             for book in damaged
         ],
         "quarantined": [
-            {"name": file.name, "book": file.book, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
+            {"name": file.name, "book": file.log, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
             for file in found.quarantined
         ],
         "copied": copied,
@@ -355,7 +355,7 @@ def _quarantine_as_object(found: Survey, damaged: list[SurveyedBook], copied: li
 
 
 def _print_quarantine(
-    found: Survey, damaged: list[SurveyedBook], copied: list[str], copy_to: Path | None, console: Console
+    found: Survey, damaged: list[SurveyedLog], copied: list[str], copy_to: Path | None, console: Console
 ) -> None:
     for book in damaged:
         facts = {
@@ -368,7 +368,7 @@ def _print_quarantine(
             paragraph(console, Text(f"{name:<9}", style="dim"), text, style="bold" if name == "damaged" else "")
         console.print()
     for file in found.quarantined:
-        kept = "a copy of a damaged file" if any(book.identity == file.book for book in damaged) else "kept"
+        kept = "a copy of a damaged file" if any(book.identity == file.log for book in damaged) else "kept"
         what = f"{file.name} ({one_size(file.size)}, {kept} since {age(time.time() - file.copied_at)})"
         paragraph(console, Text("copy     ", style="dim"), what)
     if copied:
@@ -376,7 +376,7 @@ def _print_quarantine(
     _print_advice(found, damaged, console)
 
 
-def _print_advice(found: Survey, damaged: list[SurveyedBook], console: Console) -> None:
+def _print_advice(found: Survey, damaged: list[SurveyedLog], console: Console) -> None:
     if not damaged:
         kept = " What is in quarantine is kept until somebody removes it." if found.quarantined else ""
         paragraph(console, Text(), f"Nothing in {found.directory} is damaged.{kept}", style="bold green")

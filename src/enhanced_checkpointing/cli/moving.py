@@ -91,9 +91,9 @@ def journaled_for(home: str, place: JournalPlace) -> Journaled:
         OSError: it cannot be read.
     """
     count, elsewhere = 0, Counter[str]()
-    for book in survey(place.directory).books:
+    for book in survey(place.directory).logs:
         held = book.pending + len(book.dead_letters)
-        if belongs(book.home, home, adopts_all=place.adopts_all):
+        if belongs(book.home, home, takes_over_all=place.takes_over_all):
             count += held
         elif held and book.home is not None and book.home != MEMORY:
             elsewhere[book.home] += held

@@ -91,7 +91,7 @@ class JournalStatus:
 
     `damages` counts places in its files that were found damaged; `error` says why it cannot be written now.
     `adopted_size` is the part of `size` that other processes accepted, which takes no room of this one's. `foreign` are
-    the books of ended processes that are for other primaries: for each of these its home, and how many.
+    the logs of ended processes that are for other primaries: for each of these its home, and how many.
     """
 
     pending: int
@@ -135,7 +135,7 @@ Undrained = Callable[[str], Awaitable[None]]
 """Returns at a moment when a thread is not being drained."""
 
 Taken = Callable[[str, Sequence[Operation] | None], None]
-"""Is told of a thread that was adopted, and all that the journal holds of it; None: that is not known."""
+"""Is told of a thread that was taken over, and all that the journal holds of it; None: that is not known."""
 
 
 class Journal(Protocol):
@@ -156,8 +156,8 @@ class Journal(Protocol):
     async def open(self) -> None:
         """Take the journal into use, with what earlier processes left in it."""
 
-    async def adopt(self, undrained: Undrained, taken: Taken) -> None:
-        """Adopt what processes left that ended since: each thread when it is `undrained`, and `taken` is told at once.
+    async def take_over(self, undrained: Undrained, taken: Taken) -> None:
+        """Take over what processes left that ended since: each thread when it is `undrained`; `taken` is told.
 
         What keeps it from that is told to the operator; it is for the next call.
         """
@@ -218,13 +218,13 @@ class Journal(Protocol):
             CheckpointUnavailableError: the mark could not be stored; the records stay, to be applied again.
         """
 
-    async def bury(self, entry: JournalEntry, error: str) -> None:
+    async def dead_letter(self, entry: JournalEntry, error: str) -> None:
         """Make a dead letter of the oldest record of a thread, and freeze the thread."""
 
-    async def divert(self, thread_id: str, target: str) -> None:
+    async def redirect(self, thread_id: str, target: str) -> None:
         """Remember that what is journaled of a thread goes into the thread `target`, until none of it is left."""
 
-    def diverted(self, thread_id: str) -> str | None:
+    def redirected(self, thread_id: str) -> str | None:
         """The thread that takes what is journaled of this one, once that was decided."""
 
     @property

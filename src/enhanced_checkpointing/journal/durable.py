@@ -39,9 +39,9 @@ from enhanced_checkpointing.journal.format import (
     redirection_record,
 )
 from enhanced_checkpointing.journal.index import Index
-from enhanced_checkpointing.journal.log_file import Book
-from enhanced_checkpointing.journal.log_files import Committer, Run, Shelf
-from enhanced_checkpointing.journal.recovery import MEMORY, Estate, Inheritance, Inherited
+from enhanced_checkpointing.journal.log_file import ProcessLog
+from enhanced_checkpointing.journal.log_files import Committer, ProcessLogs, Run
+from enhanced_checkpointing.journal.recovery import MEMORY, OrphanedRecord, OrphanRecovery, Orphans
 from enhanced_checkpointing.journal.workers import Workers
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.operations import DeleteThread, Operation
@@ -51,7 +51,7 @@ from enhanced_checkpointing.serialization import SharingSerializer
 NO_ANSWER = "The disk of the journal did not answer in time. Nothing was stored."
 
 LOOKS, LOOK_SECONDS = 5, 0.05
-"""How often a start tries to adopt while another process does, which may be one of another home; seconds between."""
+"""How often a start tries to take over while another process does, perhaps one of another home; seconds between."""
 
 CLOSE_SECONDS = 2.0
 """How long a disk that does not answer is waited for at the end."""
@@ -60,7 +60,7 @@ CLOSE_SECONDS = 2.0
 class DurableJournal:
     """Keeps records in files of one directory, up to `capacity` bytes, for the primary that `home` tells.
 
-    What ended processes left for another one is not adopted, unless it `adopts_all`. Without a home all of it is.
+    What ended processes left for another one is not taken over, unless it `takes_over_all`. Without a home all is.
     With a `signer` all that is written is signed, and what is not is damage.
     """
 
@@ -74,7 +74,7 @@ class DurableJournal:
         serializer: SharingSerializer,
         telemetry: Telemetry,
         home: str | None = None,
-        adopts_all: bool = False,
+        takes_over_all: bool = False,
         signer: Signer | None = None,
         run: Run | None = None,
         wall_clock: Callable[[], float] = time.time,
@@ -84,13 +84,17 @@ class DurableJournal:
         self._serializer = serializer
         self._telemetry = telemetry
         self._is_signed = signer is not None
-        self._estate = Estate(disk, telemetry, wall_clock, home=home, adopts_all=adopts_all, signer=signer)
-        self.workers = (
-            Workers(disk, home, adopts_all=adopts_all, clock=clock, make_key=make_random) if home != MEMORY else None
+        self._recovery = OrphanRecovery(
+            disk, telemetry, wall_clock, home=home, takes_over_all=takes_over_all, signer=signer
         )
-        self._shelf = Shelf(
+        self.workers = (
+            Workers(disk, home, takes_over_all=takes_over_all, clock=clock, make_key=make_random)
+            if home != MEMORY
+            else None
+        )
+        self._logs = ProcessLogs(
             disk,
-            self._estate,
+            self._recovery,
             self.workers,
             home=home,
             run=run,
@@ -99,13 +103,13 @@ class DurableJournal:
             signer=signer,
         )
         self._index = Index(capacity)
-        self._homes: dict[int, tuple[Book, int]] = {}
-        """Of every entry: its book, and its sequence there."""
-        self._erased: dict[Book, set[int]] = {}
-        """Of every book the records that are forgotten and may be on the disk."""
-        self._committer = Committer(self._shelf.run, self._told)
-        self._doubtful: list[tuple[Book, str, int]] = []
-        """Records that were not stored, and may be found all the same: their books, threads and bytes."""
+        self._homes: dict[int, tuple[ProcessLog, int]] = {}
+        """Of every entry: its log, and its sequence there."""
+        self._erased: dict[ProcessLog, set[int]] = {}
+        """Of every log the records that are forgotten and may be on the disk."""
+        self._committer = Committer(self._logs.run, self._told)
+        self._doubtful: list[tuple[ProcessLog, str, int]] = []
+        """Records that were not stored, and may be found all the same: their logs, threads and bytes."""
         self._damages = 0
         self._alarms = Alarms(telemetry)
         self.holds = self._index.holds
@@ -116,22 +120,22 @@ class DurableJournal:
         self.held_threads = self._index.held_threads
         self.entries = self._index.entries
         self.dead_letters = self._index.dead_letters
-        self.diverted = self._index.diverted
+        self.redirected = self._index.redirected
 
     # Opening and closing
 
     async def open(self) -> None:
-        """Adopt what earlier processes left, and see that this one can write.
+        """Take over what earlier processes left, and see that this one can write.
 
         A disk that takes no writes does not end the start, as what is on it is to be drained: `status` tells.
 
         Raises:
             CheckpointerConfigurationError: the directory cannot be used or read, or a file is of a newer format.
         """
-        self._shelf.open()
+        self._logs.open()
         try:
-            await self._adopt()
-            await self._shelf.check()
+            await self._take_over_all()
+            await self._logs.check()
         except OSError as error:
             if error.errno in FORBIDDEN:
                 await self.close()
@@ -141,59 +145,59 @@ class DurableJournal:
             await self.close()
             raise
 
-    async def _adopt(self) -> None:
+    async def _take_over_all(self) -> None:
         try:
-            await self._shelf.prepare()
-            inheritance = await self._shelf.inherit()
+            await self._logs.prepare()
+            orphans = await self._logs.take_over()
             for _ in range(LOOKS - 1):
-                if inheritance is not None:
+                if orphans is not None:
                     break
                 await asyncio.sleep(LOOK_SECONDS)
-                inheritance = await self._shelf.inherit()
+                orphans = await self._logs.take_over()
         except OSError as error:
             if error.errno in FORBIDDEN:
                 raise
             raise CheckpointerConfigurationError(unreadable(error)) from None
-        if inheritance is not None:  # else `adopt` looks again
-            threads = self._estate.by_thread(inheritance, self._index.next_sequence)
+        if orphans is not None:  # else `take_over` looks again
+            threads = self._recovery.by_thread(orphans, self._index.next_sequence)
             for thread_id, records in threads.items():
-                self._take(thread_id, records, inheritance)
-            self._have_inherited(inheritance)
+                self._take(thread_id, records, orphans)
+            self._have_taken_over(orphans)
 
-    async def adopt(self, undrained: Undrained, taken: Taken) -> None:
+    async def take_over(self, undrained: Undrained, taken: Taken) -> None:
         if self._committer.is_idle:  # else a mark for one of them may be on its way
-            await self._shelf.give_back_settled()
+            await self._logs.give_back_settled()
         try:
-            inheritance = await self._shelf.inherit()
+            orphans = await self._logs.take_over()
         except (OSError, CheckpointerConfigurationError) as error:
-            self._estate.tell_fault(error)
+            self._recovery.tell_fault(error)
             return
-        if inheritance is None:
+        if orphans is None:
             return
-        threads = self._estate.by_thread(inheritance, self._index.next_sequence)
+        threads = self._recovery.by_thread(orphans, self._index.next_sequence)
         for thread_id, records in threads.items():
             await asyncio.sleep(0)  # there may be many
             await undrained(thread_id)
             was_held = self._index.holds(thread_id)
-            self._take(thread_id, records, inheritance)
+            self._take(thread_id, records, orphans)
             unknown = was_held or self._index.is_damaged(thread_id)
             taken(thread_id, None if unknown else self._operations_of(records))
-        self._have_inherited(inheritance)
+        self._have_taken_over(orphans)
 
-    def _have_inherited(self, inheritance: Inheritance) -> None:
-        self._damages += sum(len(found.faults) for found in inheritance.books)
-        self._estate.tell(inheritance, self.workers.news() if self.workers is not None else ())
+    def _have_taken_over(self, orphans: Orphans) -> None:
+        self._damages += sum(len(found.faults) for found in orphans.logs)
+        self._recovery.tell(orphans, self.workers.news() if self.workers is not None else ())
 
     async def close(self) -> None:
         """Let what is on its way arrive, and leave the files to the next process; they go if nothing is in them."""
         await self._committer.settle(CLOSE_SECONDS)
-        if gone := sum(len(book.places) for book in self._shelf.books if book.is_lost):
+        if gone := sum(len(log.places) for log in self._logs.logs if log.is_lost):
             what = f"{gone} acknowledged operations are lost, as somebody has removed the files of the journal"
             self._telemetry.emit(Notice("ERROR", what))
-        if (error := await self._shelf.close(CLOSE_SECONDS)) is not None:
+        if (error := await self._logs.close(CLOSE_SECONDS)) is not None:
             self._telemetry.emit(Notice("WARNING", f"the journal was not closed cleanly ({redact(error)})"))
 
-    def _take(self, thread_id: str, records: Sequence[tuple[int, Inherited]], inheritance: Inheritance) -> None:
+    def _take(self, thread_id: str, records: Sequence[tuple[int, OrphanedRecord]], orphans: Orphans) -> None:
         """Hold a thread for what was left of it. Its dead letters are tried again: what they met may be mended."""
         entries = []
         for sequence, each in records:
@@ -212,18 +216,18 @@ class DurableJournal:
                     size=each.record.size,
                 )
             )
-            self._homes[sequence] = (each.found.book, each.record.sequence)
-        self._index.adopt(thread_id, entries)
+            self._homes[sequence] = (each.found.log, each.record.sequence)
+        self._index.take_over(thread_id, entries)
         for _, each in records:
-            if (target := each.found.book.diverted.get(thread_id)) is not None:
-                self._index.divert(thread_id, target)
-        if any(thread_id in found.damaged_threads for found in inheritance.books):
+            if (target := each.found.log.redirected.get(thread_id)) is not None:
+                self._index.redirect(thread_id, target)
+        if any(thread_id in found.damaged_threads for found in orphans.logs):
             self._index.damage(thread_id)
         if self.workers is not None:
             self.workers.took_over(thread_id)
             self._tell_frozen(thread_id)
 
-    def _operations_of(self, records: Sequence[tuple[int, Inherited]]) -> Sequence[Operation] | None:
+    def _operations_of(self, records: Sequence[tuple[int, OrphanedRecord]]) -> Sequence[Operation] | None:
         drafts = [each.record.draft for _, each in records]
         try:
             return [codec.decode(draft.thread_id, draft.body, self._serializer) for draft in drafts]
@@ -235,11 +239,11 @@ class DurableJournal:
     def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
         body = codec.encode(operation, base_head, self._serializer)
         size = frame_size(operation.thread_id, body, signed=self._is_signed)
-        book = self._shelf.own
-        if book is None or not self._index.takes_at_once(operation.thread_id, size):
+        log = self._logs.own
+        if log is None or not self._index.takes_at_once(operation.thread_id, size):
             return None
         self._claim(operation)
-        return self._send(book, operation, base_head, body, self._index.reserve(operation.thread_id, size))
+        return self._send(log, operation, base_head, body, self._index.reserve(operation.thread_id, size))
 
     async def append(self, operation: Operation, base_head: BaseHead, deadline: Deadline) -> JournalEntry:
         body = codec.encode(operation, base_head, self._serializer)
@@ -249,14 +253,14 @@ class DurableJournal:
             async with self._index.turn(deadline) as mine:
                 if not mine:  # those in front wait for the disk
                     raise CheckpointUnavailableError(NO_ANSWER)
-                book = await self._writable_book(deadline)
+                log = await self._writable_log(deadline)
             thread_sequence = await self._index.begin(operation.thread_id, size, deadline)
         except BaseException:
             self._let_go(operation.thread_id)
             raise
         if self.workers is not None:
             self.workers.hold(operation.thread_id)  # another call of this thread may have let it go
-        return await self._send(book, operation, base_head, body, thread_sequence).stored(deadline)
+        return await self._send(log, operation, base_head, body, thread_sequence).stored(deadline)
 
     def _claim(self, operation: Operation) -> None:
         """Tell the other workers that a thread is held, before anything of it is.
@@ -280,9 +284,9 @@ class DurableJournal:
             self.workers.freeze(thread_id)
 
     def _send(
-        self, book: Book, operation: Operation, base_head: BaseHead, body: bytes, thread_sequence: int
+        self, log: ProcessLog, operation: Operation, base_head: BaseHead, body: bytes, thread_sequence: int
     ) -> Appending:
-        draft = Draft(Kind.RECORD, operation.thread_id, body, self._estate.now())
+        draft = Draft(Kind.RECORD, operation.thread_id, body, self._recovery.now())
         size = frame_size(operation.thread_id, body, signed=self._is_signed)
 
         def add(sequence: int) -> None:
@@ -294,97 +298,97 @@ class DurableJournal:
                 journaled_at=draft.written_at,
                 size=size,
             )
-            self._homes[entry.sequence] = (book, sequence)
+            self._homes[entry.sequence] = (log, sequence)
             self._index.add(entry)
             appending.entry = entry
             self._alarm()
 
         ended = self._committer.submit(
-            book, draft, stored=add, failed=lambda: self._not_stored(book, operation.thread_id, size)
+            log, draft, stored=add, failed=lambda: self._not_stored(log, operation.thread_id, size)
         )
         appending = Appending(operation, ended)
         return appending
 
-    def _not_stored(self, book: Book, thread_id: str, size: int) -> None:
+    def _not_stored(self, log: ProcessLog, thread_id: str, size: int) -> None:
         """Give a record up. While the next process may find it all the same, its thread is held: it would come to the
         primary after what went there meanwhile."""
-        self._doubtful.append((book, thread_id, size))
+        self._doubtful.append((log, thread_id, size))
         self._settle_doubts()
 
     def _settle_doubts(self) -> None:
         doubtful, self._doubtful = self._doubtful, []
-        for book, thread_id, size in doubtful:
-            if book.in_doubt and not book.is_lost:
-                self._doubtful.append((book, thread_id, size))
+        for log, thread_id, size in doubtful:
+            if log.in_doubt and not log.is_lost:
+                self._doubtful.append((log, thread_id, size))
             else:
                 self._index.give_up(thread_id, size)
                 self._let_go(thread_id)
 
-    async def _writable_book(self, deadline: Deadline) -> Book:
-        """The book of this process, if its disk lets it begin one by now."""
-        if self._shelf.own is None:
+    async def _writable_log(self, deadline: Deadline) -> ProcessLog:
+        """The log of this process, if its disk lets it begin one by now."""
+        if self._logs.own is None:
             checking = asyncio.ensure_future(self.check())
             if not await deadline.wait_for(checking):
                 checking.cancel()
                 raise CheckpointUnavailableError(NO_ANSWER)
             checking.result()
-        assert self._shelf.own is not None
-        return self._shelf.own
+        assert self._logs.own is not None
+        return self._logs.own
 
     async def mark_applied(self, entries: Sequence[JournalEntry]) -> None:
         self._index.check_oldest(entries)
-        # In their order, also where several books take turns: a mark that fails leaves the records behind it.
-        for book, run in groupby(entries, key=lambda entry: self._homes[entry.sequence][0]):
+        # In their order, also where several logs take turns: a mark that fails leaves the records behind it.
+        for log, run in groupby(entries, key=lambda entry: self._homes[entry.sequence][0]):
             those = list(run)
             sequences = [self._homes[entry.sequence][1] for entry in those]
             mark, forget = applied_record(sequences), partial(self._forget, those)
-            await self._committer.submit(book, mark, stored=forget)
+            await self._committer.submit(log, mark, stored=forget)
 
-    async def bury(self, entry: JournalEntry, error: str) -> None:
+    async def dead_letter(self, entry: JournalEntry, error: str) -> None:
         self._index.check_oldest([entry])
-        book, sequence = self._homes[entry.sequence]
+        log, sequence = self._homes[entry.sequence]
         mark = dead_letter_record(sequence, error)
 
-        def bury(_: int) -> None:
-            self._index.bury(entry, error)
+        def dead_letter(_: int) -> None:
+            self._index.dead_letter(entry, error)
             self._tell_frozen(entry.thread_id)
 
-        await self._committer.submit(book, mark, stored=bury)
+        await self._committer.submit(log, mark, stored=dead_letter)
 
-    async def divert(self, thread_id: str, target: str) -> None:
+    async def redirect(self, thread_id: str, target: str) -> None:
         last, _ = self._homes[self._index.entries(thread_id)[-1].sequence]
         mark = redirection_record(thread_id, target)
-        if (own := self._shelf.own) is not None and own is not last:
+        if (own := self._logs.own) is not None and own is not last:
             await self._committer.submit(own, mark, stored=lambda _: None)  # for what comes behind it
-        await self._committer.submit(last, mark, stored=lambda _: self._index.divert(thread_id, target))
+        await self._committer.submit(last, mark, stored=lambda _: self._index.redirect(thread_id, target))
 
     @property
     def identities(self) -> Collection[str]:
-        return {book.identity for book in self._shelf.books}
+        return {log.identity for log in self._logs.logs}
 
     def forget(self, thread_id: str, is_gone: Callable[[JournalEntry], bool]) -> int:
         gone = self._index.erase(thread_id, is_gone)
         for entry in gone:
-            book, sequence = self._homes.pop(entry.sequence)
-            self._erased.setdefault(book, set()).add(sequence)
+            log, sequence = self._homes.pop(entry.sequence)
+            self._erased.setdefault(log, set()).add(sequence)
         self._let_go(thread_id)
         if not self._index.holds(thread_id):
-            self._undivert(thread_id)
+            self._end_redirection(thread_id)
         self._alarm()
         return len(gone)
 
     async def rewrite(self) -> None:
         try:
-            await self._shelf.run(self._rewrite)
+            await self._logs.run(self._rewrite)
         except OSError as error:
             what = f"The files of the journal could not be written anew ({redact(error)})"
             raise CheckpointUnavailableError(f"{what}: what was forgotten may be in them. Try again.") from None
 
     def _rewrite(self) -> None:
-        """Runs where the books are used."""
-        for book in self._shelf.books:
-            book.rewrite(self._erased.get(book, ()))
-            self._erased.pop(book, None)
+        """Runs where the logs are used."""
+        for log in self._logs.logs:
+            log.rewrite(self._erased.get(log, ()))
+            self._erased.pop(log, None)
 
     def _forget(self, entries: Sequence[JournalEntry], _: int) -> None:
         thread_id = entries[0].thread_id
@@ -393,25 +397,25 @@ class DurableJournal:
             del self._homes[entry.sequence]
         self._let_go(thread_id)
         if not self._index.holds(thread_id):
-            self._undivert(thread_id)
+            self._end_redirection(thread_id)
         self._alarm()
 
-    def _undivert(self, thread_id: str) -> None:
+    def _end_redirection(self, thread_id: str) -> None:
         """Nothing is left of a thread: what is journaled of it next goes into itself.
 
-        Nobody waits for the marks: they are stored before anything that is appended later. A book without a record of
+        Nobody waits for the marks: they are stored before anything that is appended later. A log without a record of
         the thread is not asked where it goes.
         """
-        for book in self._shelf.books:
-            if thread_id in book.diverted:
-                self._committer.submit(book, redirection_record(thread_id, ""), stored=lambda _: None)
+        for log in self._logs.logs:
+            if thread_id in log.redirected:
+                self._committer.submit(log, redirection_record(thread_id, ""), stored=lambda _: None)
 
     # Reading and checking
 
     async def read(self, entries: Sequence[JournalEntry]) -> Sequence[JournalRecord]:
         homes = [self._homes[entry.sequence] for entry in entries]
         try:
-            drafts = await self._shelf.run(lambda: [book.read(sequence) for book, sequence in homes])
+            drafts = await self._logs.run(lambda: [log.read(sequence) for log, sequence in homes])
         except OSError as error:
             raise refusal(error) from None
         return [self._decoded(entry, draft) for entry, draft in zip(entries, drafts, strict=True)]
@@ -432,16 +436,16 @@ class DurableJournal:
 
     async def check(self) -> None:
         try:
-            if (lost := await self._shelf.set_lost_aside()) is not None:
+            if (lost := await self._logs.set_lost_aside()) is not None:
                 self._alarms.tell_lost(len(lost.places))
-            await self._shelf.check()
+            await self._logs.check()
         except OSError as error:
             self._told(error)
             raise refusal(error) from None
         self._told(None)
 
     def status(self) -> JournalStatus:
-        return replace(self._index.status(self._damages, self._alarms.error), foreign=self._estate.foreign)
+        return replace(self._index.status(self._damages, self._alarms.error), foreign=self._recovery.foreign)
 
     def _alarm(self) -> None:
         self._alarms.tell_fill(self._index.own_size, self._index.capacity)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from enhanced_checkpointing.journal.disk import QUARANTINE, RealDisk
 from enhanced_checkpointing.journal.format import FileSigner, Signer, scan
-from enhanced_checkpointing.journal.inspect import SurveyedBook, survey
-from enhanced_checkpointing.journal.recovery import LOCK, books_in
+from enhanced_checkpointing.journal.inspect import SurveyedLog, survey
+from enhanced_checkpointing.journal.recovery import LOCK, logs_in
 from enhanced_checkpointing.private_files import open_own, own_directory
 
 ANY_SIGNATURE = FileSigner(Signer(None), b"")
@@ -28,7 +28,7 @@ def journals_of_others(directory: Path, ours: Collection[str]) -> dict[str, list
     names = RealDisk(directory).names()
     return {
         identity: [name for name in names if name.startswith(identity) and name.endswith(".journal")]
-        for identity in books_in(names)
+        for identity in logs_in(names)
         if identity not in ours and f"{identity}{LOCK}" in names
     }
 
@@ -39,17 +39,17 @@ def unchanged(directory: Path, others: Mapping[str, Sequence[str]]) -> list[str]
     return [identity for identity, files in others.items() if there & set(files)]
 
 
-def holders_of(directory: Path, ours: Collection[str], thread_ids: Collection[str]) -> list[SurveyedBook]:
+def holders_of(directory: Path, ours: Collection[str], thread_ids: Collection[str]) -> list[SurveyedLog]:
     """Journals that still hold one of the threads: of an earlier release, or of this database under another name.
 
     Raises:
         OSError: the directory or a file cannot be read.
     """
     found = []
-    for book in survey(directory).books:
-        held = {thread_id for thread_id, _ in book.waiting} | {letter.thread_id for letter in book.dead_letters}
-        if book.identity not in ours and held & set(thread_ids):
-            found.append(book)
+    for log in survey(directory).logs:
+        held = {thread_id for thread_id, _ in log.waiting} | {letter.thread_id for letter in log.dead_letters}
+        if log.identity not in ours and held & set(thread_ids):
+            found.append(log)
     return found
 
 

@@ -37,7 +37,7 @@ _CRC = struct.Struct(">I")
 _FILE_FORMAT = struct.Struct(">4sH")
 """Magic, format: what every release can read of the files of all others."""
 _FILE_HEAD = struct.Struct(">I16sdQ16sI")
-"""Number, book, created at, first sequence, hash before it, number of predecessors."""
+"""Number, log, created at, first sequence, hash before it, number of predecessors."""
 _PREDECESSOR = struct.Struct(">IQ")
 """Number, end sequence."""
 _FRAME_HEAD = struct.Struct(">4sBBIQQQQd16s")
@@ -56,7 +56,7 @@ _SIGNATURE = struct.Struct(">4s16s")
 
 class Signer:
     """Signs what is written with a secret, and tells whether what is read was. A signature counts in one place of one
-    file of one book. Without a secret nothing is signed, and nothing that is read is asked for a signature.
+    file of one log. Without a secret nothing is signed, and nothing that is read is asked for a signature.
 
     What it cannot tell: that all log files, or their end, were replaced by an older copy.
     """
@@ -66,8 +66,8 @@ class Signer:
         self._id = hashlib.blake2b(self._key, digest_size=4, person=b"journal key id").digest()
         self.asks = secret is not None
 
-    def at(self, book: str, number: int) -> FileSigner:
-        return FileSigner(self, bytes.fromhex(book) + number.to_bytes(4, "big"))
+    def at(self, log: str, number: int) -> FileSigner:
+        return FileSigner(self, bytes.fromhex(log) + number.to_bytes(4, "big"))
 
     def signed(self, place: bytes, data: bytes) -> bytes:
         mac = hashlib.blake2b(place, key=self._key, digest_size=16)
@@ -107,13 +107,13 @@ class Kind(IntEnum):
     """An operation of a thread."""
     APPLIED = 2
     """Ranges of sequences that the primary has."""
-    BURIED = 3
+    DEAD_LETTER = 3
     """A sequence that the primary refused for good, and its error."""
-    DIVERTED = 4
+    REDIRECTED = 4
     """The thread into which what is journaled of a thread goes; empty: into itself again."""
     RETIRED = 5
     """The number of a file whose records are all applied, and which may be gone."""
-    CANARY = 6
+    SELF_CHECK = 6
     """Nothing: written to see that it can be."""
 
 
@@ -130,9 +130,9 @@ class Predecessor:
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """The beginning of a file. `predecessors` are the files of the same book that were needed when it was begun."""
+    """The beginning of a file. `predecessors` are the files of the same log that were needed when it was begun."""
 
-    book: bytes
+    log: bytes
     number: int
     created_at: float
     first_sequence: int
@@ -202,7 +202,7 @@ def file_head(header: FileHeader, signer: FileSigner | None = None) -> bytes:
     """The bytes of a header: its format, its fixed part, the predecessors, each with a checksum."""
     fixed = _FILE_HEAD.pack(
         header.number,
-        header.book,
+        header.log,
         header.created_at,
         header.first_sequence,
         header.previous_hash,
@@ -305,12 +305,12 @@ def read_header(data: bytes, signer: FileSigner | None = None) -> tuple[FileHead
         data, fixed_at, _FILE_HEAD.size
     ):
         return None
-    number, book, created_at, first, previous, count = _FILE_HEAD.unpack_from(data, fixed_at)
+    number, log, created_at, first, previous, count = _FILE_HEAD.unpack_from(data, fixed_at)
     size = count * _PREDECESSOR.size
     if not _is_checked(data, _PREDECESSORS_AT, size):
         return None
     listed = _PREDECESSOR.iter_unpack(data[_PREDECESSORS_AT : _PREDECESSORS_AT + size])
-    header = FileHeader(book, number, created_at, first, previous, tuple(Predecessor(*known) for known in listed))
+    header = FileHeader(log, number, created_at, first, previous, tuple(Predecessor(*known) for known in listed))
     if max([first, *(known.end for known in header.predecessors)]) > MOST_SEQUENCE:
         return None
     length = _PREDECESSORS_AT + size + _CRC.size
@@ -507,7 +507,7 @@ def applied_in(draft: Draft) -> Sequence[Range]:
 
 def dead_letter_record(sequence: int, error: str) -> Draft:
     """The primary refused this record for good."""
-    return Draft(Kind.BURIED, body=_SEQUENCE.pack(sequence) + error.encode(errors="backslashreplace"))
+    return Draft(Kind.DEAD_LETTER, body=_SEQUENCE.pack(sequence) + error.encode(errors="backslashreplace"))
 
 
 def dead_letter_in(draft: Draft) -> tuple[int, str]:
@@ -516,7 +516,7 @@ def dead_letter_in(draft: Draft) -> tuple[int, str]:
 
 def redirection_record(thread_id: str, target: str) -> Draft:
     """What is journaled of a thread goes into another one."""
-    return Draft(Kind.DIVERTED, thread_id, target.encode())
+    return Draft(Kind.REDIRECTED, thread_id, target.encode())
 
 
 def redirection_in(draft: Draft) -> tuple[str, str]:
@@ -544,11 +544,11 @@ def check_control_record(draft: Draft, sequence: int) -> None:
             if not before < start < end <= sequence:
                 raise ValueError("ranges that are none")
             before = end
-    elif draft.kind is Kind.BURIED:
-        buried, _ = dead_letter_in(draft)
-        if buried >= sequence:
+    elif draft.kind is Kind.DEAD_LETTER:
+        refused, _ = dead_letter_in(draft)
+        if refused >= sequence:
             raise ValueError("a record that is not before it")
-    elif draft.kind is Kind.DIVERTED:
+    elif draft.kind is Kind.REDIRECTED:
         redirection_in(draft)
     elif draft.kind is Kind.RETIRED:
         retired_in(draft)
@@ -569,7 +569,7 @@ class LockFile:
     """What a lock file says.
 
     `newest` is the number of the newest file; 0: none was begun; None: it is not what was written. `home` tells which
-    primary the book is for; None: it does not say. With `home_damaged` nobody can know.
+    primary the log is for; None: it does not say. With `home_damaged` nobody can know.
     """
 
     newest: int | None

@@ -183,12 +183,12 @@ class Index:
             self._note_oldest(held)
 
     def next_of(self, thread_id: str) -> int:
-        """The thread sequence of a record of another process; `adopt` must follow."""
+        """The thread sequence of a record of another process; `take_over` must follow."""
         held = self._held.setdefault(thread_id, _Held())
         held.appended += 1
         return held.appended
 
-    def adopt(self, thread_id: str, entries: Sequence[JournalEntry]) -> None:
+    def take_over(self, thread_id: str, entries: Sequence[JournalEntry]) -> None:
         """Records that other processes left of a thread which is not being drained.
 
         They take their places among those that are there by the time when they were written; what was in order stays.
@@ -234,7 +234,7 @@ class Index:
         self._release(thread_id, held)
         self._let_in()
 
-    def bury(self, entry: JournalEntry, error: str) -> None:
+    def dead_letter(self, entry: JournalEntry, error: str) -> None:
         """Make a dead letter of the oldest record of a thread; it takes no room any more."""
         self.check_oldest([entry])
         held = self._held[entry.thread_id]
@@ -251,7 +251,7 @@ class Index:
         held = self._frozen[thread_id] = self._held.setdefault(thread_id, _Held())
         held.damaged = True
 
-    def divert(self, thread_id: str, target: str | None) -> None:
+    def redirect(self, thread_id: str, target: str | None) -> None:
         """What is journaled of a thread goes into `target` from now on, or into the thread itself again."""
         if (held := self._held.get(thread_id)) is not None:
             held.target = target
@@ -289,7 +289,7 @@ class Index:
         held = self._held.get(thread_id)
         return held is not None and held.damaged
 
-    def diverted(self, thread_id: str) -> str | None:
+    def redirected(self, thread_id: str) -> str | None:
         held = self._held.get(thread_id)
         return held.target if held is not None else None
 

@@ -16,28 +16,28 @@ from pathlib import Path
 from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal.disk import LOCKS, QUARANTINE, RealDisk, holders
 from enhanced_checkpointing.journal.format import Signer
-from enhanced_checkpointing.journal.recovery import LOCK, Adopted, FoundRecord, adopt, books_in, strays_in
+from enhanced_checkpointing.journal.recovery import LOCK, FoundRecord, OrphanedLog, logs_in, strays_in, take_over_log
 from enhanced_checkpointing.private_files import own_directory
 
 PATIENCE = 2.0
-"""Seconds that a process which adopts just now is waited for."""
+"""Seconds that a process which takes over just now is waited for."""
 
 LOOKS, LOOK_SECONDS = 5, 0.05
-"""How often the book of a living process is read before what looks like damage is believed; seconds between."""
+"""How often the log of a living process is read before what looks like damage is believed; seconds between."""
 
 
 class Owner(StrEnum):
-    """Whether the process that a book belongs to lives."""
+    """Whether the process that a log belongs to lives."""
 
     ALIVE = "alive"
     DEAD = "dead"
     UNKNOWN = "unknown"
-    """Another process adopts just now."""
+    """Another process takes over just now."""
 
 
 @dataclass(frozen=True, slots=True)
-class BuriedRecord:
-    """A dead letter: a record that the primary refused for good, and its error. `sequence` is the book's."""
+class DeadLetterRecord:
+    """A dead letter: a record that the primary refused for good, and its error. `sequence` is the log's."""
 
     thread_id: str
     operation: str
@@ -50,7 +50,7 @@ class BuriedRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class SurveyedBook:
+class SurveyedLog:
     """The files of one process's journal. Sizes are bytes, times are wall-clock seconds.
 
     `waiting` tells of each thread how many records wait for the primary; dead letters are not among them. `faults` say
@@ -66,7 +66,7 @@ class SurveyedBook:
     size: int = 0
     waiting: tuple[tuple[str, int], ...] = ()
     oldest_at: float | None = None
-    dead_letters: tuple[BuriedRecord, ...] = ()
+    dead_letters: tuple[DeadLetterRecord, ...] = ()
     faults: tuple[str, ...] = ()
     damaged_threads: tuple[str, ...] = ()
 
@@ -77,10 +77,10 @@ class SurveyedBook:
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedFile:
-    """A copy of a damaged file; `book` is the identity of the book that it belongs to."""
+    """A copy of a damaged file; `log` is the identity of the log that it belongs to."""
 
     name: str
-    book: str | None
+    log: str | None
     size: int
     copied_at: float
 
@@ -91,7 +91,7 @@ class Survey:
 
     directory: Path
     exists: bool
-    books: tuple[SurveyedBook, ...] = ()
+    logs: tuple[SurveyedLog, ...] = ()
     quarantined: tuple[QuarantinedFile, ...] = ()
     strays: tuple[str, ...] = ()
     adopting: tuple[int, ...] = ()
@@ -99,16 +99,16 @@ class Survey:
     @property
     def frozen_threads(self) -> frozenset[str]:
         """The threads that a dead letter or damage keeps from being drained."""
-        refused = {letter.thread_id for book in self.books for letter in book.dead_letters}
-        return frozenset(refused.union(*(book.damaged_threads for book in self.books)))
+        refused = {letter.thread_id for log in self.logs for letter in log.dead_letters}
+        return frozenset(refused.union(*(log.damaged_threads for log in self.logs)))
 
-    def drainable(self, book: SurveyedBook) -> int:
-        """How many operations of a book wait for nothing but the primary."""
-        return sum(count for thread_id, count in book.waiting if thread_id not in self.frozen_threads)
+    def drainable(self, log: SurveyedLog) -> int:
+        """How many operations of a log wait for nothing but the primary."""
+        return sum(count for thread_id, count in log.waiting if thread_id not in self.frozen_threads)
 
 
 def survey(directory: Path, *, patience: float = PATIENCE, locks: Path = LOCKS, signer: Signer | None = None) -> Survey:
-    """Look at all books of a directory; it need not be there. Signatures are looked at with a `signer` only.
+    """Look at all logs of a directory; it need not be there. Signatures are looked at with a `signer` only.
 
     Raises:
         OSError: the directory or a file cannot be read, or is not to be trusted.
@@ -116,14 +116,14 @@ def survey(directory: Path, *, patience: float = PATIENCE, locks: Path = LOCKS, 
     if not directory.exists():
         return Survey(directory, exists=False)
     names = RealDisk(directory).names()
-    owners = _owners(directory, books_in(names), patience)
+    owners = _owners(directory, logs_in(names), patience)
     adopting = holders(directory, locks) if Owner.UNKNOWN in owners.values() else ()
     signer = signer or Signer(None)
-    books = (_read(directory, identity, owner, locks, signer) for identity, owner in owners.items())
+    logs = (_read(directory, identity, owner, locks, signer) for identity, owner in owners.items())
     return Survey(
         directory,
         exists=True,
-        books=tuple(book for book in books if book is not None),
+        logs=tuple(log for log in logs if log is not None),
         quarantined=_quarantined(directory),
         strays=tuple(strays_in(names)),
         adopting=adopting,
@@ -155,14 +155,14 @@ class _ReadingDisk(RealDisk):
         except FileNotFoundError:
             return self._held(
                 os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            )  # as empty as the one that an adoption would make
+            )  # as empty as the one that a takeover would make
 
     def sync(self, handle: int) -> None:
         """Nothing is built upon what is read here."""
 
 
-def _read(directory: Path, identity: str, owner: Owner, locks: Path, signer: Signer) -> SurveyedBook | None:
-    """One book; None if it has gone meanwhile. That of a living process may change while it is read."""
+def _read(directory: Path, identity: str, owner: Owner, locks: Path, signer: Signer) -> SurveyedLog | None:
+    """One log; None if it has gone meanwhile. That of a living process may change while it is read."""
     disk = _ReadingDisk(directory)
     lock = directory / f"{identity}{LOCK}"
     for look in range(LOOKS):
@@ -172,12 +172,12 @@ def _read(directory: Path, identity: str, owner: Owner, locks: Path, signer: Sig
         try:
             size = sum((directory / name).lstat().st_size for name in files)
             process_ids = holders(lock, locks) if owner is Owner.ALIVE else ()
-            found = adopt(disk, identity, time.time, is_ours=lambda _: False, signer=signer)
+            found = take_over_log(disk, identity, time.time, is_ours=lambda _: False, signer=signer)
         except FileNotFoundError:
             time.sleep(LOOK_SECONDS)
             continue
         assert found is not None  # a disk that takes no locks finds none taken
-        found.book.release()
+        found.log.release()
         if owner is Owner.DEAD or not found.faults or look == LOOKS - 1:
             return _surveyed(found, owner, process_ids, tuple(files), size)
         time.sleep(LOOK_SECONDS)
@@ -185,11 +185,11 @@ def _read(directory: Path, identity: str, owner: Owner, locks: Path, signer: Sig
 
 
 def _surveyed(
-    found: Adopted, owner: Owner, process_ids: tuple[int, ...], files: tuple[str, ...], size: int
-) -> SurveyedBook:
-    errors = found.book.buried
+    found: OrphanedLog, owner: Owner, process_ids: tuple[int, ...], files: tuple[str, ...], size: int
+) -> SurveyedLog:
+    errors = found.log.dead_letters
     waiting: dict[str, int] = {}
-    letters: list[BuriedRecord] = []
+    letters: list[DeadLetterRecord] = []
     oldest: float | None = None
     for record in found.records:
         if record.sequence in errors:
@@ -197,12 +197,12 @@ def _surveyed(
         else:
             waiting[record.draft.thread_id] = waiting.get(record.draft.thread_id, 0) + 1
             oldest = min(oldest or record.draft.written_at, record.draft.written_at)
-    return SurveyedBook(
-        identity=found.book.identity,
-        begun_at=_begun_at(found.book.identity),
+    return SurveyedLog(
+        identity=found.log.identity,
+        begun_at=_begun_at(found.log.identity),
         owner=owner,
         process_ids=process_ids,
-        home=found.book.home,
+        home=found.log.home,
         files=files,
         size=size,
         waiting=tuple(waiting.items()),
@@ -213,10 +213,10 @@ def _surveyed(
     )
 
 
-def _buried(record: FoundRecord, error: str) -> BuriedRecord:
+def _buried(record: FoundRecord, error: str) -> DeadLetterRecord:
     draft = record.draft
     described = codec.describe(draft.body)
-    return BuriedRecord(
+    return DeadLetterRecord(
         thread_id=draft.thread_id,
         operation=described.name,
         checkpoint_ns=described.checkpoint_ns,
@@ -237,7 +237,7 @@ def _quarantined(directory: Path) -> tuple[QuarantinedFile, ...]:
     try:
         with own_directory(directory) as above, own_directory(QUARANTINE, folder=above) as folder:
             for name in sorted(os.listdir(folder)):
-                known, stat = books_in([name]), os.stat(name, dir_fd=folder, follow_symlinks=False)
+                known, stat = logs_in([name]), os.stat(name, dir_fd=folder, follow_symlinks=False)
                 found.append(QuarantinedFile(name, known[0] if known else None, stat.st_size, stat.st_mtime))
     except FileNotFoundError:
         return ()
@@ -248,8 +248,8 @@ def held_in(directory: Path) -> frozenset[str]:
     """The threads of which any process's journal in this directory holds anything, whatever its database is called
     there: it may be the same one under another name."""
     held: set[str] = set()
-    for book in survey(directory).books:
-        held.update(thread_id for thread_id, _ in book.waiting)
-        held.update(letter.thread_id for letter in book.dead_letters)
-        held.update(book.damaged_threads)
+    for log in survey(directory).logs:
+        held.update(thread_id for thread_id, _ in log.waiting)
+        held.update(letter.thread_id for letter in log.dead_letters)
+        held.update(log.damaged_threads)
     return frozenset(held)

@@ -51,8 +51,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
-class JournalFile:
-    """One file of a book. `end` is where the next frame goes, `end_sequence` what would be its sequence.
+class LogFile:
+    """One file of a log. `end` is where the next frame goes, `end_sequence` what would be its sequence.
 
     `open_records` are not applied yet. A file that is `for_marks` was begun in the room that is set aside for them.
     Without a `handle` it is opened whenever it is read: those of many processes that are gone may be there.
@@ -69,7 +69,7 @@ class JournalFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RecordLocation:
     """Where a record is: the number of its file, and bytes in it."""
 
     file: int
@@ -77,12 +77,12 @@ class Place:
     length: int
 
 
-_Written: TypeAlias = tuple[Sequence[Draft], list[int], Sequence[Place], Sequence[int]]
+_Written: TypeAlias = tuple[Sequence[Draft], list[int], Sequence[RecordLocation], Sequence[int]]
 """Frames that were written, their sequences and places, and the files that they make unnecessary."""
 
 
-class Book:
-    """The one owner of its files. `identity` is 32 hexadecimal digits; books sort by the time when they were begun."""
+class ProcessLog:
+    """The one owner of its files. `identity` is 32 hexadecimal digits; logs sort by the time when they were begun."""
 
     def __init__(
         self,
@@ -97,13 +97,13 @@ class Book:
         self._signer = signer
         self.home = home
         """Which primary it is for; None: that is not told."""
-        self.files: dict[int, JournalFile] = {}
-        self.places: dict[int, Place] = {}
+        self.files: dict[int, LogFile] = {}
+        self.places: dict[int, RecordLocation] = {}
         """Of every record that is not applied, dead letters included."""
         self.applied = Sequences()
         """Of the records in the files that are still needed, those that are applied."""
-        self.buried: dict[int, str] = {}
-        self.diverted: dict[str, str] = {}
+        self.dead_letters: dict[int, str] = {}
+        self.redirected: dict[str, str] = {}
         self.next_sequence = 1
         self.previous_hash = NO_HASH
         self.newest = 0
@@ -120,7 +120,7 @@ class Book:
         self._disk = disk
         self._lock = lock
         self._wall_clock = wall_clock
-        self._active: JournalFile | None = None
+        self._active: LogFile | None = None
         self._appended: Counter[str] = Counter()
         """Records of each thread in the active file."""
         self._has_spare = False
@@ -190,7 +190,7 @@ class Book:
         sequences = list(range(self.next_sequence, self.next_sequence + len(drafts)))
         self.next_sequence += len(drafts)
         for draft, sequence in zip(drafts, sequences, strict=True):
-            self.take(draft, sequence, Place(0, 0, 0))
+            self.take(draft, sequence, RecordLocation(0, 0, 0))
         return sequences
 
     def check(self) -> None:
@@ -227,9 +227,11 @@ class Book:
 
         def drafts(first: int) -> list[Draft]:
             new.update(zip(kept, range(first, first + len(kept)), strict=True))
-            buried = [dead_letter_record(new[one], error) for one, error in self.buried.items() if one in new]
+            dead_letters = [
+                dead_letter_record(new[one], error) for one, error in self.dead_letters.items() if one in new
+            ]
             done = [*gone, *kept]
-            return [*kept.values(), *buried, *([applied_record(done)] if done else [])]
+            return [*kept.values(), *dead_letters, *([applied_record(done)] if done else [])]
 
         self._begin_file(spare=False, holding=drafts)
         self._moved = {known: new.get(now, now) for known, now in self._moved.items() if now not in gone} | new
@@ -244,7 +246,7 @@ class Book:
         """A mark of records that were written anew, made of what they were known by before."""
         if self._moved and draft.kind is Kind.APPLIED:
             return applied_record(self._moved.get(one, one) for one in _sequences_in(draft))
-        if self._moved and draft.kind is Kind.BURIED:
+        if self._moved and draft.kind is Kind.DEAD_LETTER:
             sequence, error = dead_letter_in(draft)
             return dead_letter_record(self._moved.get(sequence, sequence), error)
         return draft
@@ -266,7 +268,7 @@ class Book:
             return None
         return frame.draft if isinstance(frame, Frame) and frame.sequence == sequence else None
 
-    def _read(self, file: JournalFile, offset: int, length: int) -> bytes:
+    def _read(self, file: LogFile, offset: int, length: int) -> bytes:
         if file.handle is not None:
             return self._disk.read(file.handle, offset, length)
         handle = self._disk.open(self.name_of(file.number))
@@ -277,30 +279,30 @@ class Book:
 
     # What its frames say, when they are written and when they are found
 
-    def take(self, draft: Draft, sequence: int, place: Place) -> None:
-        """Know what a frame says that this process writes, or another one that it adopts from has written."""
+    def take(self, draft: Draft, sequence: int, place: RecordLocation) -> None:
+        """Know what a frame says that this process writes, or one that it takes over from has written."""
         if draft.kind is Kind.RECORD:
             self.places[sequence] = place
             self.files[place.file].open_records.add(sequence)
         elif draft.kind is Kind.APPLIED:
             self.applied.add(applied_in(draft))
             for gone in _sequences_in(draft):
-                self.buried.pop(gone, None)  # it was tried again
+                self.dead_letters.pop(gone, None)  # it was tried again
                 if (known := self.places.pop(gone, None)) is not None:
                     self.files[known.file].open_records.discard(gone)
-        elif draft.kind is Kind.BURIED:
-            buried, error = dead_letter_in(draft)
-            self.buried[buried] = error
-        elif draft.kind is Kind.DIVERTED:
+        elif draft.kind is Kind.DEAD_LETTER:
+            refused, error = dead_letter_in(draft)
+            self.dead_letters[refused] = error
+        elif draft.kind is Kind.REDIRECTED:
             thread_id, target = redirection_in(draft)
-            self.diverted[thread_id] = target
+            self.redirected[thread_id] = target
             if not target:
-                del self.diverted[thread_id]
+                del self.redirected[thread_id]
 
     # Files
 
     def close(self) -> None:
-        """Leave the book for the next process; when nothing in it is needed, nothing of it stays.
+        """Leave the log for the next process; when nothing in it is needed, nothing of it stays.
 
         Raises:
             OSError: something of it stays.
@@ -334,7 +336,7 @@ class Book:
         del self.files[number]
         self.leftovers.add(number)
 
-    def _ready(self, *, for_marks: bool) -> JournalFile:
+    def _ready(self, *, for_marks: bool) -> LogFile:
         """The file that takes the next frame."""
         file = self._active
         if file is None or file.end > (FILE_LIMIT if file.open_records else TIDY_ABOVE):
@@ -343,7 +345,7 @@ class Book:
             return self._begin_file(spare=False)  # records must not take the room of the marks
         return file
 
-    def _begin_file(self, *, spare: bool, holding: Callable[[int], list[Draft]] = lambda _: []) -> JournalFile:
+    def _begin_file(self, *, spare: bool, holding: Callable[[int], list[Draft]] = lambda _: []) -> LogFile:
         """The next file. What it is to be `holding` from the beginning, made for the sequence of the first of it,
         counts with it or not at all."""
         if spare and not self._has_spare:
@@ -352,7 +354,7 @@ class Book:
         before = self.next_sequence, self.previous_hash, self._appended
         needed = [known for known in self.files.values() if known.open_records or known.damaged]
         header = FileHeader(
-            book=bytes.fromhex(self.identity),
+            log=bytes.fromhex(self.identity),
             number=self.newest,
             created_at=self._wall_clock(),
             first_sequence=self.next_sequence,
@@ -364,7 +366,7 @@ class Book:
         )
         name = self.name_of(header.number)
         handle = self._disk.open(self.spare_name) if spare else self._disk.create(name)
-        file = JournalFile(header.number, handle, self.next_sequence, self.next_sequence, for_marks=spare)
+        file = LogFile(header.number, handle, self.next_sequence, self.next_sequence, for_marks=spare)
         is_durable = False
         try:
             if spare:
@@ -378,9 +380,9 @@ class Book:
             written = self._write_with_retired(file, holding(self.next_sequence))
             self._disk.sync_names()
             is_durable = True
-            self._write_slot()
+            self._write_lock_file()
         except OSError:
-            self._discard(file, remove=not is_durable)  # its slot may be there, and would miss it
+            self._discard(file, remove=not is_durable)  # its lock_file may be there, and would miss it
             if is_durable:
                 self._active = None  # and end the file before it where that ends now
             else:
@@ -394,26 +396,26 @@ class Book:
             self._discard(self.files.pop(known.number))
         return file
 
-    def _summary(self, needed: Iterable[JournalFile]) -> list[Draft]:
+    def _summary(self, needed: Iterable[LogFile]) -> list[Draft]:
         """What the files so far say of the records in those that stay."""
         oldest = min((file.first_sequence for file in needed), default=self.next_sequence)
         self.applied = self.applied.since(oldest)
         return [
             *([applied_ranges_record(self.applied)] if self.applied.ranges else []),
-            *(dead_letter_record(sequence, error) for sequence, error in self.buried.items()),
-            *(redirection_record(thread_id, target) for thread_id, target in self.diverted.items()),
+            *(dead_letter_record(sequence, error) for sequence, error in self.dead_letters.items()),
+            *(redirection_record(thread_id, target) for thread_id, target in self.redirected.items()),
             self._canary(),  # so that there is always something to sync
         ]
 
     def _canary(self) -> Draft:
-        return Draft(Kind.CANARY, written_at=self._wall_clock())
+        return Draft(Kind.SELF_CHECK, written_at=self._wall_clock())
 
-    def _append_to(self, file: JournalFile, drafts: Sequence[Draft]) -> list[int]:
+    def _append_to(self, file: LogFile, drafts: Sequence[Draft]) -> list[int]:
         """Write frames, and the marks of files that they make unnecessary; remove those then."""
         written = self._write_with_retired(file, drafts)
         return self._take_written(*written)
 
-    def _write_with_retired(self, file: JournalFile, drafts: Sequence[Draft]) -> _Written:
+    def _write_with_retired(self, file: LogFile, drafts: Sequence[Draft]) -> _Written:
         if not drafts:
             return [], [], [], []
         done = self._done_with(file, drafts)
@@ -421,7 +423,7 @@ class Book:
         return drafts, *self._write(file, drafts), done
 
     def _take_written(
-        self, drafts: Sequence[Draft], sequences: list[int], places: Sequence[Place], done: Sequence[int]
+        self, drafts: Sequence[Draft], sequences: list[int], places: Sequence[RecordLocation], done: Sequence[int]
     ) -> list[int]:
         for draft, sequence, place in zip(drafts, sequences, places, strict=True):
             self.take(draft, sequence, place)
@@ -429,7 +431,7 @@ class Book:
             self._discard(self.files.pop(number))
         return sequences
 
-    def _done_with(self, active: JournalFile, drafts: Sequence[Draft]) -> list[int]:
+    def _done_with(self, active: LogFile, drafts: Sequence[Draft]) -> list[int]:
         """The files that these marks make unnecessary."""
         gone = {sequence for draft in drafts if draft.kind is Kind.APPLIED for sequence in _sequences_in(draft)}
         return [
@@ -438,13 +440,13 @@ class Book:
             if file is not active and not file.damaged and file.open_records <= gone
         ]
 
-    def _write(self, file: JournalFile, drafts: Sequence[Draft]) -> tuple[list[int], list[Place]]:
+    def _write(self, file: LogFile, drafts: Sequence[Draft]) -> tuple[list[int], list[RecordLocation]]:
         """Write frames at the end of a file and sync it; only then is anything known of them."""
         batch = sequence = self.next_sequence
         previous, offset = self.previous_hash, file.end
         appended: Counter[str] = Counter()
         packed: list[bytes] = []
-        places: list[Place] = []
+        places: list[RecordLocation] = []
         signer = self.signer_of(file.number)
         for draft in drafts:
             thread_sequence = 0
@@ -452,7 +454,7 @@ class Book:
                 appended[draft.thread_id] += 1
                 thread_sequence = self._appended[draft.thread_id] + appended[draft.thread_id]
             frame = frame_bytes(draft, sequence, thread_sequence, batch, previous, signer)
-            places.append(Place(file.number, offset, len(frame)))
+            places.append(RecordLocation(file.number, offset, len(frame)))
             packed.append(frame)
             sequence, previous, offset = sequence + 1, hash_of(frame), offset + len(frame)
         self._store(file, b"".join(packed))
@@ -461,7 +463,7 @@ class Book:
         file.end, file.end_sequence = offset, sequence
         return list(range(batch, sequence)), places
 
-    def _store(self, file: JournalFile, data: bytes) -> None:
+    def _store(self, file: LogFile, data: bytes) -> None:
         """Write at the end of a file and sync it. After a failure it is not known what it holds behind that."""
         assert file.handle is not None
         try:
@@ -476,7 +478,7 @@ class Book:
                 self.in_doubt = True  # until the next file says that it is void
             raise
 
-    def _discard(self, file: JournalFile, *, remove: bool = True) -> None:
+    def _discard(self, file: LogFile, *, remove: bool = True) -> None:
         """Close a file of which nothing is needed. Where it cannot be removed, every later file says so."""
         self.leftovers.add(file.number)
         with suppress(OSError):  # tried again at the end
@@ -517,7 +519,7 @@ class Book:
         self._disk.close(handle)
         self._has_spare = True
 
-    def _write_slot(self) -> None:
+    def _write_lock_file(self) -> None:
         self._disk.write(self._lock, 0, lock_file_bytes(self.newest, self.home, self.signer_of(0)))
         self._disk.sync(self._lock)
 

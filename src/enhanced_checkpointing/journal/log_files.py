@@ -15,24 +15,24 @@ from typing import Protocol, TypeVar
 
 from enhanced_checkpointing.journal.disk import Disk, refusal
 from enhanced_checkpointing.journal.format import Draft, Kind, Signer
-from enhanced_checkpointing.journal.log_file import NO_ROOM, Book
-from enhanced_checkpointing.journal.recovery import LOCK, Adopted, Estate, Inheritance, books_in
+from enhanced_checkpointing.journal.log_file import NO_ROOM, ProcessLog
+from enhanced_checkpointing.journal.recovery import LOCK, OrphanedLog, OrphanRecovery, Orphans, logs_in
 from enhanced_checkpointing.journal.workers import Workers
 
 T = TypeVar("T")
 
 TRIES = 8
-"""How often a name is made up for a book; another process that starts just now may have taken it for a dead one's."""
+"""How often a name is made up for a log; another process that starts just now may have taken it for a dead one's."""
 
 
-class Shelf:
-    """Owns the books, and the thread on which they are used: each method that waits runs there, behind what was asked
+class ProcessLogs:
+    """Owns the logs, and the thread on which they are used: each method that waits runs there, behind what was asked
     before it. `run` may be another place for that."""
 
     def __init__(
         self,
         disk: Disk,
-        estate: Estate,
+        recovery: OrphanRecovery,
         workers: Workers | None,
         *,
         home: str | None,
@@ -42,12 +42,12 @@ class Shelf:
         signer: Signer | None = None,
     ) -> None:
         self._signer = signer
-        self.own: Book | None = None
-        """The book of this process, once one was needed."""
-        self.adopted: list[Book] = []
-        """Books that are only drained."""
+        self.own: ProcessLog | None = None
+        """The log of this process, once one was needed."""
+        self.taken_over: list[ProcessLog] = []
+        """Logs that are only drained."""
         self._disk = disk
-        self._estate = estate
+        self._recovery = recovery
         self._workers = workers
         self._home = home
         self._injected_run = run
@@ -56,8 +56,8 @@ class Shelf:
         self._worker: JournalThread | None = None
 
     @property
-    def books(self) -> list[Book]:
-        return [*self.adopted, *([self.own] if self.own is not None else [])]
+    def logs(self) -> list[ProcessLog]:
+        return [*self.taken_over, *([self.own] if self.own is not None else [])]
 
     def open(self) -> None:
         """Have a thread to run on."""
@@ -78,84 +78,84 @@ class Shelf:
         """
         await self.run(self._disk.prepare)
 
-    async def inherit(self) -> Inheritance | None:
+    async def take_over(self) -> Orphans | None:
         """Take over what ended processes left; None while another process does."""
-        return await self.run(self._inherit)
+        return await self.run(self._take_over)
 
     async def check(self) -> None:
-        """See that this process's book can be written, and begin it where there is none.
+        """See that this process's log can be written, and begin it where there is none.
 
         Raises:
             OSError: it cannot.
         """
-        await self.run(lambda: self._own_book().check())
+        await self.run(lambda: self._own_log().check())
 
-    async def set_lost_aside(self) -> Book | None:
-        """Put this process's book with those that are only drained, if its files were removed; another one is begun."""
+    async def set_lost_aside(self) -> ProcessLog | None:
+        """Put this process's log with those that are only drained, if its files were removed; another one is begun."""
         return await self.run(self._set_lost_aside)
 
     async def give_back_settled(self) -> None:
-        """Close adopted books of which everything is done, so that a process that lives on holds nothing of them."""
-        settled = [book for book in self.adopted if book.is_settled and not book.missing]
-        self.adopted = [book for book in self.adopted if book not in settled]
-        for book in settled:
+        """Close logs that were taken over and are done, so that a process that lives on holds nothing of them."""
+        settled = [log for log in self.taken_over if log.is_settled and not log.missing]
+        self.taken_over = [log for log in self.taken_over if log not in settled]
+        for log in settled:
             with suppress(OSError):  # nothing is in it: the next process removes it
-                await self.run(book.close)
+                await self.run(log.close)
 
     async def close(self, seconds: float) -> BaseException | None:
-        """Leave the books to the next process, and wait that long for it. Returns why that did not go as it should."""
-        closing = asyncio.ensure_future(self.run(self._close_books))
+        """Leave the logs to the next process, and wait that long for it. Returns why that did not go as it should."""
+        closing = asyncio.ensure_future(self.run(self._close_logs))
         done, _ = await asyncio.wait({closing}, timeout=seconds)
         if self._worker is not None:
             self._worker.close()
         return closing.exception() if done else None
 
-    def _inherit(self) -> Inheritance | None:
-        """Runs where the books are used: what it takes over is given back by whoever closes them, come what may."""
+    def _take_over(self) -> Orphans | None:
+        """Runs where the logs are used: what it takes over is given back by whoever closes them, come what may."""
         if self._workers is not None:
             with suppress(OSError):  # `check` says why
-                self._own_book()
-        inheritance = self._estate.inherit({book.identity for book in self.books}, self._settle)
-        if inheritance is not None:
-            self.adopted += [found.book for found in inheritance.books]
-        return inheritance
+                self._own_log()
+        orphans = self._recovery.take_over({log.identity for log in self.logs}, self._settle)
+        if orphans is not None:
+            self.taken_over += [found.log for found in orphans.logs]
+        return orphans
 
-    def _settle(self, alive: Set[str], books: Sequence[Adopted]) -> None:
+    def _settle(self, alive: Set[str], logs: Sequence[OrphanedLog]) -> None:
         if self._workers is not None:
-            threads = {record.draft.thread_id for found in books for record in found.records}
-            threads.update(*(found.damaged_threads for found in books))
+            threads = {record.draft.thread_id for found in logs for record in found.records}
+            threads.update(*(found.damaged_threads for found in logs))
             self._workers.settle(self.own.identity if self.own is not None else None, alive, threads)
 
-    def _set_lost_aside(self) -> Book | None:
-        book = self.own
-        if book is None or book.is_in_place():
+    def _set_lost_aside(self) -> ProcessLog | None:
+        log = self.own
+        if log is None or log.is_in_place():
             return None
-        book.lose()
+        log.lose()
         self.own = None
-        self.adopted.append(book)
-        return book
+        self.taken_over.append(log)
+        return log
 
-    def _own_book(self) -> Book:
-        """The book of this process; begun when it is first needed."""
+    def _own_log(self) -> ProcessLog:
+        """The log of this process; begun when it is first needed."""
         if self.own is None:
             self._disk.prepare()
-            known = [int(identity[:16], 16) for identity in books_in(self._disk.names())]
+            known = [int(identity[:16], 16) for identity in logs_in(self._disk.names())]
             begun_at = max([int(self._wall_clock() * 1e6), *(stamp + 1 for stamp in known)])  # a clock may jump back
             for _ in range(TRIES):
                 identity = f"{begun_at:016x}{self._make_random()}"
                 if (lock := self._disk.lock(f"{identity}{LOCK}")) is not None:
-                    self.own = Book(self._disk, identity, lock, self._wall_clock, self._home, self._signer)
+                    self.own = ProcessLog(self._disk, identity, lock, self._wall_clock, self._home, self._signer)
                     return self.own
-            raise OSError(errno.EAGAIN, "another process took the lock of every book that was begun")
+            raise OSError(errno.EAGAIN, "another process took the lock of every log that was begun")
         return self.own
 
-    def _close_books(self) -> None:
-        """Runs behind all that was asked of the books, also of what nobody waits for any more."""
-        books = self.books
-        self.adopted, self.own = [], None
+    def _close_logs(self) -> None:
+        """Runs behind all that was asked of the logs, also of what nobody waits for any more."""
+        logs = self.logs
+        self.taken_over, self.own = [], None
         with ExitStack() as stack:
-            for book in books:
-                stack.callback(book.close)
+            for log in logs:
+                stack.callback(log.close)
             if self._workers is not None:
                 stack.callback(self._workers.leave)  # first: another one must not think that it has to free our place
 
@@ -170,7 +170,7 @@ class Run(Protocol):
 class _Request:
     """A frame, and what is to be done once it is stored, or is not. `ended` is done when it is durable."""
 
-    book: Book
+    log: ProcessLog
     draft: Draft
     stored: Callable[[int], None]
     failed: Callable[[], None]
@@ -178,7 +178,7 @@ class _Request:
 
 
 class Committer:
-    """Sends frames to their books in the order in which they came. `told` hears how each commit ended."""
+    """Sends frames to their logs in the order in which they came. `told` hears how each commit ended."""
 
     def __init__(self, run: Run, told: Callable[[OSError | None], None]) -> None:
         self._run = run
@@ -188,16 +188,16 @@ class Committer:
 
     def submit(
         self,
-        book: Book,
+        log: ProcessLog,
         draft: Draft,
         *,
         stored: Callable[[int], None],
         failed: Callable[[], None] = lambda: None,
     ) -> asyncio.Future[None]:
-        """Send a frame; `stored` gets its sequence in the book. The future fails with what a caller is to be told."""
+        """Send a frame; `stored` gets its sequence in the log. The future fails with what a caller is to be told."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ended.add_done_callback(_seen)
-        self._requests.append(_Request(book, draft, stored, failed, ended))
+        self._requests.append(_Request(log, draft, stored, failed, ended))
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush(), name="journal")
         return ended
@@ -216,18 +216,18 @@ class Committer:
         """Send what has gathered, again and again, until nothing has."""
         while self._requests:
             requests, self._requests = self._requests, []
-            for book in dict.fromkeys(request.book for request in requests):
-                await self._store(book, [request for request in requests if request.book is book])
+            for log in dict.fromkeys(request.log for request in requests):
+                await self._store(log, [request for request in requests if request.log is log])
 
-    async def _store(self, book: Book, requests: Sequence[_Request]) -> None:
+    async def _store(self, log: ProcessLog, requests: Sequence[_Request]) -> None:
         drafts = [request.draft for request in requests]
         records = [request for request in requests if request.draft.kind is Kind.RECORD]
         try:
-            sequences = await self._run(lambda: book.append(drafts))
+            sequences = await self._run(lambda: log.append(drafts))
         except OSError as error:
             marks = [request for request in requests if request.draft.kind is not Kind.RECORD]
             if error.errno in NO_ROOM and marks and records:
-                await self._store(book, marks)  # room was set aside for them
+                await self._store(log, marks)  # room was set aside for them
                 requests = records
             self._told(error)
             _refuse(requests, refusal(error))
@@ -237,7 +237,7 @@ class Committer:
             return
         if records:
             self._told(None)  # marks have room of their own: they do not tell whether there is any for records
-        for request, sequence in zip(requests, sequences, strict=False):  # the book may have added marks of its own
+        for request, sequence in zip(requests, sequences, strict=False):  # the log may have added marks of its own
             request.stored(sequence)
             if not request.ended.done():
                 request.ended.set_result(None)

@@ -42,12 +42,12 @@ class MemoryJournal:
         self.held_threads = self._index.held_threads
         self.entries = self._index.entries
         self.dead_letters: Callable[[], Sequence[DeadLetter]] = self._index.dead_letters
-        self.diverted = self._index.diverted
+        self.redirected = self._index.redirected
 
     async def open(self) -> None:
         """Nothing to do: a new journal in memory is empty."""
 
-    async def adopt(self, undrained: Undrained, taken: Taken) -> None:
+    async def take_over(self, undrained: Undrained, taken: Taken) -> None:
         """Nothing to do: nobody leaves anything in memory."""
 
     def begin(self, operation: Operation, base_head: BaseHead) -> Appending | None:
@@ -85,11 +85,11 @@ class MemoryJournal:
         for entry in entries:
             del self._operations[entry.sequence]
 
-    async def bury(self, entry: JournalEntry, error: str) -> None:
-        self._index.bury(entry, error)
+    async def dead_letter(self, entry: JournalEntry, error: str) -> None:
+        self._index.dead_letter(entry, error)
 
-    async def divert(self, thread_id: str, target: str) -> None:
-        self._index.divert(thread_id, target)
+    async def redirect(self, thread_id: str, target: str) -> None:
+        self._index.redirect(thread_id, target)
 
     def forget(self, thread_id: str, is_gone: Callable[[JournalEntry], bool]) -> int:
         gone = self._index.erase(thread_id, is_gone)

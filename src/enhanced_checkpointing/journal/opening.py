@@ -13,7 +13,7 @@ from enhanced_checkpointing.journal.disk import RealDisk, memory_filesystem, net
 from enhanced_checkpointing.journal.durable import DurableJournal
 from enhanced_checkpointing.journal.format import Signer
 from enhanced_checkpointing.journal.memory import MemoryJournal
-from enhanced_checkpointing.journal.recovery import adopt, books_in
+from enhanced_checkpointing.journal.recovery import logs_in, take_over_log
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.serialization import SharingSerializer
@@ -74,7 +74,7 @@ async def _open_durable(
         serializer=serializer,
         telemetry=telemetry,
         home=home,
-        adopts_all=config.journal_adopt == "all",
+        takes_over_all=config.journal_adopt == "all",
         signer=signer_of(config),
     )
     await journal.open()
@@ -118,9 +118,9 @@ def _backlog_in(directory: Path) -> int:
     if not directory.is_dir():
         return 0
     disk, count = RealDisk(directory), 0
-    for identity in books_in(disk.names()):
-        found = adopt(disk, identity, time.time, is_ours=lambda home: False, signer=Signer(None))
+    for identity in logs_in(disk.names()):
+        found = take_over_log(disk, identity, time.time, is_ours=lambda home: False, signer=Signer(None))
         if found is not None:
             count += len(found.records)
-            found.book.release()
+            found.log.release()
     return count

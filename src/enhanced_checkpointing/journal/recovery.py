@@ -36,28 +36,28 @@ from enhanced_checkpointing.journal.format import (
     retired_in,
     scan,
 )
-from enhanced_checkpointing.journal.log_file import Book, JournalFile, Place
+from enhanced_checkpointing.journal.log_file import LogFile, ProcessLog, RecordLocation
 from enhanced_checkpointing.observability.events import Notice, Telemetry
 
 LOCK, SPARE, FILE = ".lock", ".spare", ".journal"
 
-HOME_UNKNOWN = "unknown: the lock file is damaged"
-"""Stands for the home of a book that cannot be read any more."""
+DATABASE_UNKNOWN = "unknown: the lock file is damaged"
+"""Stands for the home of a log that cannot be read any more."""
 
 _NAME = re.compile(r"(0[0-9a-f]{31})(?:\.lock|\.spare|\.([0-9]{6,8}|[0-4][0-9]{8})\.journal)")
-"""Every file of a book: the book's identity, and the number of a file with records.
+"""Every file of a log: the log's identity, and the number of a file with records.
 
 Neither is the last that there could be: the next one needs a name, too. An identity begins with a time in microseconds,
 of which 2**60 are 36,500 years.
 """
 
 MOST_NAMED = 100
-"""Places of damage that are named of one book."""
+"""Places of damage that are named of one log."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRecord:
-    """A record that is not applied, in the book's order."""
+    """A record that is not applied, in the log's order."""
 
     sequence: int
     draft: Draft
@@ -65,13 +65,13 @@ class FoundRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
-    """A book of a process that is gone. `faults` say what is damaged, `damaged_threads` whose records may be lost.
+class OrphanedLog:
+    """A log of a process that is gone. `faults` say what is damaged, `damaged_threads` whose records may be lost.
 
     One that `is_foreign` is of another primary.
     """
 
-    book: Book
+    log: ProcessLog
     records: Sequence[FoundRecord]
     faults: Sequence[str]
     damaged_threads: frozenset[str]
@@ -82,7 +82,7 @@ class Adopted:
 class _FileRead:
     """A file; `frames` and `damages` are what counts of it."""
 
-    file: JournalFile
+    file: LogFile
     header: FileHeader | None
     frames: Sequence[Frame]
     damages: Sequence[Damage]
@@ -99,8 +99,8 @@ class _FileRead:
         return self.header.previous_hash if self.header is not None else None
 
 
-def books_in(names: Iterable[str]) -> list[str]:
-    """The identities of all books, oldest first."""
+def logs_in(names: Iterable[str]) -> list[str]:
+    """The identities of all logs, oldest first."""
     return sorted({found[1] for name in names if (found := _NAME.fullmatch(name))})
 
 
@@ -109,15 +109,15 @@ def strays_in(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith(".") and not _NAME.fullmatch(name)]
 
 
-def adopt(
+def take_over_log(
     disk: Disk,
     identity: str,
     wall_clock: Callable[[], float],
     is_ours: Callable[[str | None], bool] = lambda home: True,
     signer: Signer | None = None,
-) -> Adopted | None:
-    """Take over a book; None if the process that writes it is alive. `is_ours` tells whether we are to drain what is
-    for a primary; the files of a book that is not ours are left as they are. With a `signer` what is not signed is
+) -> OrphanedLog | None:
+    """Take over a log; None if the process that writes it is alive. `is_ours` tells whether we are to drain what is
+    for a primary; the files of a log that is not ours are left as they are. With a `signer` what is not signed is
     damage.
 
     Raises:
@@ -127,93 +127,93 @@ def adopt(
     lock = disk.lock(f"{identity}{LOCK}")
     if lock is None:
         return None
-    book = Book(disk, identity, lock, wall_clock, signer=signer)
+    log = ProcessLog(disk, identity, lock, wall_clock, signer=signer)
     try:
-        slot = read_lock_file(disk.read(lock, 0, disk.size(lock)), book.signer_of(0))
-        book.home = HOME_UNKNOWN if slot.home_damaged else slot.home
-        if is_ours(book.home):
-            return _read_book(disk, book, slot)
-        return _look_into(disk, book, slot)
+        lock_file = read_lock_file(disk.read(lock, 0, disk.size(lock)), log.signer_of(0))
+        log.home = DATABASE_UNKNOWN if lock_file.home_damaged else lock_file.home
+        if is_ours(log.home):
+            return _read_log(disk, log, lock_file)
+        return _look_into(disk, log, lock_file)
     except BaseException:
-        book.release()
+        log.release()
         raise
 
 
-def _look_into(disk: Disk, book: Book, slot: LockFile) -> Adopted:
-    """Read a book that is not ours, and change nothing."""
+def _look_into(disk: Disk, log: ProcessLog, lock_file: LockFile) -> OrphanedLog:
+    """Read a log that is not ours, and change nothing."""
     try:
-        return replace(_read_book(disk, book, slot, is_ours=False), is_foreign=True)
+        return replace(_read_log(disk, log, lock_file, is_ours=False), is_foreign=True)
     except CheckpointerConfigurationError as error:
-        return Adopted(book, [], [str(error)], frozenset(), is_foreign=True)
+        return OrphanedLog(log, [], [str(error)], frozenset(), is_foreign=True)
 
 
-def _read_book(disk: Disk, book: Book, slot: LockFile, *, is_ours: bool = True) -> Adopted:
-    newest_begun = slot.newest
+def _read_log(disk: Disk, log: ProcessLog, lock_file: LockFile, *, is_ours: bool = True) -> OrphanedLog:
+    newest_begun = lock_file.newest
     names = disk.names()
-    if is_ours and book.spare_name in names:
-        book.find_spare()
-    ours = (found for name in names if (found := _NAME.fullmatch(name)) and found[1] == book.identity)
+    if is_ours and log.spare_name in names:
+        log.find_spare()
+    ours = (found for name in names if (found := _NAME.fullmatch(name)) and found[1] == log.identity)
     numbers = sorted(int(found[2]) for found in ours if found[2])
-    book.newest = max([newest_begun or 0, *numbers])
-    reads = _needed(book, [_read_file(disk, book, number) for number in numbers], newest_begun)
+    log.newest = max([newest_begun or 0, *numbers])
+    reads = _needed(log, [_read_file(disk, log, number) for number in numbers], newest_begun)
     frames = [frame for read in reads for frame in read.frames]
     # All at once, before the records that they name: what a mark names is not counted out.
     marked = (applied_in(frame.draft) for frame in frames if frame.draft.kind is Kind.APPLIED)
-    book.applied = Sequences(part for ranges in marked for part in ranges)
+    log.applied = Sequences(part for ranges in marked for part in ranges)
     records: dict[int, FoundRecord] = {}
     for read in reads:
         for frame in read.frames:
-            if frame.draft.kind is Kind.APPLIED or frame.sequence in book.applied:
+            if frame.draft.kind is Kind.APPLIED or frame.sequence in log.applied:
                 continue
-            book.take(frame.draft, frame.sequence, Place(read.number, frame.offset, frame.length))
+            log.take(frame.draft, frame.sequence, RecordLocation(read.number, frame.offset, frame.length))
             if frame.draft.kind is Kind.RECORD:
                 records[frame.sequence] = FoundRecord(frame.sequence, frame.draft, frame.length)
-        book.next_sequence, book.previous_hash = read.file.end_sequence, read.last_hash or book.previous_hash
-    book.buried = {sequence: error for sequence, error in book.buried.items() if sequence not in book.applied}
-    pending = [records[sequence] for sequence in sorted(book.places)]
+        log.next_sequence, log.previous_hash = read.file.end_sequence, read.last_hash or log.previous_hash
+    log.dead_letters = {sequence: error for sequence, error in log.dead_letters.items() if sequence not in log.applied}
+    pending = [records[sequence] for sequence in sorted(log.places)]
     # Its home is written before the first record: without records it may have been torn.
-    slot_is_damaged = newest_begun is None or (slot.home_damaged and bool(pending))
-    faults = [f"{book.lock_name}: it is not what was written"] if slot_is_damaged else []
-    faults += [f"{book.name_of(number)}: the file is missing" for number in sorted(book.missing)]
-    doubts = [_threads_in_doubt(read, book.applied) for read in reads] + ([None] if book.missing else [])
+    lock_file_is_damaged = newest_begun is None or (lock_file.home_damaged and bool(pending))
+    faults = [f"{log.lock_name}: it is not what was written"] if lock_file_is_damaged else []
+    faults += [f"{log.name_of(number)}: the file is missing" for number in sorted(log.missing)]
+    doubts = [_threads_in_doubt(read, log.applied) for read in reads] + ([None] if log.missing else [])
     threads: set[str] = set()
     for doubt in doubts:
         threads |= {record.draft.thread_id for record in pending} if doubt is None else doubt
     for read in reads:
-        named = {damage.thread_id for damage in read.damages if damage.sequence not in book.applied}
+        named = {damage.thread_id for damage in read.damages if damage.sequence not in log.applied}
         threads |= {thread_id for thread_id in named if thread_id is not None}
-        faults += [f"{book.name_of(read.number)}, byte {damage.offset}: {damage.what}" for damage in read.damages]
+        faults += [f"{log.name_of(read.number)}, byte {damage.offset}: {damage.what}" for damage in read.damages]
         if read.file.damaged and is_ours:
-            faults += _keep_copy(disk, book.name_of(read.number))
+            faults += _keep_copy(disk, log.name_of(read.number))
     if len(faults) > MOST_NAMED:
-        faults = [*faults[:MOST_NAMED], f"and {len(faults) - MOST_NAMED} more places of {book.identity}"]
-    return Adopted(book, pending, faults, frozenset(threads))
+        faults = [*faults[:MOST_NAMED], f"and {len(faults) - MOST_NAMED} more places of {log.identity}"]
+    return OrphanedLog(log, pending, faults, frozenset(threads))
 
 
-def _read_file(disk: Disk, book: Book, number: int) -> tuple[JournalFile, Scan]:
-    handle = disk.open(book.name_of(number))
+def _read_file(disk: Disk, log: ProcessLog, number: int) -> tuple[LogFile, Scan]:
+    handle = disk.open(log.name_of(number))
     try:
         disk.sync(handle)  # what is believed, and built upon, must survive a loss of power too
         data = disk.read(handle, 0, disk.size(handle))
     finally:
         disk.close(handle)
-    file = book.files[number] = JournalFile(number, None, first_sequence=1, end_sequence=1)
-    signer, format_ = book.signer_of(number), format_of(data) or FORMAT
+    file = log.files[number] = LogFile(number, None, first_sequence=1, end_sequence=1)
+    signer, format_ = log.signer_of(number), format_of(data) or FORMAT
     if format_ == SIGNED_FORMAT and signer is None:
         raise CheckpointerConfigurationError(
-            f"The journal file {book.name_of(number)} is signed, and CHECKPOINT_JOURNAL_KEY is not set: what is in it "
+            f"The journal file {log.name_of(number)} is signed, and CHECKPOINT_JOURNAL_KEY is not set: what is in it "
             "cannot be told from a forgery. Set it to the key that the file was written with. Nothing in it was "
             "changed."
         )
     if format_ > SIGNED_FORMAT:
         raise CheckpointerConfigurationError(
-            f"The journal file {book.name_of(number)} is of format {format_}; this release reads up to "
+            f"The journal file {log.name_of(number)} is of format {format_}; this release reads up to "
             f"{SIGNED_FORMAT}. Start the release that wrote it, which drains it, or move it out of "
             "CHECKPOINT_JOURNAL_DIR. Nothing in it was changed."
         )
     found = _sensible(scan(data, signer))
-    if found.header is not None and (found.header.book.hex(), found.header.number) != (book.identity, number):
-        misplaced = Damage(0, f"it is file {found.header.number} of {found.header.book.hex()}")
+    if found.header is not None and (found.header.log.hex(), found.header.number) != (log.identity, number):
+        misplaced = Damage(0, f"it is file {found.header.number} of {found.header.log.hex()}")
         found = replace(found, header=None, damages=[misplaced, *found.damages])
     return file, found
 
@@ -243,7 +243,7 @@ def _fault_in(frame: Frame) -> str | None:
     return None
 
 
-def _needed(book: Book, found: Sequence[tuple[JournalFile, Scan]], newest_begun: int | None) -> list[_FileRead]:
+def _needed(log: ProcessLog, found: Sequence[tuple[LogFile, Scan]], newest_begun: int | None) -> list[_FileRead]:
     """The files that count, oldest first; the newest header tells which those are, and where each of them ends.
 
     A file that was not begun to the end has nothing in it that was acknowledged.
@@ -257,19 +257,19 @@ def _needed(book: Book, found: Sequence[tuple[JournalFile, Scan]], newest_begun:
         for file, scan in begun
         if file.number in ends or file.number >= newest
     ]
-    if newest_begun and reads and not any(frame.draft.kind is Kind.CANARY for frame in reads[-1].frames):
+    if newest_begun and reads and not any(frame.draft.kind is Kind.SELF_CHECK for frame in reads[-1].frames):
         reads[-1] = _with_damage(reads[-1], "its beginning, which was whole, is not")
     retired = {retired_in(frame.draft) for read in reads for frame in read.frames if frame.draft.kind is Kind.RETIRED}
     reads = [read for read in reads if read.number not in retired and (read.header or read.frames or read.damages)]
     there = {read.number for read in reads}
-    for number in book.files.keys() - there:
-        book.leave_out(number)
-    book.missing = {*ends, newest_begun or newest} - retired - there
-    book.missing.discard(0)
+    for number in log.files.keys() - there:
+        log.leave_out(number)
+    log.missing = {*ends, newest_begun or newest} - retired - there
+    log.missing.discard(0)
     return _linked(reads)
 
 
-def _up_to(file: JournalFile, found: Scan, end: int | None) -> _FileRead:
+def _up_to(file: LogFile, found: Scan, end: int | None) -> _FileRead:
     """A file without what is behind its end, where the next one took over after a failure."""
     file.first_sequence = found.header.first_sequence if found.header is not None else 1
     frames = [frame for frame in found.frames if end is None or frame.sequence < end]
@@ -357,23 +357,23 @@ FILES_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Inheritance:
-    """`books` are ours now. `foreign` are of other primaries: of each book that stays as it is, the home.
+class Orphans:
+    """`logs` are ours now. `foreign` are of other primaries: of each log that stays as it is, the home.
 
     `strays` are files that nobody here has made.
     """
 
-    books: Sequence[Adopted] = ()
+    logs: Sequence[OrphanedLog] = ()
     foreign: Mapping[str, str] = field(default_factory=dict)
     strays: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Inherited:
-    """A record with its book. `stamp` is when it was written, wall-clock time, and never before its predecessors."""
+class OrphanedRecord:
+    """A record with its log. `stamp` is when it was written, wall-clock time, and never before its predecessors."""
 
     stamp: float
-    found: Adopted
+    found: OrphanedLog
     record: FoundRecord
 
     @property
@@ -381,22 +381,22 @@ class Inherited:
         return self.record.draft.thread_id
 
 
-Settle = Callable[[Set[str], Sequence[Adopted]], None]
-"""Is told of the identities of the books of processes that run, and of the books that were taken over."""
+Settle = Callable[[Set[str], Sequence[OrphanedLog]], None]
+"""Is told of the identities of the logs of processes that run, and of the logs that were taken over."""
 
 
-def belongs(theirs: str | None, ours: str | None, *, adopts_all: bool) -> bool:
+def belongs(theirs: str | None, ours: str | None, *, takes_over_all: bool) -> bool:
     """Whether what was acknowledged for one primary may be drained into another.
 
-    Memory takes only what was meant for it, as nothing that it takes outlives the process. A book of an earlier release
+    Memory takes only what was meant for it, as nothing that it takes outlives the process. A log of an earlier release
     does not say whose it is, and counts as ours.
     """
     if ours is None or theirs == ours:
         return True
-    return ours != MEMORY and (theirs is None or adopts_all)
+    return ours != MEMORY and (theirs is None or takes_over_all)
 
 
-def inherit(
+def take_over(
     disk: Disk,
     wall_clock: Callable[[], float],
     is_ours: Callable[[str | None], bool],
@@ -404,13 +404,13 @@ def inherit(
     held: Set[str] = frozenset(),
     foreign: Mapping[str, str] | None = None,
     signer: Signer | None = None,
-    settle: Settle = lambda alive, books: None,
-) -> Inheritance | None:
-    """Take over every book of a process that is gone; None if another process does that just now.
+    settle: Settle = lambda alive, logs: None,
+) -> Orphans | None:
+    """Take over every log of a process that is gone; None if another process does that just now.
 
-    All of them or none: the records of one thread may be in several books, and must not be drained by two processes.
-    `held` are the identities of this process's own books, `foreign` those that are known to be of other primaries. A
-    book without anything in it goes. `settle` is told before another process may look: whose books are alive, and what
+    All of them or none: the records of one thread may be in several logs, and must not be drained by two processes.
+    `held` are the identities of this process's own logs, `foreign` those that are known to be of other primaries. A
+    log without anything in it goes. `settle` is told before another process may look: whose logs are alive, and what
     was taken over.
 
     Raises:
@@ -421,10 +421,10 @@ def inherit(
         if not alone:
             return None
         names = disk.names()
-        books: list[Adopted] = []
+        logs: list[OrphanedLog] = []
         strangers: dict[str, str] = {}
         alive: set[str] = set()
-        for identity in books_in(names):
+        for identity in logs_in(names):
             if identity in held:
                 continue
             if foreign is not None and identity in foreign:
@@ -433,37 +433,37 @@ def inherit(
                 else:
                     alive.add(identity)
                 continue
-            found = adopt(disk, identity, wall_clock, is_ours, signer)
+            found = take_over_log(disk, identity, wall_clock, is_ours, signer)
             if found is None:
                 alive.add(identity)
                 continue
-            if not found.records and not found.faults and found.book.is_settled:
+            if not found.records and not found.faults and found.log.is_settled:
                 with suppress(OSError):  # a full disk, perhaps: the next process tries it again
-                    found.book.close()
+                    found.log.close()
             elif found.is_foreign:
-                strangers[identity] = found.book.home or "an earlier release, which did not say"
-                found.book.release()
+                strangers[identity] = found.log.home or "an earlier release, which did not say"
+                found.log.release()
             else:
-                undoing.callback(found.book.release)
-                books.append(found)
-        settle(alive, books)
+                undoing.callback(found.log.release)
+                logs.append(found)
+        settle(alive, logs)
         undoing.pop_all()
-        return Inheritance(books, strangers, strays_in(names))
+        return Orphans(logs, strangers, strays_in(names))
 
 
-def in_order(books: Sequence[Adopted]) -> list[Inherited]:
-    """The records of all books in the order in which they were written, those of one book always in its own."""
-    return list(heapq.merge(*map(_stamped, books), key=lambda each: each.stamp))
+def in_order(logs: Sequence[OrphanedLog]) -> list[OrphanedRecord]:
+    """The records of all logs in the order in which they were written, those of one log always in its own."""
+    return list(heapq.merge(*map(_stamped, logs), key=lambda each: each.stamp))
 
 
-def _stamped(found: Adopted) -> Iterator[Inherited]:
-    """A clock may have jumped back while the book was written."""
+def _stamped(found: OrphanedLog) -> Iterator[OrphanedRecord]:
+    """A clock may have jumped back while the log was written."""
     stamps = accumulate((record.draft.written_at for record in found.records), max)
-    return (Inherited(stamp, found, record) for stamp, record in zip(stamps, found.records, strict=True))
+    return (OrphanedRecord(stamp, found, record) for stamp, record in zip(stamps, found.records, strict=True))
 
 
 def foreign_notices(foreign: Mapping[str, str], known: Mapping[str, str]) -> Iterator[str]:
-    """For each home of which there are books that were not known: what that means, and what to do."""
+    """For each home of which there are logs that were not known: what that means, and what to do."""
     for home in sorted({home for identity, home in foreign.items() if identity not in known}):
         count = Counter(foreign.values())[home]
         yield (
@@ -482,7 +482,7 @@ def stray_notice(strays: Sequence[str]) -> str:
 
 
 def _is_dead(disk: Disk, identity: str) -> bool:
-    """Whether nobody holds a book."""
+    """Whether nobody holds a log."""
     lock = disk.lock(f"{identity}{LOCK}")
     if lock is None:
         return False
@@ -490,10 +490,10 @@ def _is_dead(disk: Disk, identity: str) -> bool:
     return True
 
 
-class Estate:
+class OrphanRecovery:
     """Looks into the directory of the journal that is for the primary of this `home`. What was said is not said again.
 
-    What is for another primary is left alone, unless it `adopts_all`. Without a home all of it is ours.
+    What is for another primary is left alone, unless it `takes_over_all`. Without a home all of it is ours.
     """
 
     def __init__(
@@ -503,33 +503,33 @@ class Estate:
         wall_clock: Callable[[], float],
         *,
         home: str | None,
-        adopts_all: bool,
+        takes_over_all: bool,
         signer: Signer | None = None,
     ) -> None:
         self._disk = disk
         self._signer = signer
         self._telemetry = telemetry
         self._wall_clock = wall_clock
-        self._is_ours = partial(belongs, ours=home, adopts_all=adopts_all)
+        self._is_ours = partial(belongs, ours=home, takes_over_all=takes_over_all)
         self._written_until = -math.inf
         self._foreign: Mapping[str, str] = {}
-        """The books that are for other primaries, and the home of each."""
+        """The logs that are for other primaries, and the home of each."""
         self._strays: set[str] = set()
         self._fault: str | None = None
 
     @property
     def foreign(self) -> tuple[tuple[str, int], ...]:
-        """For every home that is not ours, how many books there are."""
+        """For every home that is not ours, how many logs there are."""
         return tuple(sorted(Counter(self._foreign.values()).items()))
 
     def now(self) -> float:
-        """When something is written, by the wall clock, but after all that was inherited: after a clock that jumped
+        """When something is written, by the wall clock, but after all that was taken over: after a clock that jumped
         back it would else be drained before what it grew from."""
         return max(self._wall_clock(), math.nextafter(self._written_until, math.inf))
 
-    def inherit(self, held: Set[str], settle: Settle) -> Inheritance | None:
-        """See `inheritance.inherit`; `held` are the identities of our own books. Runs where the disk may block."""
-        return inherit(
+    def take_over(self, held: Set[str], settle: Settle) -> Orphans | None:
+        """See `orphans.take_over`; `held` are the identities of our own logs. Runs where the disk may block."""
+        return take_over(
             self._disk,
             self._wall_clock,
             self._is_ours,
@@ -539,40 +539,40 @@ class Estate:
             settle=settle,
         )
 
-    def by_thread(self, inheritance: Inheritance, number: Callable[[], int]) -> dict[str, list[tuple[int, Inherited]]]:
+    def by_thread(self, orphans: Orphans, number: Callable[[], int]) -> dict[str, list[tuple[int, OrphanedRecord]]]:
         """What was left of each thread in its order, numbered over all threads; threads of which all is lost, too."""
-        threads: dict[str, list[tuple[int, Inherited]]] = {}
-        for each in in_order(inheritance.books):
+        threads: dict[str, list[tuple[int, OrphanedRecord]]] = {}
+        for each in in_order(orphans.logs):
             threads.setdefault(each.thread_id, []).append((number(), each))
             self._written_until = max(self._written_until, each.stamp)
-        for found in inheritance.books:
+        for found in orphans.logs:
             for thread_id in found.damaged_threads:
                 threads.setdefault(thread_id, [])
         return threads
 
-    def tell(self, inheritance: Inheritance, news: Sequence[str]) -> None:
-        """Say what was inherited, what is damaged, what was left alone, and what else is `news`."""
+    def tell(self, orphans: Orphans, news: Sequence[str]) -> None:
+        """Say what was taken over, what is damaged, what was left alone, and what else is `news`."""
         self._fault = None
         for what in news:
             self._say("WARNING", what)
-        for found in inheritance.books:
+        for found in orphans.logs:
             for fault in found.faults:
                 self._say("ERROR", f"the journal is damaged: {fault}. Threads that may lack something are frozen")
             if found.records:
                 count = len(found.records)
                 self._say("WARNING", f"{count} operations that an earlier process acknowledged wait in the journal")
-        for what in foreign_notices(inheritance.foreign, self._foreign):
+        for what in foreign_notices(orphans.foreign, self._foreign):
             self._say("ERROR", what)
-        self._foreign = inheritance.foreign
-        if strays := [name for name in inheritance.strays if name not in self._strays]:
+        self._foreign = orphans.foreign
+        if strays := [name for name in orphans.strays if name not in self._strays]:
             self._strays.update(strays)
             self._say("WARNING", stray_notice(strays))
 
     def tell_fault(self, error: Exception) -> None:
-        """Say why nothing can be inherited now. It is tried again and again, and said once."""
+        """Say why nothing can be taken over now. It is tried again and again, and said once."""
         fault = reason(error) if isinstance(error, OSError) else str(error)
         if fault != self._fault:
-            what = f"what ended processes left in the journal cannot be adopted now, and is left as it is ({fault})"
+            what = f"what ended processes left in the journal cannot be taken over now, and is left as it is ({fault})"
             self._say("ERROR", what)
         self._fault = fault
 

@@ -176,13 +176,13 @@ class Workers:
         disk: Disk,
         home: str | None,
         *,
-        adopts_all: bool = False,
+        takes_over_all: bool = False,
         clock: Callable[[], float] = time.monotonic,
         make_key: Callable[[], str] = lambda: secrets.token_hex(KEY_SIZE // 2),
     ) -> None:
         self._disk = disk
         self._home = blake2b((home or "").encode(errors="backslashreplace"), digest_size=8).digest()
-        self._takes_all = adopts_all or home is None
+        self._takes_all = takes_over_all or home is None
         self._clock = clock
         self._make_key = make_key
         self._file: int | None = None

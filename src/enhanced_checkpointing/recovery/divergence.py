@@ -257,9 +257,9 @@ class Branches:
         Raises:
             CallFailed: the primary does not answer now.
         """
-        diverted_to = self._journal.diverted(thread_id)
-        if diverted_to is not None:
-            return Target(diverted_to)
+        redirected_to = self._journal.redirected(thread_id)
+        if redirected_to is not None:
+            return Target(redirected_to)
         try:
             return await self._compare(thread_id, moved=moved)
         except CallFailed as failed:
@@ -283,7 +283,7 @@ class Branches:
         for branch in branches:
             if apart and branch.expected_head is not None:
                 await self._copy_ancestors(thread_id, branch.checkpoint_ns, branch.expected_head, target)
-        await self._journal.divert(thread_id, target)
+        await self._journal.redirect(thread_id, target)
         self.diverged += 1  # only now: a copy that was interrupted is made again, and is still one divergence
         for branch in branches:
             self._telemetry.emit(

@@ -157,7 +157,7 @@ class Replay:
             if target is not None and not await self._branches.still_fits(target):
                 moved, target = True, None
             target = target or await self._branches.target(thread_id, moved=moved)
-            if self._journal.diverted(thread_id) is not None:
+            if self._journal.redirected(thread_id) is not None:
                 self._forked.add(thread_id)
             if await self._replay_some(records, target, progress):
                 target = self._after(target, entries)
@@ -241,7 +241,7 @@ class Replay:
         return [*wanted.values()]
 
     async def _replay_each(self, records: Sequence[JournalRecord], target: Target, progress: _Progress) -> bool:
-        """Apply records one by one, up to the one at which they failed together: it is at fault, and is buried."""
+        """Apply records one by one, up to the one at which they failed together, which becomes a dead letter."""
         for record in records:
             if not await self._replay_some([record], target, progress):
                 return False
@@ -254,7 +254,7 @@ class Replay:
         """A target after records of its thread were put there: others may move its heads until the last one is. Once
         it is known that there are two branches, nothing more is looked for."""
         thread_id = applied[0].thread_id
-        if self._journal.diverted(thread_id) is not None:
+        if self._journal.redirected(thread_id) is not None:
             return target
         return target.after(applied, self._journal.entries(thread_id, LOOK_AHEAD))
 
@@ -266,7 +266,7 @@ class Replay:
     async def _replay_deletion(self, record: JournalRecord, progress: _Progress) -> None:
         """Delete a thread, and what was put into its sibling; but not what somebody else has written to it since."""
         entry, operation = record.entry, record.operation
-        target = self._journal.diverted(entry.thread_id)
+        target = self._journal.redirected(entry.thread_id)
         found_head: str | None = None
         try:
             if target is not None and target != entry.thread_id:
@@ -310,7 +310,7 @@ class Replay:
 
     async def _bury(self, record: JournalRecord, failed: CallFailed) -> None:
         error = redact(failed.error)
-        await self._journal.bury(record.entry, error)
+        await self._journal.dead_letter(record.entry, error)
         self.dead_letters += 1
         operation = record.operation
         self._telemetry.emit(DeadLettered(self._backend.name, operation.thread_id, operation.name, error))

@@ -13,7 +13,7 @@ from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.standby.cache import Standby
 
 LOOK_SECONDS = 2.0
-"""The shortest time between two looks: each of them asks for the lock of every other process's book."""
+"""The shortest time between two looks: each of them asks for the lock of every other process's log."""
 
 CALL_LOOK_SECONDS = 0.25
 """The same where calls wait for what an ended process may have held."""
@@ -27,11 +27,11 @@ async def warm_from(journal: Journal, standby: Standby) -> None:
 
     Threads of which records may be lost stay cold: what is left of them must not be taken for all.
     """
-    buried: dict[str, list[JournalEntry]] = {}
+    refused: dict[str, list[JournalEntry]] = {}
     for letter in journal.dead_letters():
-        buried.setdefault(letter.entry.thread_id, []).append(letter.entry)
+        refused.setdefault(letter.entry.thread_id, []).append(letter.entry)
     for thread_id in journal.held_threads():
-        entries = [*buried.get(thread_id, ()), *journal.entries(thread_id)]
+        entries = [*refused.get(thread_id, ()), *journal.entries(thread_id)]
         for start in range(0, len(entries), WARM_TOGETHER):
             if journal.is_damaged(thread_id):
                 standby.forget(thread_id)
@@ -64,12 +64,12 @@ def _is_newer(one: BaseHead, other: BaseHead) -> bool:
     return one not in (None, UNKNOWN) and other not in (None, UNKNOWN) and str(one) > str(other)
 
 
-class Heir:
+class Takeover:
     """Looks when it is told to; a disk that does not answer within `seconds` is not waited for.
 
-    A write of an adopted thread may be with the primary just then. It is safe there, and what was adopted grew without
+    A write of such a thread may be with the primary just then. It is safe there, and what was taken over grew without
     it: the drain compares the primary's head with the one that the oldest record grew from, and finds two branches,
-    which are kept and reported. What is written from now on is journaled, behind what was adopted.
+    which are kept and reported. What is written from now on is journaled, behind what was taken over.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Heir:
         self._looking: asyncio.Task[None] | None = None
 
     async def look(self) -> None:
-        """Adopt what is there, unless the last look was just now, or goes on."""
+        """Take over what is there, unless the last look was just now, or goes on."""
         await self._look_again(LOOK_SECONDS, Deadline(self._clock, self._seconds))
 
     async def take_over(self, deadline: Deadline) -> None:
@@ -104,7 +104,7 @@ class Heir:
         if looking is None:
             if self._clock() - self._looked_at < every:
                 return
-            looking = self._looking = asyncio.create_task(self._look(), name="heir")
+            looking = self._looking = asyncio.create_task(self._look(), name="takeover")
         if await deadline.wait_for(looking) and self._looking is looking:
             self._looking = None
             self._looked_at = self._clock()
@@ -117,7 +117,7 @@ class Heir:
             await asyncio.wait({self._looking})
 
     async def _look(self) -> None:
-        await self._journal.adopt(
+        await self._journal.take_over(
             self._undrained, lambda thread_id, operations: set_right(self._standby, thread_id, operations)
         )
         if self._journal.anything_waits():

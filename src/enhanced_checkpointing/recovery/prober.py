@@ -196,7 +196,7 @@ class Prober:
         return True
 
 
-class Canary:
+class JournalCheck:
     """Checks the journal when it is told to; one that does not answer within `seconds` counts as broken."""
 
     def __init__(self, journal: Journal, telemetry: Telemetry, clock: Clock, seconds: float) -> None:

@@ -138,7 +138,7 @@ class Engine:
         )
         self._reading = 0
         """Reads that are with the primary now."""
-        self.estranged: set[str] = set()
+        self.quarantined: set[str] = set()
         """Threads whose branch was put into quarantine: the primary lacks the values that a running graph builds on."""
         self.reads: Reads | None = None
         """Where reads are noted, if anybody wants to know."""
@@ -225,7 +225,7 @@ class Engine:
         )
         self._note_own(put)
         # As an old one, the thread may have been deleted by another process after it was read here.
-        lacking = put.thread_id in self.estranged or is_old(put.parent_checkpoint_id, self._wall_clock())
+        lacking = put.thread_id in self.quarantined or is_old(put.parent_checkpoint_id, self._wall_clock())
         try:
             await self.writes.settle(put.complete() if lacking else put)
         except Exception:  # as with writes, below

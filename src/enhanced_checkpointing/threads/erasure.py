@@ -247,7 +247,7 @@ class Erasure:
             if thread_id is None and user is not None and self._is_of(self._warm_metadata(one), user):
                 found[one] = None
         if self._journal is not None:
-            found |= {target: None for one in [*found] if (target := self._journal.diverted(one)) is not None}
+            found |= {target: None for one in [*found] if (target := self._journal.redirected(one)) is not None}
         others = 0
         try:
             async for page in self._pages():

@@ -17,9 +17,9 @@ from enhanced_checkpointing.observability.events import Notice, Telemetry
 from enhanced_checkpointing.recovery import orphans
 from enhanced_checkpointing.recovery.divergence import APART
 from enhanced_checkpointing.recovery.drain import Reconciler
-from enhanced_checkpointing.recovery.orphans import Heir
+from enhanced_checkpointing.recovery.orphans import Takeover
 from enhanced_checkpointing.recovery.outages import Outages
-from enhanced_checkpointing.recovery.prober import Canary, Prober
+from enhanced_checkpointing.recovery.prober import JournalCheck, Prober
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, Clock
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.saver.event_loop import LoopBridge
@@ -125,11 +125,11 @@ async def assemble(
     stack.callback(bridge.close)
 
     def quarantined(thread_id: str) -> None:
-        engine.estranged.add(thread_id)
+        engine.quarantined.add(thread_id)
         owners.forget([thread_id])
 
     outages = Outages(backend.name, telemetry, lambda: status.counts(parts), clock)
-    canary, reconciler = None, None
+    journal_check, reconciler = None, None
 
     async def undrained(thread_id: str) -> None:
         if reconciler is not None:
@@ -152,8 +152,8 @@ async def assemble(
     )
     besides = [UnreadableThreads(backend, guard, breaker, telemetry, clock, config.deadline).look, note.look]
     if journal is not None:
-        canary = Canary(journal, telemetry, clock, config.deadline)
-        stack.push_async_callback(canary.close)
+        journal_check = JournalCheck(journal, telemetry, clock, config.deadline)
+        stack.push_async_callback(journal_check.close)
         reconciler = Reconciler(
             config=config,
             backend=backend,
@@ -171,13 +171,15 @@ async def assemble(
         )
         stack.push_async_callback(reconciler.close)
         engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
-        heir = Heir(journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake)
-        stack.push_async_callback(heir.close)
+        takeover = Takeover(
+            journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake
+        )
+        stack.push_async_callback(takeover.close)
         if tombstones.directory is not None:
             reconciler.before_drain = erasure.before_drain
-        besides += [canary.check, heir.look, erasure.look]
+        besides += [journal_check.check, takeover.look, erasure.look]
         if engine.others is not None:
-            engine.others.take_over = heir.take_over
+            engine.others.take_over = takeover.take_over
             stack.push_async_callback(engine.others.close)
     prober = Prober(
         config=config,
@@ -217,7 +219,7 @@ async def assemble(
         breaker=breaker,
         guard=guard,
         journal=journal,
-        canary=canary,
+        journal_check=journal_check,
         standby=standby,
         engine=engine,
         bridge=bridge,

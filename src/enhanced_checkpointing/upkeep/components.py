@@ -10,7 +10,7 @@ from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.recovery.drain import Reconciler
 from enhanced_checkpointing.recovery.outages import Outages
-from enhanced_checkpointing.recovery.prober import Canary, Prober
+from enhanced_checkpointing.recovery.prober import JournalCheck, Prober
 from enhanced_checkpointing.resilience.breaker import Breaker
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.saver.event_loop import LoopBridge
@@ -30,7 +30,7 @@ class Components:
     breaker: Breaker
     guard: Guard
     journal: Journal | None
-    canary: Canary | None
+    journal_check: JournalCheck | None
     standby: Standby
     engine: Engine
     bridge: LoopBridge

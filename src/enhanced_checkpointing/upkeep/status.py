@@ -114,7 +114,7 @@ def _mode(parts: Components) -> str:
 
 def _error(parts: Components) -> str | None:
     """Why the journal could not take a write now."""
-    if parts.canary is not None and parts.canary.silent:
+    if parts.journal_check is not None and parts.journal_check.silent:
         return "its disk does not answer"
     return _journal_status(parts).error
 

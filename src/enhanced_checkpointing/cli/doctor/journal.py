@@ -15,7 +15,7 @@ from enhanced_checkpointing.cli.output import Finding, age, failed, fine, listed
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.disk import RealDisk, memory_filesystem, network_filesystem, reason
 from enhanced_checkpointing.journal.format import Signer
-from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedBook, survey
+from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog, survey
 from enhanced_checkpointing.journal.recovery import belongs
 from enhanced_checkpointing.private_files import FOLDER_MODE, UntrustedFileError
 
@@ -221,8 +221,8 @@ def check_sync(facts: JournalFacts) -> Iterator[Finding]:
 
 
 def check_owners(survey: Survey) -> Iterator[Finding]:
-    alive = [book for book in survey.books if book.owner is Owner.ALIVE]
-    if any(book.owner is Owner.UNKNOWN for book in survey.books):
+    alive = [book for book in survey.logs if book.owner is Owner.ALIVE]
+    if any(book.owner is Owner.UNKNOWN for book in survey.logs):
         who = f"process {listed(map(str, survey.adopting))}" if survey.adopting else "a process"
         yield warning(
             "journal.owners",
@@ -239,8 +239,8 @@ def check_owners(survey: Survey) -> Iterator[Finding]:
 
 
 def check_backlog(survey: Survey, config: CheckpointerConfig, home: str | None, now: float) -> Iterator[Finding]:
-    waiting = [book for book in survey.books if survey.drainable(book)]
-    ours = [book for book in waiting if belongs(book.home, home, adopts_all=config.journal_adopt == "all")]
+    waiting = [book for book in survey.logs if survey.drainable(book)]
+    ours = [book for book in waiting if belongs(book.home, home, takes_over_all=config.journal_adopt == "all")]
     for book in waiting:
         if book not in ours and book.owner is not Owner.ALIVE:
             yield failed(
@@ -277,7 +277,7 @@ def check_backlog(survey: Survey, config: CheckpointerConfig, home: str | None, 
 
 
 def check_dead_letters(survey: Survey) -> Iterator[Finding]:
-    letters = [letter for book in survey.books for letter in book.dead_letters]
+    letters = [letter for book in survey.logs for letter in book.dead_letters]
     if letters:
         threads = sorted({letter.thread_id for letter in letters})
         yield failed(
@@ -293,7 +293,7 @@ def check_dead_letters(survey: Survey) -> Iterator[Finding]:
 
 
 def check_damage(survey: Survey) -> Iterator[Finding]:
-    damaged = [book for book in survey.books if book.faults]
+    damaged = [book for book in survey.logs if book.faults]
     if damaged:
         faults = [fault for book in damaged for fault in book.faults]
         threads = sorted({thread for book in damaged for thread in book.damaged_threads})
@@ -321,7 +321,7 @@ def check_strays(survey: Survey) -> Iterator[Finding]:
 
 
 def check_stamps(survey: Survey, now: float) -> Iterator[Finding]:
-    newest = max((book.begun_at for book in survey.books), default=0.0)
+    newest = max((book.begun_at for book in survey.logs), default=0.0)
     if newest > now + CLOCK_SLACK:
         yield warning(
             "journal.clock",
@@ -353,7 +353,7 @@ def _is_full(facts: JournalFacts) -> bool:
     return facts.free_bytes < LEAST_ROOM or "No space left" in facts.error
 
 
-def _waits(survey: Survey, books: list[SurveyedBook], now: float) -> str:
+def _waits(survey: Survey, books: list[SurveyedLog], now: float) -> str:
     pending = sum(map(survey.drainable, books))
     oldest = min(book.oldest_at for book in books if book.oldest_at is not None)
     return f"{plural(pending, 'operation waits', 'operations wait')}, the oldest for {age(now - oldest)},"

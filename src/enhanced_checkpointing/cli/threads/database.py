@@ -329,7 +329,7 @@ def holdings(directory: Path, home: str, thread_ids: Iterable[str]) -> list[Hold
         OSError: it cannot be read.
     """
     found = survey(directory)
-    others = dict.fromkeys(book.home or "" for book in found.books if not belongs(book.home, home, adopts_all=False))
+    others = dict.fromkeys(book.home or "" for book in found.logs if not belongs(book.home, home, takes_over_all=False))
     every = (
         _holding(found, home, other, thread_id) for thread_id in dict.fromkeys(thread_ids) for other in ("", *others)
     )
@@ -340,8 +340,8 @@ def _holding(found: Survey, home: str, other: str, thread_id: str) -> Holding:
     """Of the books for this database, or of those for the `other` one."""
     waiting, letters, damaged, alive = 0, 0, False, False
     owners: list[str] = []
-    for book in found.books:
-        if (book.home != other) if other else not belongs(book.home, home, adopts_all=False):
+    for book in found.logs:
+        if (book.home != other) if other else not belongs(book.home, home, takes_over_all=False):
             continue
         held = dict(book.waiting).get(thread_id, 0)
         refused = sum(letter.thread_id == thread_id for letter in book.dead_letters)
