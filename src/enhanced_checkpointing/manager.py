@@ -29,7 +29,7 @@ from enhanced_checkpointing.observability.events import Broadcast, Gauges, Notic
 from enhanced_checkpointing.observability.log import LoggingSink
 from enhanced_checkpointing.observability.otel import OpenTelemetrySink
 from enhanced_checkpointing.ownership import asking
-from enhanced_checkpointing.saver.loop_thread import Home
+from enhanced_checkpointing.saver.event_loop import LoopHost
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
 from enhanced_checkpointing.threads.directory import ThreadDirectory
@@ -58,7 +58,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         self._companions = Companions()
         self._components: Components | None = None
         self._supervisor: Supervisor[Components] | None = None
-        self._home = Home()
+        self._host = LoopHost()
         self._changing = threading.Lock()
 
     # Life
@@ -75,13 +75,13 @@ class EnhancedCheckpointerManager(ThreadMethods):
         """
         async with self._alone():
             if self._supervisor is not None and self._supervisor.is_ending:
-                await self._home.bring(self._end)  # an earlier cleanup was cancelled
+                await self._host.bring(self._end)  # an earlier cleanup was cancelled
             if self.config.enabled and self._components is None:
-                self._home.move_in(own_loop=not self.config.enable_async)
+                self._host.move_in(own_loop=not self.config.enable_async)
                 try:
-                    await self._home.bring(self._start)
+                    await self._host.bring(self._start)
                 except BaseException:
-                    self._home.move_out()
+                    self._host.move_out()
                     raise
         return self._primary_healthy
 
@@ -91,13 +91,13 @@ class EnhancedCheckpointerManager(ThreadMethods):
         Calling it again, or at the same time, or without `initialize`, is harmless. What stays in the journal is
         logged with its count. In a forked child it does nothing: all that is open is the parent's.
         """
-        if self._home.is_inherited:
+        if self._host.is_inherited:
             return
         async with self._alone():
             try:
-                await self._home.bring(self._end)
+                await self._host.bring(self._end)
             finally:
-                if self._home.move_out():  # nothing is left of what ran on a loop of our own
+                if self._host.move_out():  # nothing is left of what ran on a loop of our own
                     self._supervisor = None
             await self._close_companions()
 
@@ -112,23 +112,23 @@ class EnhancedCheckpointerManager(ThreadMethods):
 
     def __enter__(self) -> Self:
         if self.config.enabled:
-            self._home.move_in(own_loop=True)
+            self._host.move_in(own_loop=True)
             try:
-                self._home.wait(self._start)
+                self._host.wait(self._start)
             except BaseException:
-                self._home.move_out()
+                self._host.move_out()
                 raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not (self._home.is_left or self._home.is_inherited):
+        if not (self._host.is_left or self._host.is_inherited):
             try:
-                self._home.wait(self._end)
-                self._home.wait(self._close_companions)
+                self._host.wait(self._end)
+                self._host.wait(self._close_companions)
             finally:
-                self._home.move_out()
+                self._host.move_out()
 
     # What it hands out
 
@@ -167,7 +167,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
             thread_id, new = str(uuid6()), True
         parts, known = self._components, text_of(thread_id, "thread_id")
         if new and parts is not None:
-            self._home.tell(lambda: parts.engine.promise_new(known))
+            self._host.tell(lambda: parts.engine.promise_new(known))
         user = asking(user_id, shared_with)
         return with_text_ids({"configurable": {**configurable, **user, "thread_id": known}})
 

@@ -27,17 +27,18 @@ class Tombstones:
     def __init__(self, directory: Path | None, home: str) -> None:
         self.directory = directory
         self._home = home
-        self._erased: dict[str, float] = {}
+        self.erased: dict[str, float] = {}
+        """By the hash of a thread: when it was. Always this very dictionary, so that a call may look at it alone."""
         self._read = 0
 
     @property
     def has_any(self) -> bool:
         """Whether anything was erased, as far as this process knows."""
-        return bool(self._erased)
+        return bool(self.erased)
 
     def set(self, thread_ids: Iterable[str], at: float) -> None:
         """Know in this process that threads were erased at this time, wall-clock seconds."""
-        self._erased |= {self._key(thread_id): at for thread_id in thread_ids}
+        self.erased.update({self._key(thread_id): at for thread_id in thread_ids})
 
     def add(self, thread_ids: Iterable[str], at: float) -> None:
         """Let every process of the directory know; it is durable when this returns."""
@@ -64,17 +65,17 @@ class Tombstones:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._read += len(whole)
-        before = len(self._erased), sum(self._erased.values())
+        before = len(self.erased), sum(self.erased.values())
         for line in whole.splitlines():
             key, _, told = line.decode(errors="replace").partition(" ")
             with suppress(ValueError):  # a line that is cut short was never acknowledged
                 if len(key) == len(self._key("")):
-                    self._erased[key] = max(float(told), self._erased.get(key, 0.0))
-        return before != (len(self._erased), sum(self._erased.values()))
+                    self.erased[key] = max(float(told), self.erased.get(key, 0.0))
+        return before != (len(self.erased), sum(self.erased.values()))
 
     def erased_at(self, thread_id: str) -> float | None:
         """When a thread was erased; None: it was not."""
-        return self._erased.get(self._key(thread_id)) if self._erased else None
+        return self.erased.get(self._key(thread_id)) if self.erased else None
 
     def forbids(self, thread_id: str, *checkpoint_ids: str | None) -> bool:
         """Whether what belongs to one of these checkpoints is gone for good: the checkpoint was made before its thread

@@ -26,7 +26,7 @@ from enhanced_checkpointing.observability.events import (
     PrimaryRecovered,
     ThreadDrained,
 )
-from enhanced_checkpointing.saver.event_loop import Call, LoopBridge
+from enhanced_checkpointing.saver.event_loop import LoopBridge
 from enhanced_checkpointing.saver.saver import FailoverSaver
 from tests.chaos.plan import Ledger
 
@@ -54,6 +54,7 @@ class TimedBridge(LoopBridge):
 
     def __init__(self, bridge: LoopBridge, ledger: Ledger, deadline: float) -> None:
         self._bridge = bridge
+        self.here = None  # so that every call comes this way
         self._ledger = ledger
         self._worst = deadline / 4
         self._deadline = deadline
@@ -62,7 +63,7 @@ class TimedBridge(LoopBridge):
         with self._timed():
             return await self._bridge.bring(call, *args, **named)
 
-    def wait(self, call: Call[T]) -> T:
+    def wait(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         with self._timed():
             return self._bridge.wait(call)
 

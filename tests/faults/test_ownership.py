@@ -580,7 +580,7 @@ def test_roles_of_the_run_book_run_without_the_right_to_set_up_and_read_only_the
                     owner.execute(f"DROP ROLE {role}")
 
 
-MOST_CALLS_OF_AN_OWNER = {"aget_tuple": 4, "aput": 8, "aput_writes": 4}
+MOST_CALLS_OF_AN_OWNER = {"aget_tuple": 7, "aput": 13, "aput_writes": 8}
 """Functions of the library that a call in a user's name may run more than one in the application's. Counted, not timed:
 a machine is never quiet. What they take is printed by `python -m benchmarks --only owners`."""
 

@@ -20,6 +20,7 @@ from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver.core import Core
 from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.standby.cache import Standby
@@ -188,7 +189,7 @@ class Setting:
             telemetry=self.recorder,
             retries=config.retries,
         )
-        self.engine = Engine(
+        core = Core.of(
             config=config,
             backend=self.any_backend,
             guard=guard,
@@ -199,6 +200,7 @@ class Setting:
             telemetry=self.recorder,
             clock=clock,
         )
+        self.engine = Engine(core)
         self._authors: dict[str, Author] = {}
 
     @property
@@ -225,7 +227,9 @@ class Setting:
     async def put(self, thread_id: str = "a") -> None:
         """The next put, as LangGraph makes it."""
         made = self.next_put(thread_id)
-        await self.engine.put(made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions)
+        await self.engine.writes.put(
+            made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions
+        )
 
     async def know(self, *thread_ids: str) -> None:
         """See these threads empty at the primary, so that they may be written in an outage."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,10 +15,10 @@ from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.operations import DeleteThread, Operation
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
-from enhanced_checkpointing.saver.calls import Call
-from enhanced_checkpointing.saver.journal_path import Journaling, Waiting
+from enhanced_checkpointing.saver.core import Call
+from enhanced_checkpointing.saver.journal_path import JournalPath, Waiting
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import Newcomers
+from enhanced_checkpointing.standby.new_threads import NewThreads
 from tests.support.author import config_of
 from tests.support.engine_setting import Primary, label
 from tests.support.engine_setting import Setting as EngineSetting
@@ -61,14 +62,14 @@ class Setting:
         self.standby = Standby(made.serializer, 1_000_000, self.journal.holds)
         breaker = Breaker(now, BreakerSettings(), lambda opened, reason: None)
         breaker.trip("down")
-        self.journaling = Journaling(
-            backend=self.backend,
-            breaker=breaker,
-            journal=self.journal,
-            standby=self.standby,
-            newcomers=Newcomers(self.standby, start_fresh=True, wall_clock=time.time, held=self.journal.holds),
-            telemetry=self.recorder,
-            clock=now,
+        self.journaling = JournalPath(
+            replace(
+                made.engine.core,
+                breaker=breaker,
+                journal=self.journal,
+                standby=self.standby,
+                new_threads=NewThreads(self.standby, start_fresh=True, wall_clock=time.time, held=self.journal.holds),
+            )
         )
 
     def call(self, operation: Operation, seconds: float = 0.3) -> Call:

@@ -15,7 +15,7 @@ from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.recovery.orphans import LOOK_SECONDS, Takeover, set_right
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import Newcomers
+from enhanced_checkpointing.standby.new_threads import NewThreads
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author, config_of
 from tests.support.faulty_disk import FaultyDisk
@@ -155,7 +155,7 @@ def test_thread_of_which_it_is_not_known_what_the_journal_holds_is_cold() -> Non
 
 def test_cold_thread_that_the_journal_holds_is_not_taken_for_new() -> None:
     warm = standby()
-    newcomers = Newcomers(warm, start_fresh=True, wall_clock=FakeClock(), held=lambda thread_id: thread_id == "a")
+    newcomers = NewThreads(warm, start_fresh=True, wall_clock=FakeClock(), held=lambda thread_id: thread_id == "a")
     for thread_id in "ab":
         newcomers.admit(thread_id, outage=True)
     assert not warm.knows("a")

@@ -151,7 +151,7 @@ async def test_cold_thread_that_cannot_be_read_is_said_to_be_cold(kind: FailureK
 async def test_deleted_thread_is_gone_at_the_primary_and_known_to_be_empty() -> None:
     setting = Setting()
     await setting.put()
-    await setting.engine.delete_thread("a")
+    await setting.engine.writes.delete_thread("a")
     setting.breaker.trip("down")
     assert await setting.engine.get_tuple(ASKED) is None
     assert setting.backend.stored == ["a1", "a!"]
@@ -203,7 +203,7 @@ async def test_answer_that_was_overtaken_by_a_write_is_not_kept() -> None:
     setting.standby.forget("a")
     reading = asyncio.ensure_future(setting.engine.get_tuple(ASKED))
     await asyncio.sleep(0.01)
-    await setting.engine.delete_thread("a")
+    await setting.engine.writes.delete_thread("a")
     setting.standby.forget("a")
     gate.set()
     assert await reading is not None, "it was so when the primary was asked"
@@ -217,8 +217,10 @@ async def test_put_of_a_thread_in_quarantine_carries_all_its_values() -> None:
     author.put({"profile": ["Ada"], "n": [1]})
     made = author.put({"profile": ["Ada"], "n": [2]})
     assert set(made.new_versions) == {"n"}
-    setting.engine.quarantined.add("a")
-    await setting.engine.put(made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions)
+    setting.engine.writes.quarantined.add("a")
+    await setting.engine.writes.put(
+        made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions
+    )
     found = await setting.backend.saver.aget_tuple(ASKED)
     assert found is not None
     assert found.checkpoint["channel_values"] == {"profile": ["Ada"], "n": [2]}
@@ -228,7 +230,7 @@ async def test_writes_of_a_task_reach_the_primary() -> None:
     setting = Setting()
     await setting.put()
     at = config_of("a", checkpoint_id=setting.author("a").head)
-    await setting.engine.put_writes(at, [("n", 1)], "task", "")
+    await setting.engine.writes.put_writes(at, [("n", 1)], "task", "")
     assert setting.backend.stored == ["a1", "task"]
 
 
@@ -250,7 +252,7 @@ async def test_thread_that_is_frozen_is_not_deleted_and_its_caller_is_told() -> 
     (entry,) = setting.journal.entries("a")
     await setting.journal.dead_letter(entry, "refused")
     with pytest.raises(CheckpointUnavailableError, match=r"'a' is frozen.*It was not deleted"):
-        await setting.engine.delete_thread("a")
+        await setting.engine.writes.delete_thread("a")
     assert setting.pending == 0
     assert list(setting.engine.held_threads()) == ["a"]
     assert list(setting.engine.waiting_threads()) == []
@@ -282,7 +284,9 @@ async def test_subgraph_whose_parent_checkpoint_is_still_on_its_way_to_the_journ
     setting.journal.gates["a"] = asyncio.Event()
     made = setting.next_put("a")
     putting = asyncio.ensure_future(
-        setting.engine.put(made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions)
+        setting.engine.writes.put(
+            made.config(), made.checkpoint(made.live_values or {}), made.metadata, made.new_versions
+        )
     )
     await turns()
     asked = config_of("a", "worker:1")
@@ -302,7 +306,7 @@ async def test_writes_of_ours_that_are_refused_are_somebody_else_s_where_they_ar
     at = config_of("a", checkpoint_id=setting.author("a").head)
     setting.backend.wrong = Wrong(FailureKind.DATA)
     with pytest.raises(Wrong):
-        await setting.engine.put_writes(at, [("n", 1)], "task", "")
+        await setting.engine.writes.put_writes(at, [("n", 1)], "task", "")
     assert not setting.standby._threads["a"].authorship._on_their_way
 
 
@@ -313,7 +317,7 @@ async def test_checkpoint_that_is_annotated_has_its_new_metadata_and_else_what_i
     found = await setting.engine.get_tuple(ASKED)
     assert found is not None
     marked = found._replace(metadata={**found.metadata, "mark": "done"})  # type: ignore[typeddict-unknown-key]
-    await setting.engine.annotate(found, {"mark": "done"})
+    await setting.engine.writes.annotate(found, {"mark": "done"})
     assert await setting.engine.get_tuple(ASKED) == marked
 
 
@@ -322,7 +326,7 @@ async def test_first_checkpoint_of_a_thread_is_annotated_as_one_without_a_parent
     await setting.put("a")
     found = await setting.engine.get_tuple(ASKED)
     assert found is not None
-    await setting.engine.annotate(found, {})
+    await setting.engine.writes.annotate(found, {})
     assert await setting.engine.get_tuple(ASKED) == found
 
 

@@ -20,7 +20,7 @@ from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.resilience.failures import FailureKind
 from enhanced_checkpointing.saver import journal_path as journaling
 from enhanced_checkpointing.saver import write_path as writes
-from enhanced_checkpointing.saver.calls import Call
+from enhanced_checkpointing.saver.core import Call
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import config_of
 from tests.support.engine_setting import THREAD, Primary, Setting, Wrong, answers_by_a_thread, turns
@@ -295,6 +295,23 @@ async def test_piece_of_which_nothing_may_be_tried_is_no_step_of_its_own() -> No
     assert await results(await setting.begin_puts("a", "a", "a", "a")) == [None] * 4
     assert setting.backend.asked == [["a1", "a2", "a3", "a4"], ["a1", "a2"]]
     assert setting.journaled("a") == ["a1", "a2", "a3", "a4"]
+
+
+async def test_write_of_an_outage_goes_to_the_journal_and_waits_for_no_lane_to_the_primary() -> None:
+    setting = Setting()
+    await setting.put()
+    first, gate = await occupied(setting)
+    waiting = await setting.begin(setting.writes("a", "a:v"))
+    await turns()
+    setting.breaker.trip("down")
+    began_at = now()
+    others = await setting.begin(setting.writes("a", "a:w"), setting.next_put("a"))
+    assert await results([*waiting, *others]) == [None] * 3
+    assert now() == began_at, "the write that hangs has the only lane"
+    assert setting.journal.begun == ["a:v", "a:w", "a2"], "in their order, the one that waited for the lane before"
+    assert not first.done()
+    gate.set()
+    assert await results([first]) == [None]
 
 
 async def test_writes_of_a_step_are_appended_together_and_a_put_ends_them() -> None:

@@ -64,6 +64,8 @@ class ThreadTable:
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._words = data.cast("Q")
+        self.start = self._words[_START : _START + 1]
+        """The word of the newest start, as every call looks at it."""
         self.stamps = self._words[_STAMPS_AT // _WORD : _BITS_AT // _WORD]
 
     # The whole
@@ -83,11 +85,11 @@ class ThreadTable:
     @property
     def newest_start(self) -> int:
         """A number that is another one after each start of a worker."""
-        return self._words[_START]
+        return self.start[0]
 
     @newest_start.setter
     def newest_start(self, number: int) -> None:
-        self._words[_START] = number
+        self.start[0] = number
 
     @property
     def key(self) -> bytes:
@@ -394,7 +396,7 @@ class Workers:
         if not self._has_looked:
             return True
         table = self._table
-        if table is None or self._alone(table):
+        if table is None or (self._is_alone and table.start[0] == self._start) or self._alone(table):
             return False
         return self._is_held(table, thread_id, frozen=frozen)
 
@@ -434,10 +436,10 @@ class Workers:
         table = self._table
         if table is None:
             return
-        at = self._spot(thread_id).stamp
-        before = table.stamps[at]
-        knew_all = is_all or self._alone(table) or self._known.get(thread_id, 0) == before
-        table.stamps[at] = stamp = self._next_stamp()
+        at, stamps = self._spot(thread_id).stamp, table.stamps
+        alone = self._is_alone and table.start[0] == self._start
+        knew_all = is_all or alone or self._alone(table) or self._known.get(thread_id, 0) == stamps[at]
+        stamps[at] = stamp = self._next_stamp()
         if knew_all:
             self._remember(thread_id, stamp)
 

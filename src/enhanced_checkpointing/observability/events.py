@@ -261,19 +261,25 @@ class Broadcast:
     """Sends everything to each of several sinks, in order."""
 
     def __init__(self, sinks: Sequence[Telemetry]) -> None:
-        self._sinks = tuple(sinks)
+        self._sinks: tuple[Telemetry, ...] = ()
+        self._watching: tuple[Callable[[OperationScope], AbstractContextManager[object]], ...] = ()
+        """The `operation` of each sink that does anything with single calls."""
         self._gauges: Callable[[], Gauges] | None = None
+        for sink in sinks:
+            self.add(sink)
 
     def add(self, sink: Telemetry) -> None:
         """Take in one more sink, which is told what comes from now on."""
         self._sinks = (*self._sinks, sink)
+        if getattr(type(sink), "operation", None) is not Telemetry.operation:
+            self._watching = (*self._watching, sink.operation)
         if self._gauges is not None:
             sink.observe(self._gauges)
 
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
         entered = NOTHING
-        for sink in self._sinks:
-            context = sink.operation(scope)
+        for operation in self._watching:
+            context = operation(scope)
             if context is not NOTHING:
                 entered = context if entered is NOTHING else _Both(entered, context)
         return entered

@@ -220,7 +220,9 @@ class OpenTelemetrySink:
     def operation(self, scope: OperationScope) -> AbstractContextManager[object]:
         """Return the span of one live call, current while it is entered."""
         try:
-            if not self._signals.active and self._providers() == self._signals.providers:
+            own, known = self._own_providers, self._signals
+            now = own[0] or trace._TRACER_PROVIDER, own[1] or metrics_internal._METER_PROVIDER
+            if not known.active and now == known.providers:
                 return NOTHING  # nobody listens: the common case, spared the shield
         except Exception:  # noqa: BLE001, S110  # the shield reports it
             pass

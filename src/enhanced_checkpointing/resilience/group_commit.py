@@ -79,16 +79,21 @@ class GroupCommit(Generic[T]):
         """What has not been sent yet."""
         return (item for queue in self._waiting.values() for item, _ in queue)
 
-    def submit(self, item: T) -> None:
-        """Send an item as soon as a lane is free and what came before it of its key is done."""
+    def submit(self, item: T, *, needs_lane: bool = True) -> None:
+        """Send an item as soon as a lane is free, unless it needs none, and what came before it of its key is done."""
         key = self._key(item)
         queue = self._waiting.get(key)
         if queue is None:
             queue = self._waiting[key] = []
         queue.append((item, copy_context()))
         if key not in self._busy:
-            self._ready[key] = None
-            self._start()
+            if needs_lane:
+                self._ready[key] = None
+                self._start()
+            else:
+                self._ready.pop(key, None)
+                self._busy.add(key)
+                self._launch(self._run_aside(key), copy_context())
 
     def may_enter(self, key: str) -> bool:
         """Whether the caller of an item of this key may send it by himself.
@@ -158,6 +163,10 @@ class GroupCommit(Generic[T]):
         self._alone = self._alone + 1 if len(batch) == 1 else 0
         self._start()  # there may be more than goes into one batch
         await self._deliver(keys, batch, lane)
+
+    async def _run_aside(self, key: str) -> None:
+        """Without a lane; what else has come of this key in the same turn of the loop goes along."""
+        await self._deliver([key], [item for item, _ in self._waiting.pop(key)])
 
     async def _deliver(self, keys: Sequence[str], batch: Sequence[T], lane: object = None) -> None:
         try:

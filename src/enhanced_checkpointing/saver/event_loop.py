@@ -1,27 +1,22 @@
-"""Calls from anywhere: every sync method with one guard for all of them, and async calls from other event loops."""
+"""Calls from any thread and any event loop, brought to the one on which a manager lives; and that loop, where the
+manager has one of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
-
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import (
-    BaseCheckpointSaver,
-    ChannelVersions,
-    Checkpoint,
-    CheckpointMetadata,
-    CheckpointTuple,
-    DeltaChannelHistory,
-)
 
 from enhanced_checkpointing.errors import CheckpointerError
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Call = Callable[[], Coroutine[Any, Any, T]]
+
+END_SECONDS = 5.0
+"""How long tasks that are left in a loop of our own may take to end."""
 
 
 class LoopBridge:
@@ -30,11 +25,13 @@ class LoopBridge:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._process_id = os.getpid()
-        self._closed = False
+        self.here: asyncio.AbstractEventLoop | None = loop
+        """The loop on which a call needs no bridge: a running one is in no forked child, asyncio sees to that. None:
+        all calls are refused."""
 
     def close(self) -> None:
         """Refuse all further calls."""
-        self._closed = True
+        self.here = None
 
     def bring(self, call: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **named: P.kwargs) -> Awaitable[T]:
         """Call on the manager's loop, from whichever loop is running; to be awaited at once.
@@ -42,12 +39,12 @@ class LoopBridge:
         Raises:
             CheckpointerError: the manager is closed, its loop has ended, or this is a forked child.
         """
-        if not self._closed and _running_loop() is self._loop:  # which it is in no forked child: asyncio sees to that
+        if self.here is not None and _running_loop() is self.here:
             return call(*args, **named)
         self._check()
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(*args, **named), self._loop))
 
-    def wait(self, call: Call[T]) -> T:
+    def wait(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run `call()` on the manager's loop and wait for it, from any other thread.
 
         Raises:
@@ -73,7 +70,7 @@ class LoopBridge:
                 "This process was forked after the checkpointer was started, and neither connections nor event loops "
                 "survive a fork; nothing was read or written. Call initialize_enhanced_checkpointing() in the child."
             )
-        if self._closed or not self._loop.is_running():
+        if self.here is None or not self._loop.is_running():
             raise CheckpointerError(
                 "The checkpointer is closed, or its event loop has ended; nothing was read or written. Keep the "
                 "manager open for as long as graphs run, and call cleanup() after them."
@@ -87,45 +84,97 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-class SyncMethods(BaseCheckpointSaver[str]):
-    """The sync half of the saver: each method waits for its async twin."""
+class LoopThread:
+    """A daemon thread that runs a new event loop until `stop`."""
 
-    _bridge: LoopBridge
+    def __init__(self) -> None:
+        self.loop = asyncio.SelectorEventLoop()  # psycopg cannot run on the one that Windows would choose
+        self._thread = threading.Thread(target=self._run, name="enhanced-checkpointing", daemon=True)
+        self._started = threading.Event()
+        self._thread.start()
+        self._started.wait()
 
-    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return self._bridge.wait(lambda: self.aget_tuple(config))
+    def stop(self) -> None:
+        """End the loop and wait for its thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
 
-    def list(
-        self,
-        config: RunnableConfig | None,
-        *,
-        filter: dict[str, Any] | None = None,
-        before: RunnableConfig | None = None,
-        limit: int | None = None,
-    ) -> Iterator[CheckpointTuple]:
-        async def fetch() -> Sequence[CheckpointTuple]:
-            return [found async for found in self.alist(config, filter=filter, before=before, limit=limit)]
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.call_soon(self._started.set)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.run_until_complete(self._end_tasks())
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(self._end_executor())
+            self.loop.close()
 
-        yield from self._bridge.wait(fetch)
+    async def _end_tasks(self) -> None:
+        """End what a caller who was cancelled in mid-cleanup has left."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=END_SECONDS)
 
-    def put(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        return self._bridge.wait(lambda: self.aput(config, checkpoint, metadata, new_versions))
+    async def _end_executor(self) -> None:
+        """Wait for the threads of the loop, but not for one that hangs, such as in a name look-up."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.loop.shutdown_default_executor(), END_SECONDS)
 
-    def put_writes(
-        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
-    ) -> None:
-        self._bridge.wait(lambda: self.aput_writes(config, writes, task_id, task_path))
 
-    def delete_thread(self, thread_id: str) -> None:
-        self._bridge.wait(lambda: self.adelete_thread(thread_id))
+class LoopHost:
+    """The loop on which everything of one manager runs; settled by `move_in`, left by `move_out`."""
 
-    def get_delta_channel_history(
-        self, *, config: RunnableConfig, channels: Sequence[str]
-    ) -> Mapping[str, DeltaChannelHistory]:
-        return self._bridge.wait(lambda: self.aget_delta_channel_history(config=config, channels=channels))
+    def __init__(self) -> None:
+        self._thread: LoopThread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process_id = 0
+
+    def move_in(self, *, own_loop: bool) -> None:
+        """Live on the running loop, or, with `own_loop`, on a new one in a thread."""
+        self._process_id = os.getpid()
+        if own_loop:
+            self._thread = LoopThread()
+        self._loop = self._thread.loop if self._thread is not None else asyncio.get_running_loop()
+
+    def move_out(self) -> bool:
+        """End the loop, if it is one of our own, and tell whether it was."""
+        thread, self._thread, self._loop = self._thread, None, None
+        if thread is not None:
+            thread.stop()
+        return thread is not None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked off: who lives here is in its parent."""
+        return self._loop is not None and self._process_id != os.getpid()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether nobody lives here: not yet, or not any more."""
+        return self._loop is None
+
+    async def bring(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await `work()` at home, from whichever loop is running."""
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            return await work()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), self._loop))
+
+    def wait(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work()` at home and wait for it, from a thread that runs no loop of ours."""
+        if self._loop is None:
+            raise RuntimeError("there is no home to run this on")
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
+
+    def tell(self, work: Callable[[], None]) -> None:
+        """Call `work()` at home, before anything that is brought there later."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._loop is None or self._loop is here:
+            work()
+        else:
+            self._loop.call_soon_threadsafe(work)

@@ -6,18 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.errors import quoted
 from enhanced_checkpointing.journal.api import UNKNOWN, Appending, BaseHead, Journal
-from enhanced_checkpointing.observability.events import FailedOver, Telemetry
+from enhanced_checkpointing.observability.events import FailedOver
 from enhanced_checkpointing.operations import DeleteThread, Operation, PutWrites
-from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import NOT_STORED, unavailable
-from enhanced_checkpointing.saver.calls import Call
-from enhanced_checkpointing.saver.other_workers import OtherWorkers
-from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import Newcomers
+from enhanced_checkpointing.saver.core import Call, Core
 
 LEAST_FOR_THE_JOURNAL = 0.05
 LATEST_FOR_THE_JOURNAL = 0.08
@@ -33,29 +28,14 @@ class Waiting:
     reason: str
 
 
-class Journaling:
+class JournalPath:
     """Journals calls. Without a journal it refuses them."""
 
-    def __init__(
-        self,
-        *,
-        backend: Backend,
-        breaker: Breaker,
-        journal: Journal | None,
-        standby: Standby,
-        newcomers: Newcomers,
-        telemetry: Telemetry,
-        clock: Clock,
-        others: OtherWorkers | None = None,
-    ) -> None:
-        self._backend = backend
-        self._breaker = breaker
-        self._journal = journal
-        self._standby = standby
-        self._newcomers = newcomers
-        self._others = others
-        self._telemetry = telemetry
-        self._clock = clock
+    def __init__(self, core: Core) -> None:
+        self._backend, self._breaker, self._standby = core.backend, core.breaker, core.standby
+        self._newcomers, self._others = core.new_threads, core.others
+        self._telemetry, self._clock = core.telemetry, core.clock
+        self._journal = core.journal if core.config.on_outage == "journal" else None
         self.journaled = 0
         """Operations journaled so far."""
         self.on_journaled: Callable[[], None] = lambda: None

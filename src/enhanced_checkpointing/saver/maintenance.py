@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,14 +10,11 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.errors import MOST_SHOWN, shortened
-from enhanced_checkpointing.observability.events import OperationScope, Telemetry
-from enhanced_checkpointing.resilience.breaker import Breaker, Clock
+from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed, explained, unavailable
-from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.saver.read_path import Engine
-from enhanced_checkpointing.standby.cache import Standby
 
 T = TypeVar("T")
 
@@ -35,28 +31,13 @@ class Maintenance:
     `changed` hears which threads were changed, or None for any.
     """
 
-    def __init__(
-        self,
-        *,
-        backend: Backend,
-        guard: Guard,
-        breaker: Breaker,
-        standby: Standby,
-        engine: Engine,
-        telemetry: Telemetry,
-        deadline: float,
-        changed: Callable[[Sequence[str] | None], None] = lambda _: None,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        self._backend = backend
-        self._guard = guard
-        self._breaker = breaker
-        self._standby = standby
+    def __init__(self, engine: Engine, *, changed: Callable[[Sequence[str] | None], None] = lambda _: None) -> None:
+        core = engine.core
         self._engine = engine
-        self._telemetry = telemetry
-        self._seconds = deadline
+        self._backend, self._guard, self._breaker = core.backend, core.guard, core.breaker
+        self._standby, self._telemetry, self._clock = core.standby, core.telemetry, core.clock
+        self._seconds = core.config.deadline
         self._changed = changed
-        self._clock = clock
 
     async def change(
         self,

@@ -51,16 +51,29 @@ class OwnerCheck:
         self._engine = engine
         self._enforced = enforced
         self._tombstones = tombstones
-        self._known: dict[str, Ownership] = {}
+        self.known: dict[str, Ownership] = {}
+        """By thread: what its newest root checkpoint says, of those about which anything was asked or found."""
+        self.erased = tombstones.erased if tombstones is not None else {}
 
     # What LangGraph asks for
 
     async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        thread_id, user = thread_of(config), user_in(config)
-        before = self._known.get(thread_id)
+        before = self.known.get(thread_of(config))
         found = await self._engine.get_tuple(config)
-        if found is not None and before is not None and before.is_said_in(found.metadata) and user == before.owner:
+        is_said = found is not None and before is not None and before.is_said_in(found.metadata)
+        if is_said and before is not None and user_in(config) == before.owner:
             return found  # nearly always, where there is an owner
+        return await self.judged(config, found, before)
+
+    async def judged(
+        self, config: RunnableConfig, found: CheckpointTuple | None, before: Ownership | None
+    ) -> CheckpointTuple | None:
+        """What was read, if the user whom the config names may see it; `before`: what was known when it was asked for.
+
+        Raises:
+            CheckpointNotFoundError: the user may not.
+        """
+        thread_id, user = thread_of(config), user_in(config)
         own = ownership_of(found.metadata) if found is not None else None
         if user is None and own is None and before is None:
             return found
@@ -119,38 +132,41 @@ class OwnerCheck:
         self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, versions: ChannelVersions
     ) -> RunnableConfig:
         thread_id, user = thread_of(config), user_in(config)
-        self._refuse_erased(thread_id, checkpoint["id"], checkpoint_id_of(config))
-        becomes = ownership = self._known.get(thread_id)
-        if user is not None:
+        if self.erased:
+            self._refuse_erased(thread_id, checkpoint["id"], checkpoint_id_of(config))
+        becomes = ownership = self.known.get(thread_id)
+        shares = config["configurable"].get(ASKED_TO_SHARE)
+        if user is not None and not (ownership is not None and user == ownership.owner and shares is None):
             ownership = ownership or await self._look(thread_id)
             self._admit(thread_id, ownership, user)
-            becomes = ownership.written_by(user, config["configurable"].get(ASKED_TO_SHARE))
+            becomes = ownership.written_by(user, shares)
         if becomes is None or becomes.owner is None:
-            return await self._engine.put(config, checkpoint, metadata, versions)
+            return await self._engine.writes.put(config, checkpoint, metadata, versions)
         marked = self._marked(config, metadata, becomes)
         if becomes is ownership:
-            return await self._engine.put(config, checkpoint, marked, versions)
-        pending = self._known[thread_id] = replace(becomes, pending=True)  # known before it is stored: others ask now
+            return await self._engine.writes.put(config, checkpoint, marked, versions)
+        pending = self.known[thread_id] = replace(becomes, pending=True)  # known before it is stored: others ask now
         try:
-            return await self._engine.put(config, checkpoint, marked, versions)
+            return await self._engine.writes.put(config, checkpoint, marked, versions)
         finally:  # where it was not stored, the next read corrects it
-            if self._known.get(thread_id) is pending:
-                self._known[thread_id] = becomes
+            if self.known.get(thread_id) is pending:
+                self.known[thread_id] = becomes
 
     async def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> None:
-        self._refuse_erased(thread_of(config), checkpoint_id_of(config))
-        if (user := user_in(config)) is not None:
-            thread_id = thread_of(config)
-            self._admit(thread_id, self._known.get(thread_id) or await self._look(thread_id), user)
-        await self._engine.put_writes(config, writes, task_id, task_path)
+        thread_id, user = thread_of(config), user_in(config)
+        if self.erased:
+            self._refuse_erased(thread_id, checkpoint_id_of(config))
+        if user is not None and ((known := self.known.get(thread_id)) is None or user != known.owner):
+            self._admit(thread_id, known or await self._look(thread_id), user)
+        await self._engine.writes.put_writes(config, writes, task_id, task_path)
 
     async def delete_thread(self, thread_id: str) -> None:
         try:
-            await self._engine.delete_thread(thread_id)
+            await self._engine.writes.delete_thread(thread_id)
         finally:
-            self._known.pop(thread_id, None)
+            self.known.pop(thread_id, None)
 
     # What the methods ask for
 
@@ -172,20 +188,20 @@ class OwnerCheck:
 
     def forget(self, thread_ids: Sequence[str] | None) -> None:
         """These threads, or for None any, may have become another's behind the back of this."""
-        for thread_id in list(self._known) if thread_ids is None else thread_ids:
-            self._known.pop(thread_id, None)
+        for thread_id in list(self.known) if thread_ids is None else thread_ids:
+            self.known.pop(thread_id, None)
 
     # What is known
 
     async def _look(self, thread_id: str) -> Ownership:
-        before = self._known.get(thread_id)
+        before = self.known.get(thread_id)
         with without_objects():
             found = await self._engine.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
         return self._learn(thread_id, found, ownership_of(found.metadata) if found is not None else None, before)
 
     async def _look_for(self, user: str, thread_id: str) -> Ownership:
         """Whose it is, for a user who reads past the newest checkpoint: who is no owner may not be let in any more."""
-        known = self._known.get(thread_id)
+        known = self.known.get(thread_id)
         if known is not None and (known.owner == user or not self._enforced):
             return known
         try:
@@ -200,20 +216,20 @@ class OwnerCheck:
         try:
             await self._look(thread_id)
         except CheckpointUnavailableError:  # the newest one is not warm
-            self._known.setdefault(thread_id, own)
+            self.known.setdefault(thread_id, own)
 
     def _learn(
         self, thread_id: str, found: CheckpointTuple | None, own: Ownership | None, before: Ownership | None
     ) -> Ownership:
         """Take what the newest root checkpoint says, unless something was made of the thread since it was asked for."""
-        known = self._known.get(thread_id)
+        known = self.known.get(thread_id)
         if known is not None and (known.pending or known is not before):
             return known
         told = NO_THREAD if found is None else own or Ownership(names=user_of(found.metadata))
         if told != known:
-            self._known[thread_id] = told
-            if len(self._known) > MOST:
-                del self._known[next(iter(self._known))]
+            self.known[thread_id] = told
+            if len(self.known) > MOST:
+                del self.known[next(iter(self.known))]
         return told
 
     def _refuse_erased(self, thread_id: str, *checkpoint_ids: str | None) -> None:

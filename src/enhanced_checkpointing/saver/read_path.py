@@ -7,39 +7,24 @@ changes something.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
-    ChannelVersions,
-    Checkpoint,
-    CheckpointMetadata,
     CheckpointTuple,
     DeltaChannelHistory,
 )
 
 from enhanced_checkpointing.backends.base import Backend
-from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted
-from enhanced_checkpointing.identifiers import is_old
-from enhanced_checkpointing.journal.api import Journal
-from enhanced_checkpointing.observability.events import OperationScope, Telemetry
+from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.operations import (
-    DeleteThread,
-    Put,
-    PutWrites,
-    accept_put,
-    accept_writes,
     asks_for_thread,
     checkpoint_id_of,
-    snapshots_in,
     thread_of,
 )
-from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import (
     CallFailed,
@@ -48,22 +33,16 @@ from enhanced_checkpointing.resilience.failures import (
     cold,
     explained,
     not_warm,
-    unavailable,
 )
-from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.resilience.turns import collected
-from enhanced_checkpointing.saver.journal_path import Journaling
-from enhanced_checkpointing.saver.other_workers import OtherWorkers
+from enhanced_checkpointing.saver.core import Core
 from enhanced_checkpointing.saver.reads import Reads
 from enhanced_checkpointing.saver.routes import (
     Route,
     Verdict,
     after_failed_read,
 )
-from enhanced_checkpointing.saver.write_path import Writes
-from enhanced_checkpointing.serialization import SharingSerializer, plain_metadata, without_objects
-from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import Newcomers
+from enhanced_checkpointing.saver.write_path import WritePath
 
 T = TypeVar("T")
 
@@ -80,66 +59,17 @@ CANNOT_SERVE = (FailureKind.OUTAGE, FailureKind.CONFIGURATION)
 class Engine:
     """Serves the calls of one manager. All methods run on the manager's event loop."""
 
-    def __init__(
-        self,
-        *,
-        config: CheckpointerConfig,
-        backend: Backend,
-        guard: Guard,
-        breaker: Breaker,
-        journal: Journal | None,
-        standby: Standby,
-        serializer: SharingSerializer,
-        telemetry: Telemetry,
-        clock: Clock = time.monotonic,
-        wall_clock: Clock = time.time,
-    ) -> None:
-        self._config = config
-        self._backend = backend
-        self._guard = guard
-        self._breaker = breaker
-        self._journal = journal
-        self._standby = standby
-        self._serializer = serializer
-        self._telemetry = telemetry
-        self._clock = clock
-        self._wall_clock = wall_clock
-        workers = journal.workers if journal is not None else None
-        self.others = OtherWorkers(workers, breaker) if workers is not None else None
-        self.newcomers = Newcomers(
-            standby,
-            start_fresh=config.on_unknown_thread == "start_fresh",
-            wall_clock=wall_clock,
-            held=journal.holds if journal is not None else lambda _: False,
-            begins=workers.begins if workers is not None else lambda thread_id, age: True,
-        )
-        self.journaling = Journaling(
-            backend=backend,
-            breaker=breaker,
-            journal=journal if config.on_outage == "journal" else None,
-            standby=standby,
-            newcomers=self.newcomers,
-            others=self.others,
-            telemetry=telemetry,
-            clock=clock,
-        )
-        self.writes = Writes(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            journal=journal,
-            standby=standby,
-            newcomers=self.newcomers,
-            journaling=self.journaling,
-            others=self.others,
-            telemetry=telemetry,
-            clock=clock,
-        )
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.others, self.newcomers = core.others, core.new_threads
+        self._backend, self._guard, self._breaker = core.backend, core.guard, core.breaker
+        self._journal, self._standby, self._telemetry = core.journal, core.standby, core.telemetry
+        self.writes = WritePath(core)
+        self.journaling = self.writes.journaling
+        waits = type(core.backend).never_waits is Backend.never_waits
+        self._never_waits = None if waits else core.backend.never_waits
         self._reading = 0
         """Reads that are with the primary now."""
-        self.quarantined: set[str] = set()
-        """Threads whose branch was put into quarantine: the primary lacks the values that a running graph builds on."""
         self.reads: Reads | None = None
         """Where reads are noted, if anybody wants to know."""
         self.drain_first: Callable[[str, Deadline], Awaitable[bool]] = _nobody_drains
@@ -211,73 +141,11 @@ class Engine:
             keep=lambda found: self._standby.warm_history(config, found),
         )
 
-    async def put(
-        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, versions: ChannelVersions
-    ) -> RunnableConfig:
-        put = accept_put(
-            config,
-            checkpoint,
-            metadata,
-            versions,
-            freeze=self._backend.freeze,
-            known_blob=self._backend.blob if self._backend.never_waits() else self._standby.blob,
-            form_of=self._backend.form_of_metadata,
-        )
-        self._note_own(put)
-        # As an old one, the thread may have been deleted by another process after it was read here.
-        lacking = put.thread_id in self.quarantined or is_old(put.parent_checkpoint_id, self._wall_clock())
-        try:
-            await self.writes.settle(put.complete() if lacking else put)
-        except Exception:  # as with writes, below
-            self._standby.note_refused(put)
-            raise
-        return put.stored_config()
-
-    async def annotate(self, found: CheckpointTuple, changes: Mapping[str, Any]) -> None:
-        """Change the metadata of a checkpoint, which was read `without_objects`, by way of the journal. All of it is
-        journaled, for processes of an older release."""
-        config = found.parent_config or {"configurable": {"thread_id": thread_of(found.config), "checkpoint_ns": ""}}
-        metadata = {**plain_metadata(found.metadata, self._serializer), **changes}
-        with without_objects():
-            put = accept_put(
-                config,
-                found.checkpoint,
-                cast("CheckpointMetadata", metadata),
-                {},
-                freeze=self._backend.freeze,
-                known_blob=self._standby.blob,
-                form_of=self._backend.form_of_metadata,
-            )
-        snapshots = snapshots_in(found.checkpoint["channel_values"])
-        annotated = tuple(sorted(changes))
-        await self.writes.annotate(replace(put, snapshot_channels=snapshots, live_values=None, annotated=annotated))
-
-    async def put_writes(
-        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
-    ) -> None:
-        operation = accept_writes(config, writes, task_id, task_path, serializer=self._serializer)
-        self._note_own(operation)
-        try:
-            await self.writes.settle(operation)
-        except Exception:  # it is not known whether it is stored; of a caller who is cancelled, `Call` tells
-            self._standby.note_refused(operation)
-            raise
-
-    def _note_own(self, operation: Put | PutWrites) -> None:
-        if not self._backend.never_waits():  # else nothing is kept warm
-            self._standby.note_own(operation)
-
     def promise_new(self, thread_id: str) -> None:
         """The application says that a thread does not exist yet."""
         self._standby.note_empty(thread_id, "")
         if self.others is not None:
             self.others.known.know(thread_id, self.others.known.stamp(thread_id))
-
-    async def delete_thread(self, thread_id: str) -> None:
-        if self._journal is not None and self._journal.is_frozen(thread_id):
-            what = f"thread {quoted(thread_id)} is frozen: the journal has what the primary refused, or what is damaged"
-            raise unavailable(what, "It was not deleted, as nothing of it is written until that is mended.")
-        await self.writes.settle(DeleteThread(thread_id))
 
     # Reading
 
@@ -295,7 +163,7 @@ class Engine:
             self.reads.note(thread_id)
         scope = OperationScope(operation, self._backend.name, thread_id)
         with self._telemetry.operation(scope):
-            deadline = self._new_deadline()
+            deadline = self.core.deadline()
             if self.others is not None and self.others.hold(thread_id):
                 await self._let_others_go(scope, thread_id, deadline)
             route = self.writes.route(thread_id)
@@ -305,7 +173,7 @@ class Engine:
             scope.route = route.value
             if route is Route.JOURNAL:
                 return self._ask_standby(scope, thread_id, standby, None)
-            if self._backend.never_waits():
+            if self._never_waits is not None and self._never_waits():
                 try:
                     found = await primary()
                 except Exception:  # noqa: BLE001, S110  # it is asked once more, with all that is done about failures
@@ -380,7 +248,7 @@ class Engine:
 
     async def quiet(self, thread_id: str) -> None:
         """Wait until no write of a thread is on its way, or for a deadline."""
-        deadline = self._new_deadline()
+        deadline = self.core.deadline()
         while thread_id in self.writes.gathered and deadline.remaining() > 0:  # noqa: ASYNC110  # nothing signals it
             await asyncio.sleep(QUIET_GLANCE)
 
@@ -397,9 +265,6 @@ class Engine:
     def held_threads(self) -> Sequence[str]:
         """The threads of which anything is in the journal, frozen ones included, oldest first."""
         return self._journal.held_threads() if self._journal is not None else ()
-
-    def _new_deadline(self) -> Deadline:
-        return Deadline(self._clock, self._config.deadline)
 
     def _explained(self, failed: CallFailed, what: str) -> BaseException:
         alarm(self._telemetry, self._backend.name, failed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from functools import wraps
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -18,31 +20,36 @@ from langgraph.checkpoint.base import (
 )
 
 from enhanced_checkpointing.audit import Notes, named
-from enhanced_checkpointing.identifiers import before_with_text_id, text_of, with_text_ids, with_text_user
-from enhanced_checkpointing.ownership import user_in
-from enhanced_checkpointing.saver.event_loop import LoopBridge, SyncMethods
+from enhanced_checkpointing.identifiers import USER_ID, before_with_text_id, text_of, with_text_ids, with_text_user
+from enhanced_checkpointing.ownership import ASKED_BY, OWNER, user_in
+from enhanced_checkpointing.saver.event_loop import LoopBridge
 from enhanced_checkpointing.saver.maintenance import Maintenance
 from enhanced_checkpointing.saver.owner_check import OwnerCheck
+from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 
 
-class FailoverSaver(SyncMethods):
+class FailoverSaver(BaseCheckpointSaver[str]):
     """A `BaseCheckpointSaver` that keeps working while its primary fails.
 
     Every method raises `CheckpointUnavailableError` where the answer is not known now, and returns `None` only for a
-    thread that is known to be empty.
+    thread that is known to be empty. Each sync method is the counterpart of an async one, of which it waits for the end
+    from any other thread than that of the manager's event loop; below is the table of them.
     """
 
     def __init__(
         self,
-        threads: OwnerCheck,
+        engine: Engine,
+        owners: OwnerCheck,
         maintenance: Maintenance,
         bridge: LoopBridge,
         serializer: SharingSerializer,
         note: Notes,
     ) -> None:
         super().__init__(serde=serializer.inner)
-        self._threads = threads
+        self._engine = engine
+        self._writes = engine.writes
+        self._owners = owners
         self._maintenance = maintenance
         self._bridge = bridge
         self._serializer = serializer
@@ -50,7 +57,18 @@ class FailoverSaver(SyncMethods):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         asked = with_text_ids(config)
-        return await self._bridge.bring(self._threads.get_tuple, asked)
+        if self._bridge.here is asyncio.get_running_loop() and self._asks_nobody(asked):
+            found = await self._engine.get_tuple(asked)
+            if found is None or OWNER not in found.metadata:
+                return found
+            return await self._owners.judged(asked, found, None)
+        return await self._bridge.bring(self._owners.get_tuple, asked)
+
+    def _asks_nobody(self, config: RunnableConfig) -> bool:
+        """Whether a call is in the name of no user, and about a thread of which no owner is known: nearly always, where
+        an application has no owners, and then its calls go on without the check."""
+        asked = config["configurable"]
+        return ASKED_BY not in asked and asked["thread_id"] not in self._owners.known and not self._owners.erased
 
     async def alist(
         self,
@@ -67,12 +85,12 @@ class FailoverSaver(SyncMethods):
             one = with_text_ids(config)
             if config["configurable"].get("checkpoint_ns", "") is None:  # in a listing that is every namespace
                 one = cast("RunnableConfig", {**one, "configurable": {**one["configurable"], "checkpoint_ns": None}})
-            answer = await self._bridge.bring(self._threads.list, one, filter, before, limit)
+            answer = await self._bridge.bring(self._owners.list, one, filter, before, limit)
         else:
             user = user_in(config) if config is not None else None
             most = limit if user is None else None
             answer = await self._bridge.bring(self._maintenance.list, filter, before, most)
-            answer = (await self._bridge.bring(self._threads.shown, answer, user))[:limit]
+            answer = (await self._bridge.bring(self._owners.shown, answer, user))[:limit]
         for found in answer:
             yield found
 
@@ -83,22 +101,29 @@ class FailoverSaver(SyncMethods):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        config, metadata = with_text_ids(config), cast("CheckpointMetadata", with_text_user(metadata))
+        config = with_text_ids(config)
+        if USER_ID in metadata:
+            metadata = cast("CheckpointMetadata", with_text_user(metadata))
         if config.get("metadata"):
             config = {**config, "metadata": dict(with_text_user(config["metadata"]))}
         if (checkpoint_id := text_of(checkpoint["id"], "checkpoint_id")) is not checkpoint["id"]:
             checkpoint = {**checkpoint, "id": checkpoint_id}
-        return await self._bridge.bring(self._threads.put, config, checkpoint, metadata, new_versions)
+        if self._bridge.here is asyncio.get_running_loop() and self._asks_nobody(config):
+            return await self._writes.put(config, checkpoint, metadata, new_versions)
+        return await self._bridge.bring(self._owners.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        task_id = text_of(task_id, "task_id")
-        await self._bridge.bring(self._threads.put_writes, with_text_ids(config), writes, task_id, task_path)
+        config, task_id = with_text_ids(config), text_of(task_id, "task_id")
+        if self._bridge.here is asyncio.get_running_loop() and self._asks_nobody(config):
+            await self._writes.put_writes(config, writes, task_id, task_path)
+        else:
+            await self._bridge.bring(self._owners.put_writes, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
         thread_id = text_of(thread_id, "thread_id")
-        await self._bridge.bring(self._threads.delete_thread, thread_id)
+        await self._bridge.bring(self._owners.delete_thread, thread_id)
         await self._bridge.bring(lambda: self._note("delete", threads=[thread_id]))
 
     async def aget_delta_channel_history(
@@ -107,7 +132,20 @@ class FailoverSaver(SyncMethods):
         if not channels:
             return {}
         asked = with_text_ids(config)
-        return await self._bridge.bring(self._threads.delta_history, asked, channels)
+        return await self._bridge.bring(self._owners.delta_history, asked, channels)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        async def fetch() -> Sequence[CheckpointTuple]:
+            return [found async for found in self.alist(config, filter=filter, before=before, limit=limit)]
+
+        yield from self._bridge.wait(fetch)
 
     def get_next_version(self, current: str | int | float | None, channel: None = None) -> str:
         """The version scheme that memory, SQLite and PostgreSQL share; a thread with integer versions goes on in it."""
@@ -151,22 +189,27 @@ async def _prune(self: FailoverSaver, thread_ids: Sequence[str], *, strategy: st
     await self._bridge.bring(lambda: self._note(f"prune {strategy}", threads=thread_ids))
 
 
-def _sync_delete_for_runs(self: FailoverSaver, run_ids: Sequence[str]) -> None:
-    self._bridge.wait(lambda: _delete_for_runs(self, run_ids))
+def _counterpart(name: str, asynchronous: Callable[..., Any]) -> Callable[..., Any]:
+    """The sync method of this name, with the parameters of the async one."""
+
+    @wraps(asynchronous)
+    def method(self: FailoverSaver, *arguments: Any, **named: Any) -> Any:
+        return self._bridge.wait(lambda: asynchronous(self, *arguments, **named))
+
+    method.__name__, method.__qualname__ = name, f"FailoverSaver.{name}"
+    return method
 
 
-def _sync_copy_thread(self: FailoverSaver, source_thread_id: str, target_thread_id: str) -> None:
-    self._bridge.wait(lambda: _copy_thread(self, source_thread_id, target_thread_id))
+_SYNC = "get_tuple", "put", "put_writes", "delete_thread", "get_delta_channel_history"
+"""The sync methods that every saver has, each the counterpart of `a…`. A listing, which is an iterator, is none."""
 
+for _name in _SYNC:
+    setattr(FailoverSaver, _name, _counterpart(_name, getattr(FailoverSaver, f"a{_name}")))
 
-def _sync_prune(self: FailoverSaver, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-    self._bridge.wait(lambda: _prune(self, thread_ids, strategy=strategy))
-
-
-_MAINTENANCE: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "delete_for_runs": (_sync_delete_for_runs, _delete_for_runs),
-    "copy_thread": (_sync_copy_thread, _copy_thread),
-    "prune": (_sync_prune, _prune),
+_MAINTENANCE: dict[str, Callable[..., Any]] = {
+    "delete_for_runs": _delete_for_runs,
+    "copy_thread": _copy_thread,
+    "prune": _prune,
 }
 
 
@@ -177,7 +220,7 @@ def saver_class_for(primary: type[BaseCheckpointSaver[Any]]) -> type[FailoverSav
     `NotImplementedError` must not be there.
     """
     methods: dict[str, Callable[..., Any]] = {}
-    for name, (sync_method, async_method) in _MAINTENANCE.items():
+    for name, asynchronous in _MAINTENANCE.items():
         if getattr(primary, f"a{name}") is not getattr(BaseCheckpointSaver, f"a{name}"):
-            methods |= {name: sync_method, f"a{name}": async_method}
+            methods |= {name: _counterpart(name, asynchronous), f"a{name}": asynchronous}
     return type("FailoverSaver", (FailoverSaver,), methods) if methods else FailoverSaver

@@ -1,30 +1,39 @@
-"""How a write is settled: gathered with others, at the primary or, if that cannot be, in the journal; in its turn."""
+"""The way of a write: by itself or gathered with others to the primary, or, if that cannot be, to the journal."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
 
 from enhanced_checkpointing.backends.base import Backend
-from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import quoted, redact
-from enhanced_checkpointing.journal.api import Journal
-from enhanced_checkpointing.observability.events import OperationScope, Telemetry
-from enhanced_checkpointing.operations import DeleteThread, Operation, Put, payload_size
-from enhanced_checkpointing.resilience.breaker import Breaker, Clock
+from enhanced_checkpointing.identifiers import is_old
+from enhanced_checkpointing.observability.events import OperationScope
+from enhanced_checkpointing.operations import (
+    DeleteThread,
+    Operation,
+    accept_put,
+    accept_writes,
+    payload_size,
+    snapshots_in,
+    thread_of,
+)
 from enhanced_checkpointing.resilience.deadline import Deadline
-from enhanced_checkpointing.resilience.failures import CallFailed, alarm, explained
+from enhanced_checkpointing.resilience.failures import CallFailed, alarm, explained, unavailable
 from enhanced_checkpointing.resilience.group_commit import GroupCommit, Lane
-from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.saver.calls import Call
-from enhanced_checkpointing.saver.journal_path import Journaling, Waiting, both
-from enhanced_checkpointing.saver.other_workers import OtherWorkers
+from enhanced_checkpointing.saver.core import Call, Core
+from enhanced_checkpointing.saver.journal_path import JournalPath, Waiting, both
 from enhanced_checkpointing.saver.routes import Route, Verdict, after_failed_write, route_of
-from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import Newcomers
+from enhanced_checkpointing.serialization import plain_metadata, without_objects
+
+NOT_AVAILABLE = "the primary is not available"
 
 BATCH = 128
 BATCH_BYTES = 4 * 1024 * 1024
@@ -47,90 +56,139 @@ def seconds_for_the_journal(deadline: float) -> float:
     return max(FOR_THE_JOURNAL * deadline, min(SECONDS_FOR_THE_JOURNAL, MOST_FOR_THE_JOURNAL * deadline))
 
 
-class Writes:
-    """Settles the writes of one manager."""
+class WritePath:
+    """Settles the writes of one manager. All methods run on its event loop."""
 
-    def __init__(
-        self,
-        *,
-        config: CheckpointerConfig,
-        backend: Backend,
-        guard: Guard,
-        breaker: Breaker,
-        journal: Journal | None,
-        standby: Standby,
-        newcomers: Newcomers,
-        journaling: Journaling,
-        telemetry: Telemetry,
-        clock: Clock,
-        others: OtherWorkers | None = None,
-    ) -> None:
-        self._config = config
-        self._backend = backend
-        self._guard = guard
-        self._breaker = breaker
-        self._journal = journal
-        self._standby = standby
-        self._newcomers = newcomers
-        self._journaling = journaling
-        self._others = others
-        self._telemetry = telemetry
-        self._clock = clock
-        self._spared = seconds_for_the_journal(config.deadline) if journaling.possible else 0.0
-        self._too_late = self._spared + FOR_A_TRY * config.deadline if journaling.possible else 0.0
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._backend, self._guard, self._breaker = core.backend, core.guard, core.breaker
+        self._journal, self._standby, self._others = core.journal, core.standby, core.others
+        self._telemetry, self._clock, self._seconds = core.telemetry, core.clock, core.config.deadline
+        waits = type(core.backend).never_waits is Backend.never_waits
+        self._never_waits = None if waits else core.backend.never_waits
+        """Asked of a backend for which it may be so, and of no other."""
+        self.journaling = JournalPath(core)
+        journals = self.journaling.possible
+        self._spared = seconds_for_the_journal(self._seconds) if journals else 0.0
+        self._too_late = self._spared + FOR_A_TRY * self._seconds if journals else 0.0
         self.gathered: GroupCommit[Call] = GroupCommit(
             self._send,
-            key=attrgetter("thread_id"),
-            weight=lambda call: payload_size(call.operation),
-            lanes=backend.lanes,
-            limit=BATCH if backend.lanes else 1,
+            key=attrgetter("operation.thread_id"),
+            weight=_weight,
+            lanes=core.backend.lanes,
+            limit=BATCH if core.backend.lanes else 1,
             max_weight=BATCH_BYTES,
             urgent=self._has_no_time,
-            look_every=config.deadline / 20 if self._journaling.possible else LOOK_EVERY,
-            patience=config.deadline / 4,
+            look_every=self._seconds / 20 if journals else LOOK_EVERY,
+            patience=self._seconds / 4,
         )
         self.at_primary = 0
         """Writes that are with the primary now."""
+        self.quarantined: set[str] = set()
+        """Threads whose branch was put into quarantine: the primary lacks the values that a running graph builds on."""
+
+    async def put(
+        self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, versions: ChannelVersions
+    ) -> RunnableConfig:
+        at_once = self._never_waits is not None and self._never_waits()
+        put = accept_put(
+            config,
+            checkpoint,
+            metadata,
+            versions,
+            freeze=self._backend.freeze,
+            known_blob=self._backend.blob if at_once else self._standby.blob,
+            form_of=self._backend.form_of_metadata,
+        )
+        if not at_once:  # else nothing is kept warm
+            self._standby.note_own(put)
+        # As an old one, the thread may have been deleted by another process after it was read here.
+        if put.thread_id in self.quarantined or is_old(put.parent_checkpoint_id, self._core.wall_clock()):
+            put = put.complete()
+        try:
+            await self.settle(put)
+        except Exception:  # as with writes, below
+            self._standby.note_refused(put)
+            raise
+        return put.stored_config()
+
+    async def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> None:
+        operation = accept_writes(config, writes, task_id, task_path, serializer=self._core.serializer)
+        if self._never_waits is None or not self._never_waits():
+            self._standby.note_own(operation)
+        try:
+            await self.settle(operation)
+        except Exception:  # it is not known whether it is stored; of a caller who is cancelled, `Call` tells
+            self._standby.note_refused(operation)
+            raise
+
+    async def delete_thread(self, thread_id: str) -> None:
+        if self._journal is not None and self._journal.is_frozen(thread_id):
+            what = f"thread {quoted(thread_id)} is frozen: the journal has what the primary refused, or what is damaged"
+            raise unavailable(what, "It was not deleted, as nothing of it is written until that is mended.")
+        await self.settle(DeleteThread(thread_id))
 
     async def settle(self, operation: Operation) -> None:
         """Return when an operation is acknowledged. A caller who is cancelled goes; it is settled all the same.
+
+        The route is decided here: in an outage a write goes on to the journal, and waits for no lane to the primary.
 
         Raises:
             CheckpointUnavailableError: neither the primary nor the journal took it.
             JournalFullError: it was to be journaled, and there was no room.
             Exception: what the primary's saver raises for data that it cannot take.
         """
-        scope = OperationScope(operation.name, self._backend.name, operation.thread_id, outcome="cancelled")
+        thread_id = operation.thread_id
+        scope = OperationScope(operation.name, self._backend.name, thread_id, outcome="cancelled")
         with self._telemetry.operation(scope):
-            if self._backend.never_waits() and await self._settled_at_once(operation, scope):
+            if self._never_waits is not None and self._never_waits() and await self._settled_at_once(operation, scope):
                 return
-            deadline = Deadline(self._clock, self._config.deadline)
-            if self._others is not None and self._others.hold(operation.thread_id):
+            deadline = Deadline(self._clock, self._seconds)
+            if self._others is not None and self._others.hold(thread_id):
                 await self._let_others_go(operation, scope, deadline)
             ended = asyncio.get_running_loop().create_future()
             call = Call(operation, scope, deadline, ended, self._standby.note_refused)
-            if not self._may_go_straight(call):
+            if self.route(thread_id) is Route.JOURNAL:
+                self.gathered.submit(call, needs_lane=False)
+            elif not self.gathered.may_enter(thread_id):
                 self.gathered.submit(call)
             elif await self._went_straight(call):
                 return
             await call.ended
 
-    async def annotate(self, put: Put) -> None:
-        """Journal a change of the metadata of a stored checkpoint, which must not be put again: it is drained in its
-        turn, at once where the primary is there.
+    async def annotate(self, found: CheckpointTuple, changes: Mapping[str, Any]) -> None:
+        """Journal a change of the metadata of a checkpoint that was read `without_objects`, which must not be put
+        again: it is drained in its turn, at once where the primary is there. All of the checkpoint is journaled, for
+        processes of an older release.
 
         Raises:
             CheckpointUnavailableError, JournalFullError: the journal did not take it.
         """
+        config = found.parent_config or {"configurable": {"thread_id": thread_of(found.config), "checkpoint_ns": ""}}
+        metadata = {**plain_metadata(found.metadata, self._core.serializer), **changes}
+        with without_objects():
+            put = accept_put(
+                config,
+                found.checkpoint,
+                cast("CheckpointMetadata", metadata),
+                {},
+                freeze=self._backend.freeze,
+                known_blob=self._standby.blob,
+                form_of=self._backend.form_of_metadata,
+            )
+        snapshots = snapshots_in(found.checkpoint["channel_values"])
+        put = replace(put, snapshot_channels=snapshots, live_values=None, annotated=tuple(sorted(changes)))
         scope = OperationScope(put.name, self._backend.name, put.thread_id, outcome="cancelled")
         with self._telemetry.operation(scope):
-            deadline = Deadline(self._clock, self._config.deadline)
+            deadline = self._core.deadline()
             if self._others is not None and self._others.hold(put.thread_id):
                 await self._let_others_go(put, scope, deadline)
             ended = asyncio.get_running_loop().create_future()
             call = Call(put, scope, deadline, ended, self._standby.note_refused)
             scope.route = Route.JOURNAL.value
-            await self._journaling.settle([Waiting(call, "the primary is not available")])
+            await self.journaling.settle([Waiting(call, NOT_AVAILABLE)])
             await call.ended
 
     async def _let_others_go(self, operation: Operation, scope: OperationScope, deadline: Deadline) -> None:
@@ -155,12 +213,8 @@ class Writes:
         except Exception:  # noqa: BLE001  # it is done once more, with all that is done about failures
             return False
         scope.route, scope.outcome = Route.PRIMARY.value, "primary"
-        self._newcomers.contact()
+        self._core.new_threads.contact()
         return True  # a primary that is asked without waiting for anything has no need of a warm copy
-
-    def _may_go_straight(self, call: Call) -> bool:
-        """Whether a call is alone, and has nothing in its way to the primary."""
-        return self.gathered.may_enter(call.thread_id) and self.route(call.thread_id) is Route.PRIMARY
 
     async def _went_straight(self, call: Call) -> bool:
         """Try a lone call without a batch, in its caller's task. False: it is with the others, which do all the rest:
@@ -179,7 +233,7 @@ class Writes:
                 lone=partial(self._backend.lone, call.operation),
             )
             await self._guard.wait(call.begun)
-            self._newcomers.contact()
+            self._core.new_threads.contact()
             self._taken(call)
         except asyncio.CancelledError:
             call.ended.cancel()  # nobody waits to be told
@@ -220,9 +274,9 @@ class Writes:
         trying = [call for call in batch if call.thread_id not in passed]
         aside = [Waiting(call, passed[call.thread_id]) for call in batch if call.thread_id in passed]
         if not trying:
-            return self._journaling.settle(aside)
+            return self.journaling.settle(aside)
         # Begun now: the attempt of the others may take longer than these may wait.
-        beside = asyncio.create_task(self._journaling.settle(aside), name="journal") if aside else None
+        beside = asyncio.create_task(self.journaling.settle(aside), name="journal") if aside else None
         try:
             failed = await self._try_primary(trying)
         except BaseException as error:
@@ -230,14 +284,14 @@ class Writes:
                 call.refuse(error)
             raise
         if beside is not None:
-            return both(self._journaling.settle(failed), [beside])
-        return self._journaling.settle(failed) if failed else None
+            return both(self.journaling.settle(failed), [beside])
+        return self.journaling.settle(failed) if failed else None
 
     async def _try_primary(self, calls: Sequence[Call]) -> list[Waiting]:
         """Have the primary take calls; returns what is to be journaled, and why."""
         failed = await self._commit(calls)
         if len(failed) < len(calls):
-            self._newcomers.contact()
+            self._core.new_threads.contact()
         to_journal: list[Waiting] = []
         for call in calls:
             if call not in failed:
@@ -264,7 +318,7 @@ class Writes:
             route = self.route(call.thread_id)
             call.scope.route = route.value
             if route is Route.JOURNAL:
-                reasons[call.thread_id] = "the primary is not available"
+                reasons[call.thread_id] = NOT_AVAILABLE
             elif self._has_no_time(call):
                 reasons[call.thread_id] = "the calls before it took its time"
         return reasons
@@ -336,9 +390,13 @@ class Writes:
     def _is_to_be_journaled(self, call: Call, failed: CallFailed) -> bool:
         """Whether a call that failed goes on to the journal; its caller is told if not."""
         call.scope.error_type = type(failed.error).__name__
-        verdict = after_failed_write(failed.kind, may_journal=self._journaling.possible)
+        verdict = after_failed_write(failed.kind, may_journal=self.journaling.possible)
         if verdict is Verdict.JOURNAL:
             return True
         call.scope.outcome = "refused" if verdict is Verdict.RAISE else "unavailable"
         call.refuse(explained(failed, f"{call.operation.name} on thread {quoted(call.thread_id)} failed"))
         return False
+
+
+def _weight(call: Call) -> int:
+    return payload_size(call.operation)

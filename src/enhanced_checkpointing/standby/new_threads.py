@@ -9,7 +9,7 @@ from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.standby.cache import Standby
 
 
-class Newcomers:
+class NewThreads:
     """Knows when the primary answered last: a thread whose id is younger than that cannot be there.
 
     A thread that was only taken for new, by its id or because that is allowed, is forgotten as soon as the primary can

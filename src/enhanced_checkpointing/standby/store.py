@@ -82,14 +82,18 @@ class WarmStore:
         for channel, version in put.skeleton["channel_versions"].items():
             key = put.thread_id, put.checkpoint_ns, channel, version
             if key not in blobs and (channel in put.values or channel in put.new_versions):
-                blobs[key] = self._described(put.values[channel]) if channel in put.values else NO_VALUE
-                size += len(blobs[key][1])
-        stored = self._described(put.skeleton), self._described(put.metadata), put.parent_checkpoint_id
+                value = put.values.get(channel, NO_VALUE)
+                if value is not NO_VALUE:
+                    value = (value.tag, value.data) if type(value) is Serialized else self._described(value)
+                blobs[key] = value
+                size += len(value[1])
+        skeleton, metadata = (dump_described(one, self._serializer) for one in (put.skeleton, put.metadata))
+        stored = skeleton, metadata, put.parent_checkpoint_id
         of_namespace = self._saver.storage[put.thread_id][put.checkpoint_ns]
         if (before := of_namespace.get(put.checkpoint_id)) is not None:
             size -= CHECKPOINT + len(before[0][1]) + len(before[1][1])
         of_namespace[put.checkpoint_id] = stored
-        self.size += size + len(stored[0][1]) + len(stored[1][1])
+        self.size += size + len(skeleton[1]) + len(metadata[1])
 
     def put_writes(self, operation: PutWrites) -> None:
         """Take the writes of one task, and keep those that the primary would keep."""

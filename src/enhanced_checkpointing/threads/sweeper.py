@@ -394,7 +394,7 @@ class Marks:
             raise cold(thread_id, error, None) from None
         if found is None:
             return False
-        await self._engine.annotate(found, changes)
+        await self._engine.writes.annotate(found, changes)
         return True
 
 

@@ -22,6 +22,7 @@ from enhanced_checkpointing.recovery.outages import Outages
 from enhanced_checkpointing.recovery.prober import JournalCheck, Prober
 from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings, Clock
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver.core import Core
 from enhanced_checkpointing.saver.event_loop import LoopBridge
 from enhanced_checkpointing.saver.maintenance import Maintenance
 from enhanced_checkpointing.saver.owner_check import OwnerCheck
@@ -94,7 +95,7 @@ async def assemble(
     )
     if journal is not None:
         await orphans.warm_from(journal, standby)
-    engine = Engine(
+    core = Core.of(
         config=config,
         backend=backend,
         guard=guard,
@@ -106,26 +107,17 @@ async def assemble(
         clock=clock,
         wall_clock=nature.wall_clock,
     )
+    engine = Engine(core)
     stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
     tombstones = tombstones or Tombstones(None, backend.home())
     note = note or Notes()
     owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
-    maintenance = Maintenance(
-        backend=backend,
-        guard=guard,
-        breaker=breaker,
-        standby=standby,
-        engine=engine,
-        telemetry=telemetry,
-        deadline=config.deadline,
-        changed=owners.forget,
-        clock=clock,
-    )
+    maintenance = Maintenance(engine, changed=owners.forget)
     bridge = LoopBridge(asyncio.get_running_loop())
     stack.callback(bridge.close)
 
     def quarantined(thread_id: str) -> None:
-        engine.quarantined.add(thread_id)
+        engine.writes.quarantined.add(thread_id)
         owners.forget([thread_id])
 
     outages = Outages(backend.name, telemetry, lambda: status.counts(parts), clock)
@@ -212,7 +204,7 @@ async def assemble(
         engine.reads = Reads(nature.wall_clock)
         scheduler = RetentionScheduler(sweeper, config.retention_interval, chance=nature.chance)
 
-    saver = saver_class_for(backend.saver_type())(owners, maintenance, bridge, serializer, note)
+    saver = saver_class_for(backend.saver_type())(engine, owners, maintenance, bridge, serializer, note)
     parts = Components(
         loop=asyncio.get_running_loop(),
         backend=backend,

@@ -77,7 +77,7 @@ def needs_objects(operation: Operation, serializer: SharingSerializer) -> bool:
     """Whether a row cannot be made of the bytes that there are."""
     if not isinstance(operation, Put):
         return False
-    return not has_known_format(serializer.inner) or _joined(_plain_values(operation, serializer)) is None
+    return not has_known_format(serializer.inner) or _joined(operation, serializer) is None
 
 
 def the_write_that_stays(before: StoredWrite, after: StoredWrite, *, special: bool) -> StoredWrite:
@@ -174,18 +174,20 @@ def _checkpoint(put: Put, serializer: SharingSerializer) -> tuple[str, bytes]:
     """
     is_copied = isinstance(put.metadata, StoredMetadata)
     if has_known_format(serializer.inner):
-        plain = _plain_values(put, serializer)
-        values = _joined(plain)
-        if values is None and any(type(value) is Serialized and value.tag == JSON for value in plain.values()):
-            return _checkpoint_in_json(put, plain, serializer)
+        values = _joined(put, serializer)
         if values is not None:
             try:
                 return plain_parts(_with_values(put, values), serializer)
             except TypeError as error:  # an integer that is too large, which the serializer may still know how to store
                 if is_copied:
                     raise CheckpointerError(f"Checkpoint {put.checkpoint_id} cannot be kept: {error}.") from error
-        elif is_copied:
-            raise _not_a_part(put, next(one for one in plain.items() if type(one[1]) is Serialized and _is_odd(one[1])))
+        else:
+            plain = _plain_values(put, serializer)
+            if any(type(value) is Serialized and value.tag == JSON for value in plain.values()):
+                return _checkpoint_in_json(put, plain, serializer)
+            if is_copied:
+                odd = next(one for one in plain.items() if type(one[1]) is Serialized and _is_odd(one[1]))
+                raise _not_a_part(put, odd)
     # Not of the live values, which their node may have changed since.
     thawed = {channel: serializer.thaw(value) for channel, value in put.values.items()}
     try:
@@ -223,11 +225,13 @@ def _plain_values(put: Put, serializer: SharingSerializer) -> dict[str, Any]:
     }
 
 
-def _joined(plain: Mapping[str, Any]) -> dict[str, Any] | None:
+def _joined(put: Put, serializer: SharingSerializer) -> dict[str, Any] | None:
     """The values as parts of a whole; None unless a value looks within the checkpoint as it does alone, which is known
     of LangGraph's serializers, but not of what they pickle."""
     values: dict[str, Any] = {}
-    for channel, value in plain.items():
+    for channel, value in put.values.items():
+        if type(value) is Serialized and "+" in value.tag:
+            value = unsealed(value, serializer)
         if type(value) is not Serialized:
             values[channel] = value
         elif value.tag == MSGPACK:
