@@ -32,8 +32,7 @@ from enhanced_checkpointing.ownership import asking
 from enhanced_checkpointing.saver.event_loop import LoopHost
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
-from enhanced_checkpointing.threads.directory import ThreadDirectory
-from enhanced_checkpointing.threads.methods import ThreadMethods
+from enhanced_checkpointing.threads.methods import ThreadComponents, ThreadMethods
 from enhanced_checkpointing.tombstones import Tombstones
 from enhanced_checkpointing.upkeep import life, status
 from enhanced_checkpointing.upkeep.assembly import assemble, background
@@ -288,7 +287,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         return self._components
 
     @property
-    def _threads(self) -> ThreadDirectory:
+    def _threads(self) -> ThreadComponents:
         return self.components.threads
 
     @property

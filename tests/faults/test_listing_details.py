@@ -15,7 +15,7 @@ import pytest
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.listing import HeadQuery, Place
 from enhanced_checkpointing.operations import Operation, PutWrites
-from enhanced_checkpointing.threads.directory import LEFT_OUT, LISTED_METADATA
+from enhanced_checkpointing.threads.methods import LEFT_OUT, LISTED_METADATA
 from tests.support.backends import BACKENDS, START, checkpoint_id, config_of, opened_backend, put, write
 from tests.support.checkpointer import opened
 

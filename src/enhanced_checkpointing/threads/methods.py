@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from uuid import uuid4
 
-from enhanced_checkpointing.backends.listing import COMPLETED, FAILED
-from enhanced_checkpointing.threads.directory import Entry, ThreadDirectory
-from enhanced_checkpointing.threads.erasure import ErasureReceipt
+from langchain_core.runnables import RunnableConfig
+
+from enhanced_checkpointing.backends.listing import COMPLETED, FAILED, HeadQuery, Place, ThreadHead, status_of
+from enhanced_checkpointing.errors import (
+    CheckpointCorruptionError,
+    CheckpointNotFoundError,
+    quoted,
+)
+from enhanced_checkpointing.identifiers import USER_ID, text_of
+from enhanced_checkpointing.saver.event_loop import LoopBridge
+from enhanced_checkpointing.saver.maintenance import Maintenance
+from enhanced_checkpointing.saver.owner_check import OwnerCheck
+from enhanced_checkpointing.saver.saver import FailoverSaver
+from enhanced_checkpointing.serialization import without_objects
+from enhanced_checkpointing.threads.erasure import Erasure, ErasureReceipt
 from enhanced_checkpointing.threads.retention import RetentionPolicy, Sweep
+from enhanced_checkpointing.threads.sweeper import Marks, Sweeper
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LISTED_METADATA = 16 * 1024
+"""Bytes of JSON that the metadata of one thread takes in a listing. Those of a graph take some hundred."""
+LEFT_OUT = "__left_out__"
+"""The key in a listing's metadata that says what was left out of it."""
+
+Entry: TypeAlias = dict[str, Any]
+"""A thread, as plain JSON types."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadComponents:
+    """What the methods work with. `presumes_empty` tells of a thread that was only taken for new."""
+
+    saver: FailoverSaver
+    maintenance: Maintenance
+    bridge: LoopBridge
+    marks: Marks
+    sweeper: Sweeper
+    owners: OwnerCheck
+    presumes_empty: Callable[[str], bool]
+    erasure: Erasure
+
+    async def require(
+        self, thread_ids: Sequence[str], user_id: str | None, *, as_owner: bool = False, new: bool = False
+    ) -> None:
+        """As `OwnerCheck.require`, for each of these threads."""
+        user = None if user_id is None else text_of(user_id, USER_ID)
+        for thread_id in thread_ids:
+            await self.bridge.bring(self.owners.require, thread_id, user, as_owner=as_owner, new=new)
+
+
+def _sync(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+    """The same method for code without a loop."""
+
+    def wait(manager: ThreadMethods, /, *args: P.args, **named: P.kwargs) -> T:
+        return manager._threads.bridge.wait(lambda: method(manager, *args, **named))
+
+    update_wrapper(wait, method)
+    wait.__name__, wait.__doc__ = f"{method.__name__}_sync", f"`{method.__name__}` for code without a loop."
+    return wait
 
 
 class ThreadMethods:
@@ -25,11 +86,12 @@ class ThreadMethods:
     """
 
     @property
-    def _threads(self) -> ThreadDirectory:
+    def _threads(self) -> ThreadComponents:
         raise NotImplementedError
 
     async def list_threads(
         self,
+        /,
         *,
         user_id: str | None = None,
         limit: int = 50,
@@ -56,33 +118,38 @@ class ThreadMethods:
         Raises:
             CheckpointUnavailableError: in an outage, since only the primary knows all threads.
         """
-        return await self._threads.find(user_id, limit, before, metadata)
+        if limit < 0:
+            raise ValueError(f"limit must not be negative, but is {limit}")
+        threads, user = self._threads, None if user_id is None else text_of(user_id, USER_ID)
+        query = HeadQuery(limit, user, metadata, _cursor(before))
+        heads = await threads.bridge.bring(
+            lambda: threads.maintenance.consult("list_threads", None, lambda one: one.heads(query), frozen=False)
+        )
+        return [listed_entry(head) for head in heads if threads.owners.is_shown(head.metadata, user)]
 
-    def list_threads_sync(
-        self,
-        *,
-        user_id: str | None = None,
-        limit: int = 50,
-        before: str | Mapping[str, Any] | None = None,
-        **metadata: Any,
-    ) -> list[Entry]:
-        """`list_threads` for code without a loop."""
-        threads = self._threads
-        return threads.bridge.wait(lambda: threads.find(user_id, limit, before, metadata))
+    list_threads_sync = _sync(list_threads)
 
     async def get_thread(self, thread_id: str, *, user_id: str | None = None) -> Entry | None:
         """One thread, as `list_threads` tells of it; None if it is known that there is none.
 
         Raises:
             CheckpointNotFoundError: there is none for this user.
+            CheckpointCorruptionError: its metadata cannot be read.
             CheckpointUnavailableError: in an outage, or while the journal holds something of the thread.
         """
-        return await self._threads.get(thread_id, user_id)
+        threads, wanted = self._threads, [text_of(thread_id, "thread_id")]
+        await threads.require(wanted, user_id)
+        heads = await threads.bridge.bring(
+            lambda: threads.maintenance.consult("get_thread", wanted, lambda one: one.describe(wanted), frozen=True)
+        )
+        if heads and heads[0].unreadable is not None:
+            raise CheckpointCorruptionError(
+                f"Thread {quoted(wanted[0])} cannot be described: {heads[0].unreadable}. Nothing was changed. "
+                "Mend the metadata of its newest checkpoint in the database, or delete the thread."
+            )
+        return entry_of(heads[0]) if heads else None
 
-    def get_thread_sync(self, thread_id: str, *, user_id: str | None = None) -> Entry | None:
-        """`get_thread` for code without a loop."""
-        threads = self._threads
-        return threads.bridge.wait(lambda: threads.get(thread_id, user_id))
+    get_thread_sync = _sync(get_thread)
 
     async def delete_thread(self, thread_id: str, *, user_id: str | None = None) -> bool:
         """Delete a thread, now or, in an outage, when the journal is drained; False if it is known to be empty.
@@ -91,12 +158,18 @@ class ThreadMethods:
             CheckpointNotFoundError: there is none that belongs to this user.
             CheckpointUnavailableError: in an outage, for a user, when the owner is unknown.
         """
-        return await self._threads.delete(thread_id, user_id)
+        threads, thread_id = self._threads, text_of(thread_id, "thread_id")
+        await threads.require([thread_id], user_id, as_owner=True)
+        config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+        try:
+            with without_objects():
+                existed = await threads.saver.aget_tuple(config) is not None or threads.presumes_empty(thread_id)
+        except Exception:  # noqa: BLE001  # in an outage it may be there; and what cannot be read can be deleted
+            existed = True
+        await threads.saver.adelete_thread(thread_id)
+        return existed
 
-    def delete_thread_sync(self, thread_id: str, *, user_id: str | None = None) -> bool:
-        """`delete_thread` for code without a loop."""
-        threads = self._threads
-        return threads.bridge.wait(lambda: threads.delete(thread_id, user_id))
+    delete_thread_sync = _sync(delete_thread)
 
     async def erase(
         self, *, thread_id: str | None = None, user_id: str | None = None, dry_run: bool = False
@@ -117,14 +190,10 @@ class ThreadMethods:
             CheckpointNotFoundError: the thread belongs to another user, and `thread_ownership` is "enforce".
             CheckpointUnavailableError: in an outage, for all threads of a user, which only the primary knows.
         """
-        return await self._threads.erase(thread_id, user_id, dry_run)
-
-    def erase_sync(
-        self, *, thread_id: str | None = None, user_id: str | None = None, dry_run: bool = False
-    ) -> ErasureReceipt:
-        """`erase` for code without a loop."""
         threads = self._threads
-        return threads.bridge.wait(lambda: threads.erase(thread_id, user_id, dry_run))
+        return await threads.bridge.bring(lambda: threads.erasure.erase(thread_id, user_id, dry_run=dry_run))
+
+    erase_sync = _sync(erase)
 
     async def copy_thread(
         self, source_thread_id: str, target_thread_id: str | None = None, *, user_id: str | None = None
@@ -136,14 +205,16 @@ class ThreadMethods:
             CheckpointerError: the target has checkpoints that the source has not; nothing was copied.
             CheckpointUnavailableError: in an outage, or while the journal holds something of either.
         """
-        return await self._threads.copy(source_thread_id, target_thread_id, user_id)
+        source = text_of(source_thread_id, "source_thread_id")
+        target = text_of(uuid4() if target_thread_id is None else target_thread_id, "target_thread_id")
+        if target_thread_id is not None:
+            await self._threads.require([target], user_id, new=True)
+        if await self.get_thread(source, user_id=user_id) is None:
+            raise CheckpointNotFoundError(f"There is no thread {quoted(source)}, so nothing was copied.")
+        await self._threads.saver.acopy_thread(source, target)
+        return target
 
-    def copy_thread_sync(
-        self, source_thread_id: str, target_thread_id: str | None = None, *, user_id: str | None = None
-    ) -> str:
-        """`copy_thread` for code without a loop."""
-        threads = self._threads
-        return threads.bridge.wait(lambda: threads.copy(source_thread_id, target_thread_id, user_id))
+    copy_thread_sync = _sync(copy_thread)
 
     async def prune(
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", user_id: str | None = None
@@ -155,14 +226,11 @@ class ThreadMethods:
             CheckpointNotFoundError: one of them does not belong to this user; nothing was changed.
             CheckpointUnavailableError: in an outage, or while the journal holds something of one of them.
         """
-        await self._threads.prune(thread_ids, strategy, user_id)
+        if user_id is not None and not isinstance(thread_ids, str):
+            await self._threads.require([text_of(one, "thread_ids") for one in thread_ids], user_id, as_owner=True)
+        await self._threads.saver.aprune(thread_ids, strategy=strategy)
 
-    def prune_sync(
-        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest", user_id: str | None = None
-    ) -> None:
-        """`prune` for code without a loop."""
-        threads = self._threads
-        threads.bridge.wait(lambda: threads.prune(thread_ids, strategy, user_id))
+    prune_sync = _sync(prune)
 
     async def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints that name these runs (`run_id` in their metadata), in whichever thread they are.
@@ -172,12 +240,11 @@ class ThreadMethods:
         Raises:
             CheckpointUnavailableError: in an outage, or while the journal holds anything.
         """
-        await self._threads.delete_for_runs(run_ids)
+        if isinstance(run_ids, str):
+            raise TypeError("run_ids must be a sequence of run ids, not a text")
+        await self._threads.saver.adelete_for_runs(run_ids)
 
-    def delete_for_runs_sync(self, run_ids: Sequence[str]) -> None:
-        """`delete_for_runs` for code without a loop."""
-        threads = self._threads
-        threads.bridge.wait(lambda: threads.delete_for_runs(run_ids))
+    delete_for_runs_sync = _sync(delete_for_runs)
 
     async def mark_completed(self, thread_id: str, *, user_id: str | None = None) -> None:
         """Say that a thread is over, so that retention keeps it for as long as completed ones, from now on.
@@ -188,21 +255,15 @@ class ThreadMethods:
             CheckpointNotFoundError: there is no such thread.
             CheckpointUnavailableError: in an outage, when nobody knows the thread's newest checkpoint.
         """
-        await self._threads.mark(thread_id, COMPLETED, user_id)
+        await self._mark(thread_id, COMPLETED, user_id)
 
-    def mark_completed_sync(self, thread_id: str, *, user_id: str | None = None) -> None:
-        """`mark_completed` for code without a loop."""
-        threads = self._threads
-        threads.bridge.wait(lambda: threads.mark(thread_id, COMPLETED, user_id))
+    mark_completed_sync = _sync(mark_completed)
 
     async def mark_failed(self, thread_id: str, *, user_id: str | None = None) -> None:
         """Say that a thread has failed and nobody goes on with it; else as `mark_completed`."""
-        await self._threads.mark(thread_id, FAILED, user_id)
+        await self._mark(thread_id, FAILED, user_id)
 
-    def mark_failed_sync(self, thread_id: str, *, user_id: str | None = None) -> None:
-        """`mark_failed` for code without a loop."""
-        threads = self._threads
-        threads.bridge.wait(lambda: threads.mark(thread_id, FAILED, user_id))
+    mark_failed_sync = _sync(mark_failed)
 
     async def run_retention(self, policy: RetentionPolicy | None = None, *, dry_run: bool = False) -> Sweep:
         """Look at all threads once, delete the old ones and shorten the others; by default as the settings say.
@@ -210,9 +271,54 @@ class ThreadMethods:
         With `dry_run` nothing is changed, and the result names what would be. Where another process is just at it,
         nothing is done. An outage ends it early, which the result says.
         """
-        return await self._threads.retire(policy, dry_run)
-
-    def run_retention_sync(self, policy: RetentionPolicy | None = None, *, dry_run: bool = False) -> Sweep:
-        """`run_retention` for code without a loop."""
         threads = self._threads
-        return threads.bridge.wait(lambda: threads.retire(policy, dry_run))
+        return await threads.bridge.bring(lambda: threads.sweeper.run(policy, dry_run=dry_run))
+
+    run_retention_sync = _sync(run_retention)
+
+    async def _mark(self, thread_id: str, status: str, user_id: str | None) -> None:
+        threads, thread_id = self._threads, text_of(thread_id, "thread_id")
+        await threads.require([thread_id], user_id)
+        await threads.bridge.bring(threads.marks.mark, thread_id, status)
+
+
+def listed_entry(head: ThreadHead) -> Entry:
+    """An entry whose metadata takes `LISTED_METADATA` at most: what one row holds must not be the size of a listing."""
+    return {**entry_of(head), "metadata": _bounded(head.metadata)}
+
+
+def _bounded(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {key: len(key) + len(json.dumps(value, default=str)) for key, value in metadata.items()}
+    total = sum(sizes.values())
+    if total <= LISTED_METADATA:
+        return dict(metadata)
+    kept, room = {}, LISTED_METADATA
+    for key in sorted(sizes, key=sizes.__getitem__):
+        room -= sizes[key]
+        if room < 0:
+            break
+        kept[key] = metadata[key]
+    left_out = f"{len(sizes) - len(kept)} of {len(sizes)} keys, which take {total:,} bytes: `get_thread` has them all"
+    return {**{key: kept[key] for key in metadata if key in kept}, LEFT_OUT: left_out}
+
+
+def entry_of(head: ThreadHead) -> Entry:
+    return {
+        "thread_id": head.thread_id,
+        "checkpoint_id": head.checkpoint_id,
+        "updated_at": head.updated_at.isoformat() if head.updated_at is not None else None,
+        "step": head.step,
+        "checkpoints": head.checkpoints,
+        "size": head.size,
+        "user_id": head.user_id,
+        "status": status_of(head.metadata),
+        "metadata": dict(head.metadata),
+    }
+
+
+def _cursor(before: str | Mapping[str, Any] | None) -> Place | None:
+    if before is None:
+        return None
+    if not isinstance(before, Mapping):
+        return Place(text_of(before, "checkpoint_id"))
+    return Place(text_of(before["checkpoint_id"], "checkpoint_id"), text_of(before["thread_id"], "thread_id"))

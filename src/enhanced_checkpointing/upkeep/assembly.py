@@ -31,8 +31,8 @@ from enhanced_checkpointing.saver.reads import Reads
 from enhanced_checkpointing.saver.saver import saver_class_for
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.threads.directory import ThreadDirectory
 from enhanced_checkpointing.threads.erasure import Erasure
+from enhanced_checkpointing.threads.methods import ThreadComponents
 from enhanced_checkpointing.threads.retention import policy_of
 from enhanced_checkpointing.threads.sweeper import Marks, RetentionScheduler, Sweeper
 from enhanced_checkpointing.tombstones import Tombstones
@@ -216,7 +216,9 @@ async def assemble(
         engine=engine,
         bridge=bridge,
         saver=saver,
-        threads=ThreadDirectory(saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, erasure),
+        threads=ThreadComponents(
+            saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, erasure
+        ),
         prober=prober,
         reconciler=reconciler,
         outages=outages,

@@ -17,7 +17,7 @@ from enhanced_checkpointing.saver.event_loop import LoopBridge
 from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.saver.saver import FailoverSaver
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.threads.directory import ThreadDirectory
+from enhanced_checkpointing.threads.methods import ThreadComponents
 from enhanced_checkpointing.threads.sweeper import RetentionScheduler, Sweeper
 
 
@@ -35,7 +35,7 @@ class Components:
     engine: Engine
     bridge: LoopBridge
     saver: FailoverSaver
-    threads: ThreadDirectory
+    threads: ThreadComponents
     prober: Prober
     reconciler: Reconciler | None
     outages: Outages

@@ -38,7 +38,7 @@ from enhanced_checkpointing.cli.output import (
 )
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
 from enhanced_checkpointing.errors import quoted
-from enhanced_checkpointing.threads.directory import Entry, listed_entry
+from enhanced_checkpointing.threads.methods import Entry, listed_entry
 
 WIDEST = 100_000
 """Columns of a table."""
