@@ -94,7 +94,7 @@ def alarms(caplog: pytest.LogCaptureFixture, fix: str) -> Iterator[None]:
     yield
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert errors
-    assert all("refuses for a reason that waiting does not mend" in line and fix in line for line in errors)
+    assert all("refuses for a permanent reason" in line and fix in line for line in errors)
     assert len(errors) <= len(TABLES) + 1
 
 

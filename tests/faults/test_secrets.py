@@ -350,7 +350,7 @@ async def test_outage_lets_no_secret_out(guarded_postgres: LocalPostgres, monkey
         "spans",
         "metrics",
     }
-    assert any("refuses for a reason that waiting does not mend" in text for place, text in sweep.found)
+    assert any("refuses for a permanent reason" in text for place, text in sweep.found)
     sweep.assert_clean()
 
 

@@ -1,1 +1,1 @@
-"""What happened, as frozen records; where they are sent is decided by the sinks."""
+"""Events as frozen records, and the sinks that log, trace, count and remember them."""

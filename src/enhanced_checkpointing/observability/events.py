@@ -144,7 +144,7 @@ class DeadLettered:
 class Diverged:
     """The primary's head of a thread moved while this process journaled it; both branches are kept.
 
-    `deletion`: what was journaled was the end of the thread, and was not carried out.
+    `deletion`: the journaled operation was the deletion of the thread, and was not applied.
     """
 
     backend: str
@@ -158,7 +158,7 @@ class Diverged:
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationFault:
-    """A primary that worked before now refuses for a reason that waiting does not mend; `fix` says what to do."""
+    """A primary that worked before now refuses for a permanent reason; `fix` says what to do."""
 
     backend: str
     error: str
@@ -167,7 +167,7 @@ class ConfigurationFault:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Anything else that an operator should read once; `level` is a name of the logging module."""
+    """Any other message for the operator; `level` is a name of the logging module."""
 
     level: str
     message: str
@@ -192,7 +192,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is true now, read when metrics are collected. Sizes are bytes, ages are seconds.
+    """Current values, read when metrics are collected. Sizes are bytes, ages are seconds.
 
     `pool` has any of the keys "min", "max", "size", "available" and "waiting". `journal_utilization` is the share taken
     of the room for this process's own writes; at 1 it takes no more. `breaker_openings` counts since the start.
@@ -269,7 +269,7 @@ class Broadcast:
             self.add(sink)
 
     def add(self, sink: Telemetry) -> None:
-        """Take in one more sink, which is told what comes from now on."""
+        """Add a sink, which receives everything from now on."""
         self._sinks = (*self._sinks, sink)
         if getattr(type(sink), "operation", None) is not Telemetry.operation:
             self._watching = (*self._watching, sink.operation)

@@ -1,4 +1,4 @@
-"""The health report: plain JSON types, made of values that others hand in. Pure, and without secrets."""
+"""The health report: plain JSON types, made of given values. Pure, and without secrets."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from enhanced_checkpointing.errors import shortened
 
 _HOMES = 20
 _LONGEST = 500
-"""Databases that are named, and characters of a text: a report is asked for again and again."""
+"""Databases that are named, and characters of a text: reports are polled, so they stay small."""
 
 Overall = Literal["healthy", "degraded", "unhealthy"]
 
 
 @dataclass(frozen=True, slots=True)
 class PrimaryHealth:
-    """What is known of the primary. `error` is redacted; `outage_seconds` is None without an outage."""
+    """The state of the primary. `error` is redacted; `outage_seconds` is None without an outage."""
 
     backend: str
     healthy: bool
@@ -32,10 +32,10 @@ class PrimaryHealth:
 
 @dataclass(frozen=True, slots=True)
 class JournalHealth:
-    """What is known of the journal; `mode` is "durable", "memory" or "off" (then all figures are zero).
+    """The state of the journal; `mode` is "durable", "memory" or "off" (then all figures are zero).
 
-    `error` says why it could not take a write now; `damages` counts what was found damaged in its files. `foreign` are
-    the backlogs in its directory that are for other primaries: for the home of each of these, how many.
+    `error` says why it cannot take a write now; `damages` counts the damaged places in its files. `foreign` are the
+    backlogs in its directory that belong to other databases: the id of each, and how many.
     """
 
     mode: str
@@ -54,14 +54,14 @@ class JournalHealth:
 
 @dataclass(frozen=True, slots=True)
 class StandbyHealth:
-    """What is known of the warm copies; `size` is bytes."""
+    """The state of the standby; `size` is bytes."""
 
     threads: int
     size: int
 
 
 def overall(primary: PrimaryHealth, journal: JournalHealth, parts_healthy: bool) -> Overall:
-    """Healthy: nothing to do. Degraded: agents run, somebody should look. Unhealthy: writes are refused."""
+    """Healthy: nothing to do. Degraded: agents keep running; investigate. Unhealthy: writes are refused."""
     if not primary.healthy and not journal.accepts:
         return "unhealthy"
     quiet = journal.pending == 0 and not journal.frozen_threads and not journal.damages and journal.error is None
@@ -77,7 +77,7 @@ def report(
     divergences: int,
     parts: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The whole report; `parts` are the health of what was integrated, by name, each with `healthy`."""
+    """The whole report; `parts` are the health of attached resources by name, each with `healthy`."""
     parts_healthy = all(part["healthy"] for part in parts.values())
     return {
         "overall_status": overall(primary, journal, parts_healthy),
@@ -118,7 +118,7 @@ def report(
 
 
 def _foreign(found: tuple[tuple[str, int], ...]) -> list[dict[str, Any]]:
-    """The first databases, and the others in one: a directory may hold what was left for any number of them."""
+    """The first databases by name, all others as one: a directory may hold backlogs for any number of them."""
     named = [{"home": shortened(home, _LONGEST), "books": books} for home, books in found[:_HOMES]]
     if others := found[_HOMES:]:
         named.append({"home": f"and {len(others)} others", "books": sum(books for _, books in others)})
@@ -130,7 +130,7 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def report_closed(companions: dict[str, dict[str, Any]], *, enabled: bool) -> dict[str, Any]:
-    """The report of a manager that is not open; with `enabled=False` that is how it should be."""
+    """The report of a manager that is not open, which is healthy with `enabled=False`."""
     closed = {"healthy": not enabled, "error": "the checkpointer is not initialized" if enabled else None}
     return {
         "overall_status": "unhealthy" if enabled else "healthy",

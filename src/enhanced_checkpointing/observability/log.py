@@ -1,5 +1,4 @@
-"""Transitions as log lines that can be understood at 3 a.m., and what keeps every sink harmless: no secrets, few lines,
-no errors of its own."""
+"""Transitions as log lines for 3 a.m.; rate limits, redaction and the shield that all sinks share."""
 
 from __future__ import annotations
 
@@ -34,11 +33,11 @@ _NOTICE_METHODS = {"DEBUG": None, "INFO": "info", "WARNING": "warning", "ERROR":
 
 
 _PLACE_IN_A_STATEMENT = re.compile(r"\s(?:at character \d+|LINE \d+:)")
-"""Where PostgreSQL says where in a statement a fault is: the same fault in another statement is no other one."""
+"""PostgreSQL's position within a statement: the same fault in another statement counts as the same."""
 
 
 class RateLimit:
-    """Admits `burst` lines per `seconds` and counts what it holds back."""
+    """Admits `burst` lines per `seconds` and counts those it holds back."""
 
     def __init__(self, seconds: float, clock: Callable[[], float], burst: int = 1) -> None:
         self._seconds = seconds
@@ -62,7 +61,7 @@ class RateLimit:
 
 
 class Shield:
-    """Telemetry is never the reason why a call fails: an error of its own ends here, and is reported once a minute."""
+    """Telemetry never makes a call fail: its errors end here, and are reported once a minute."""
 
     def __init__(self, report: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._report = report
@@ -100,8 +99,8 @@ class LoggingSink(Telemetry):
     """Writes one line per transition to `logging` or to any object with `info`, `warning` and `error` methods.
 
     Single operations, retries and probes are not logged: an hour of outage is a handful of lines. Raises
-    `CheckpointerConfigurationError` when `logger` lacks one of the three methods. `keeps_writes` tells whether what is
-    written in an outage goes to a journal.
+    `CheckpointerConfigurationError` when `logger` lacks one of the three methods. `keeps_writes` tells whether
+    writes go to a journal in an outage.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class LoggingSink(Telemetry):
                 pass
 
     def _outage_started(self, event: OutageStarted) -> None:
-        """A primary that flaps is shown as whole outages, the rest as a count: never a start without its end."""
+        """Show a flapping primary as whole outages and a count of the others: never a start without its end."""
         held_back = self._reopenings.admit() if self._in_outage else self._outages.admit()
         self._in_outage = True
         if held_back is None:
@@ -173,7 +172,7 @@ class LoggingSink(Telemetry):
         )
 
     def _show_hidden_outage(self) -> None:
-        """A primary that flapped and now stays away is more than one of a count; probes come all through an outage."""
+        """Show the start of a hidden outage that lasts; probes come throughout an outage, so this runs often."""
         if self._hidden_opening is not None:
             event, opened = self._hidden_opening
             if self._clock() - opened >= _HIDDEN_AT_MOST:
@@ -264,8 +263,7 @@ class LoggingSink(Telemetry):
             self._faults[event.backend, error] = now
             self._write(
                 "error",
-                f"the primary {event.backend} refuses for a reason that waiting does not mend: {error}. "
-                f"To mend it: {event.fix}",
+                f"the primary {event.backend} refuses for a permanent reason: {error}. To mend it: {event.fix}",
             )
 
     def _write(self, method: str, line: str) -> None:

@@ -1,4 +1,4 @@
-"""The library's metrics: their names, units and boundaries, and what counts for them. Pure."""
+"""The library's metrics: names, units, boundaries, and the events that they count. Pure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Observed:
         """The value now; None where there is none."""
         group, _, key = self.name.removeprefix("checkpointer.").partition(".")
         found = gauges.pool.get(key) if group == "pool" else getattr(gauges, f"{group}_{key}".rstrip("_"))
-        return int(found) if isinstance(found, int) else found  # of a state and a truth value, too
+        return int(found) if isinstance(found, int) else found  # enums and booleans become integers
 
 
 # What has no unit has none here: of a gauge whose unit is "1" a Collector makes a name that ends in "_ratio", and the
@@ -83,7 +83,7 @@ Labels = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one event adds to the counter, or records in the histogram, of this name."""
+    """The amount that one event adds to a counter, or records in a histogram."""
 
     name: str
     amount: float
@@ -102,7 +102,7 @@ _COUNTED: dict[type[Event], tuple[str, tuple[str, ...]]] = {
 
 
 def measured(event: Event) -> Measured | None:
-    """What an event means for the metrics; None: nothing."""
+    """The metric of an event; None if no metric counts it."""
     if isinstance(event, ProbeFinished):
         labels = {"backend": event.backend, "outcome": "error" if event.error_type else "primary"}
         return Measured(PROBE_DURATION, event.seconds, labels)

@@ -75,7 +75,7 @@ class Instruments:
     """Every instrument, made once per meter provider.
 
     The SDK ignores the callback of an observable gauge whose name it already has, so a second manager in the process
-    would stay dark with gauges of its own: all of them share these, and `sources` says who is read.
+    would stay dark with gauges of its own: all managers share these, and `sources` are read in turn.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -92,7 +92,7 @@ class Instruments:
             create(observed.name, [self._callback(observed)], observed.unit, observed.description)
 
     def count(self, event: Event) -> None:
-        """Add what an event means."""
+        """Record an event."""
         if (found := measured(event)) is None:
             return
         if (histogram := self._histograms.get(found.name)) is not None:
@@ -223,7 +223,7 @@ class OpenTelemetrySink:
             own, known = self._own_providers, self._signals
             now = own[0] or trace._TRACER_PROVIDER, own[1] or metrics_internal._METER_PROVIDER
             if not known.active and now == known.providers:
-                return NOTHING  # nobody listens: the common case, spared the shield
+                return NOTHING  # no SDK: the common case, spared the shield
         except Exception:  # noqa: BLE001, S110  # the shield reports it
             pass
         with self._shield:
@@ -339,7 +339,7 @@ class OpenTelemetrySink:
     def _past_span(
         self, name: str, signals: _Signals, started_at: float, seconds: float, attributes: Attributes
     ) -> None:
-        """A span of what is over: below the call that caused it, else below the outage, else a root."""
+        """A span of the past: a child of the call that caused it, else of the outage, else a root."""
         parent = otel_context.get_current()
         if not trace.get_current_span().is_recording():  # background tasks inherit whatever span started them
             parent = otel_context.Context()

@@ -1,6 +1,6 @@
-"""What happened lately, and totals, in bounded memory: for whoever looks at one process, such as its status page.
+"""Recent calls, outages and messages, and totals, in bounded memory: for the status page of this process.
 
-Calls are noted on the manager's event loop; any thread may read. What is read is copied in one step first.
+The manager's event loop writes; any thread may read, from copies that are made in one step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from enhanced_checkpointing.observability.metrics import (
 )
 
 CALLS_KEPT = 500
-"""Of each operation and outcome: what percentiles are made of."""
+"""Calls kept of each operation and outcome, for percentiles."""
 
 OUTAGES_KEPT = 50
 MESSAGES_KEPT = 50
@@ -70,7 +70,7 @@ class PastOutage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How things stood `at` a wall-clock time."""
+    """State and backlog `at` a wall-clock time."""
 
     at: float
     state: SystemState
@@ -79,7 +79,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What an operator was told: `level` is "WARNING" or "ERROR". Without secrets."""
+    """A message to the operator; `level` is "WARNING" or "ERROR". Without secrets."""
 
     at: float
     level: str
@@ -88,10 +88,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What a metric of this name has come to since somebody listens.
+    """The value of one metric and set of labels since `Recent` began to listen.
 
-    With `buckets` it is a histogram: how many values were up to each boundary and above the one before, and `amount` is
-    their sum.
+    With `buckets` it is a histogram: the number of values between each boundary and the one before; `amount` is their
+    sum.
     """
 
     name: str
@@ -158,9 +158,9 @@ class _Call:
 
 
 class Recent:
-    """A sink that remembers; a call costs it about a microsecond.
+    """A sink that remembers; a call costs about a microsecond.
 
-    It needs no timer for its samples: the prober tells of every probe, and so keeps them coming.
+    Its samples need no timer: every probe emits an event.
     """
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
@@ -175,7 +175,7 @@ class Recent:
         self._gauges: Callable[[], Gauges] | None = None
         self._shield = Shield(logging.getLogger(LOGGER_NAME).warning)
         self.since = wall_clock()
-        """Since when it listens: wall-clock time."""
+        """The wall-clock time at which it began to listen."""
 
     # Listening
 
@@ -233,14 +233,14 @@ class Recent:
                 pass
 
     def _tell(self, now: float, level: str, text: str) -> None:
-        """Keep a message; of one that is repeated only the last time."""
+        """Keep a message; a repeated one moves to the end."""
         said = Message(now, level, one_line(text))
         for earlier in [message for message in self._messages if message.text == said.text]:
             self._messages.remove(earlier)
         self._messages.append(said)
 
     def _change_outage(self, started_at: float, **changes: float) -> None:
-        """Of the outage that goes on; it may have begun before anybody listened."""
+        """Change the current outage, which may have begun before this sink listened."""
         if not self._outages or self._outages[-1].seconds is not None:
             self._outages.append(PastOutage(started_at, None))
         self._outages[-1] = replace(self._outages[-1], **changes)  # type: ignore[arg-type]
@@ -254,7 +254,7 @@ class Recent:
     # Reading
 
     def gauges(self) -> Gauges | None:
-        """What is true now; None while nothing is open."""
+        """The current values; None while no manager is open."""
         gauges = self._gauges
         return gauges() if gauges is not None else None
 

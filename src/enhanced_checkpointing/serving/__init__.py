@@ -1,4 +1,4 @@
-"""What an application serves of its checkpointer: probes, metrics, a status page; and a hook for LangGraph's server."""
+"""Probes, metrics and a status page for an application to serve; and a hook for LangGraph's server."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def checkpointing_app(
     """An ASGI application to mount where operators reach it: `app.mount("/checkpointing", checkpointing_app(manager))`.
 
     `/livez`, `/readyz`, `/health`, `/metrics`, and the status page at `/`, where this process is called `name`: its
-    host and process id by default. It may be made before the manager is opened, and stays of use when that is closed.
-    From now on the manager remembers, in bounded memory, what is shown; make one application for a manager.
+    host and process id by default. It may be made before the manager is opened, and works after it is closed. From now
+    on the manager remembers, in bounded memory, what the page shows; make one application per manager.
 
     The page, `/status.json`, `/health` and `/metrics` show thread ids and errors, though no secrets: they answer 401
     unless a request has the header `Authorization: Bearer …` with `CHECKPOINT_STATUS_TOKEN`, or `authenticate` answers

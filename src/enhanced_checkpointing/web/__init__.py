@@ -1,1 +1,1 @@
-"""What `enhanced_checkpointing.serving` is made of: the ASGI application and the status page."""
+"""The ASGI application and the status page; `enhanced_checkpointing.serving` is the public door."""

@@ -1,4 +1,4 @@
-"""The ASGI application: each path, and what is asked of the manager for it."""
+"""The ASGI application: its paths, and who may see them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from enhanced_checkpointing.web.page import CONTENT_SECURITY_POLICY, page, updat
 from enhanced_checkpointing.web.view import View, look
 
 FRESH_SECONDS = 1.0
-"""A check that ended less than this ago is fresh: however many ask, the primary is probed once."""
+"""Seconds for which a check is fresh: any number of requests probes the primary once."""
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -37,7 +37,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Of every answer that has none of its own."""
+"""Defaults for every answer."""
 
 Authenticate: TypeAlias = Callable[[Request], bool | Awaitable[bool]]
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -51,15 +51,15 @@ def make_app(
     manager.listen(recent)
     endpoints = Endpoints(manager, recent, name)
     token = manager.config.status_token
-    guard = Guard(token.get_secret_value() if token is not None else None, authenticate)
+    access = Access(token.get_secret_value() if token is not None else None, authenticate)
     app = Starlette(
         routes=[
-            Route("/", guard.of(endpoints.page)),
-            Route("/status.json", guard.of(endpoints.update)),
+            Route("/", access.protect(endpoints.page)),
+            Route("/status.json", access.protect(endpoints.update)),
             Route("/livez", endpoints.alive),
             Route("/readyz", endpoints.ready),
-            Route("/health", guard.of(endpoints.health)),
-            Route("/metrics", guard.of(endpoints.metrics)),
+            Route("/health", access.protect(endpoints.health)),
+            Route("/metrics", access.protect(endpoints.metrics)),
         ],
         middleware=[Middleware(_Headers)],
     )
@@ -67,21 +67,23 @@ def make_app(
     return app
 
 
-class Guard:
-    """Who may see what names threads and errors: with the token, or whom the application's own check lets in."""
+class Access:
+    """Protects what names threads and errors: by the token, or by the application's own check."""
 
     def __init__(self, token: str | None, authenticate: Authenticate | None) -> None:
         self._bearer = None if token is None else f"Bearer {token}".encode()
         self._authenticate = authenticate
 
-    def of(self, endpoint: Endpoint) -> Endpoint:
+    def protect(self, endpoint: Endpoint) -> Endpoint:
         if self._bearer is None and self._authenticate is None:
             return endpoint
 
         async def answer(request: Request) -> Response:
             if await self._lets_in(request):
                 return await endpoint(request)
-            return PlainTextResponse("401: who asks?\n", 401, {"WWW-Authenticate": 'Bearer realm="checkpointing"'})
+            return PlainTextResponse(
+                "401: this needs a token\n", 401, {"WWW-Authenticate": 'Bearer realm="checkpointing"'}
+            )
 
         return answer
 
@@ -94,7 +96,7 @@ class Guard:
 
 
 class _Headers:
-    """What a browser is told with every answer; a redirect stays on the host that was asked."""
+    """Security headers on every answer; a redirect stays on the host that the request named."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -124,7 +126,7 @@ class Endpoints:
         self._checked_at = float("-inf")
 
     async def alive(self, request: Request) -> Response:
-        """The process answers. Nothing else: a restart mends no database, and makes threads unreadable."""
+        """The process answers. It checks nothing else: a restart mends no database, and makes threads unreadable."""
         return PlainTextResponse("alive\n")
 
     async def ready(self, request: Request) -> Response:
@@ -150,7 +152,7 @@ class Endpoints:
         return HTMLResponse(page(self._view()), headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY})
 
     async def update(self, request: Request) -> Response:
-        """What an open page asks for again and again."""
+        """The same as JSON, which an open page polls."""
         return JSONResponse(update(self._view()))
 
     def _view(self) -> View:
@@ -165,7 +167,7 @@ class Endpoints:
         )
 
     async def _check(self) -> None:
-        """Check, unless somebody else just did; who comes meanwhile waits for that one."""
+        """Check, unless a check has just ended. Concurrent requests share one check."""
         async with self._checking:
             if time.monotonic() - self._checked_at < FRESH_SECONDS:
                 return

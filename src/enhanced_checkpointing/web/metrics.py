@@ -1,8 +1,7 @@
 """The library's metrics as Prometheus reads them, under the names that OpenTelemetry's conversion gives them.
 
-So alert rules and dashboards hold for this text and for what a Collector makes of the same metrics. They are collected
-from what the status page remembers, without an OpenTelemetry SDK: that is the application's own, and recording into a
-second one would cost every call.
+Alert rules and dashboards work with this text and with a Collector's. The values come from the status page's memory,
+not from an OpenTelemetry SDK: that belongs to the application, and recording into a second one would cost every call.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _UNIT_NAMES = {"s": "_seconds", "By": "_bytes"}
 
 
 def exposition(recent: Recent) -> str:
-    """Everything that was counted since `recent` listens, and what is true now."""
+    """All counts since `recent` began to listen, and the current values."""
     return generate_latest(_Collected(recent)).decode()
 
 
@@ -56,7 +55,7 @@ class _Collected(Collector):
 
 
 def prometheus_name(name: str, unit: str) -> str:
-    """What OpenTelemetry's conversion makes of a metric of this name and unit; without the `_total` of a counter."""
+    """The name that OpenTelemetry's conversion gives; without the `_total` of a counter."""
     return name.replace(".", "_") + _UNIT_NAMES.get(unit, "")
 
 

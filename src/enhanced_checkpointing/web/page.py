@@ -1,4 +1,4 @@
-"""The status page: whole, and as what one that is open needs to be as of now."""
+"""The status page as HTML, and as the update that an open page polls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enhanced_checkpointing.web import view as views
 from enhanced_checkpointing.web.view import CALL_SECONDS, Mode, View
 
 LONGEST_SHOWN = 500
-"""Characters that are shown of a thread's id or of an error: each may be as long as its author likes."""
+"""Characters shown of any text: thread ids and errors have no limit of their own."""
 
 _COLOURS = {Mode.HEALTHY: "#1a7f4b", Mode.OUTAGE: "#c4320a", Mode.REFUSING: "#b42318", Mode.OFF: "#667085"}
 _OTHER_COLOUR = "#b7791f"
@@ -24,7 +24,7 @@ _OTHER_COLOUR = "#b7791f"
 _SECTIONS = ("headline", "points", "figures", "depth", "outages", "calls", "refused", "branches", "messages", "clock")
 
 
-def _no_longer_than_a_person_reads(value: object) -> object:
+def _cut_to_readable_length(value: object) -> object:
     return shortened(value, LONGEST_SHOWN) if type(value) is str else value
 
 
@@ -34,7 +34,7 @@ _templates = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    finalize=_no_longer_than_a_person_reads,
+    finalize=_cut_to_readable_length,
 )
 _templates.filters |= {
     name: getattr(views, name)
@@ -64,29 +64,29 @@ CONTENT_SECURITY_POLICY = (
 
 
 def page(view: View) -> str:
-    """The whole page, of use without its script, too: it is loaded anew every ten seconds then."""
+    """The whole page. Without JavaScript it reloads every ten seconds."""
     shown = update(view)
     headline = shown["sections"].pop("headline")
     return _PAGE.render(view=view, style=_STYLE, script=_SCRIPT, headline=headline, **shown)
 
 
 def update(view: View) -> dict[str, Any]:
-    """The same as plain JSON types; a page that is open changes only what has changed."""
+    """The same as plain JSON types; an open page replaces only the parts that changed."""
     return {
         "mode": view.mode,
-        "title": f"{view.headline.title} · checkpoints",  # what the tab says: the state first
+        "title": f"{view.headline.title} · checkpoints",  # the tab shows the state first
         "icon": icon(view.mode),
         "sections": sections(view),
     }
 
 
 def sections(view: View) -> dict[str, Markup]:
-    """The inside of every part of the page, by its id; empty where there is nothing to say."""
+    """The inner HTML of every part of the page, by its id; empty where a part has nothing to say."""
     return {name: Markup(getattr(_PARTS, name)(view).strip()) for name in _SECTIONS}
 
 
 def icon(mode: Mode) -> str:
-    """A dot in the colour of the state, for the tab."""
+    """A dot in the colour of the state, as the icon of the tab."""
     drawing = (
         "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
         f"<circle cx='8' cy='8' r='7' fill='{_COLOURS.get(mode, _OTHER_COLOUR)}'/></svg>"

@@ -1,4 +1,4 @@
-"""What the status page says, decided from values: which state this is, what it means for the data, what to do."""
+"""The content of the status page, decided from values: the state, its meaning for the data, the next step. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NARROWEST = 4.0
 
 
 class Mode(StrEnum):
-    """What a person sees at first."""
+    """The state in one word."""
 
     HEALTHY = "healthy"
     DRAINING = "draining"
@@ -45,7 +45,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The state in a word, and what it means for the data."""
+    """The state as a title, and its meaning for the data."""
 
     title: str
     meaning: str
@@ -53,7 +53,7 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Something that a person should look at, and what to do about it."""
+    """A problem, and how to solve it."""
 
     what: str
     remedy: str
@@ -134,7 +134,7 @@ def mode_of(health: dict[str, Any], *, enabled: bool) -> Mode:
 
 
 def headline(mode: Mode, health: dict[str, Any]) -> Headline:
-    """The state for a person who does not know this library."""
+    """The state in words for readers who do not know this library."""
     backend = health["primary_checkpointer"].get("backend", "the primary")
     match mode:
         case Mode.HEALTHY:
@@ -163,7 +163,7 @@ def headline(mode: Mode, health: dict[str, Any]) -> Headline:
                 "What was acknowledged before is kept.",
             )
         case Mode.ATTENTION:
-            return Headline("Running, but look here", "Agents go on. Something needs a person.")
+            return Headline("Running, with problems", "Agents keep running. Investigate the points below.")
         case Mode.CLOSED:
             return Headline(
                 "Not open",
@@ -174,7 +174,7 @@ def headline(mode: Mode, health: dict[str, Any]) -> Headline:
 
 
 def points(health: dict[str, Any], dead_letters: Sequence[dict[str, Any]]) -> Iterator[Point]:
-    """What a person should look at, the most urgent first."""
+    """All problems, the most urgent first."""
     primary, journal = health["primary_checkpointer"], health["journal"]
     if primary["breaker"] == "open":
         yield Point(
@@ -185,7 +185,7 @@ def points(health: dict[str, Any], dead_letters: Sequence[dict[str, Any]]) -> It
     elif not primary["healthy"]:
         yield Point(
             f"The newest probe of the database failed: {primary['error']}",
-            "Where a call fails, its write goes to the journal. Mend what the error names.",
+            "Writes that fail go to the journal. Mend what the error names.",
         )
     if unreadable := primary["unreadable_threads"]:
         yield Point(
@@ -224,7 +224,7 @@ _OWN_PARTS = ("primary_checkpointer", "fallback_checkpointer", "journal", "diver
 
 
 def _held_back(journal: dict[str, Any], dead_letters: Sequence[dict[str, Any]]) -> Iterator[Point]:
-    """Threads that are frozen on the journal, and why."""
+    """Threads that are frozen on the journal, and the reasons."""
     if dead_letters:
         threads = len({letter["thread_id"] for letter in dead_letters})
         refused = several(len(dead_letters), "operation was", "operations were")
@@ -248,7 +248,7 @@ def _samples(recent: Recent, now: float) -> tuple[Sample, ...]:
 
 
 def _outages(recent: Recent, health: dict[str, Any], now: float) -> tuple[tuple[PastOutage, ...], bool]:
-    """Newest first, with the one that goes on also where nobody listened yet when it began."""
+    """Newest first. An outage that goes on is among them even if it began before `recent` listened."""
     known = recent.outages()
     seconds = health["primary_checkpointer"].get("outage_seconds")
     if seconds is None:
@@ -302,7 +302,7 @@ def _fill(journal: dict[str, Any]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A stretch of a drawing, as high as that: `kind` is its colour."""
+    """A rectangle of full height; `kind` chooses its colour."""
 
     kind: str
     x: float
@@ -312,7 +312,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How far back it goes in words, and what stands out: the most that waited, or how many outages; bars; a curve."""
+    """Bars and a curve. `reach` is its time span in words, `count` the most operations that waited or the outages."""
 
     reach: str
     count: int
@@ -322,7 +322,7 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of time on a drawing of `WIDTH` units."""
+    """The time span that a drawing of `WIDTH` units shows."""
 
     start: float
     end: float
@@ -333,7 +333,7 @@ class Window:
 
 
 def depth(view: View) -> Drawing | None:
-    """What waited in the journal, on bands that show its state; None where there is nothing to see."""
+    """The journal's backlog on bands that show the state; None if it was empty throughout a healthy time."""
     window, reach = _reaching(view.now, min((sample.at for sample in view.samples), default=view.now), DEPTHS)
     before = [sample for sample in view.samples if sample.at < window.start][-1:]  # says how the window began
     samples = [*before, *(sample for sample in view.samples if sample.at >= window.start)]
@@ -362,7 +362,7 @@ def _reaching(now: float, first: float, choices: Sequence[tuple[float, str]]) ->
 
 
 def outage_end(outage: PastOutage, view: View) -> float:
-    """When it was over; now, if it goes on; the last that is known of it, if nothing here saw its end."""
+    """Its end; now, if it goes on; the last known time, if this process did not see its end."""
     if outage.seconds is not None:
         return outage.started_at + outage.seconds
     return view.now if view.goes_on(outage) else outage.started_at + (outage.down or 0.0)
@@ -380,7 +380,7 @@ def _bars(outage: PastOutage, view: View, window: Window) -> Iterator[Bar]:
 
 
 def _bands(samples: Sequence[Sample], window: Window) -> Iterator[Bar]:
-    """One for each stretch of samples of the same state, up to the first of another."""
+    """One band for each run of samples in the same state, except healthy ones."""
     stretches = [next(stretch) for _, stretch in groupby(samples, key=attrgetter("state"))]
     for first, end in pairwise([*((first, first.at) for first in stretches), (None, window.end)]):
         if first[0] is not None and first[0].state is not SystemState.HEALTHY:
@@ -388,13 +388,13 @@ def _bands(samples: Sequence[Sample], window: Window) -> Iterator[Bar]:
             yield Bar(first[0].state.name.lower(), left, max(window.x(end[1]) - left, 1.0))
 
 
-# Times, sizes and numbers as a person reads them
+# Times, sizes and numbers for people
 
 _SIZES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def span(seconds: float) -> str:
-    """A time that something took, in its two largest units."""
+    """A duration in its two largest units."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
     if seconds < 59.95:
@@ -413,7 +413,7 @@ def _in_two(whole: int, large: tuple[int, str], small: tuple[int, str]) -> str:
 
 
 def several(count: int, one: str, many: str) -> str:
-    """A number of things."""
+    """A count with its noun."""
     return f"{count:,} {one if count == 1 else many}"
 
 
