@@ -52,9 +52,7 @@ def test_value_ends_where_the_encoder_ended_whatever_comes_behind(value: Any, be
 @given(st.dictionaries(texts, values, max_size=4))
 def test_entries_of_a_map_are_the_bytes_that_were_encoded(value: dict[str, Any]) -> None:
     data = packed(value)
-    assert {key: data[place] for key, place in map_entries(data, 0)} == {
-        key: packed(part) for key, part in value.items()
-    }
+    assert {key: data[place] for key, place in map_entries(data)} == {key: packed(part) for key, part in value.items()}
 
 
 @given(st.lists(values, max_size=20))
@@ -90,7 +88,7 @@ def test_value_that_is_cut_off_is_refused(value: Any, data: st.DataObject) -> No
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x01", b"\x91\x01", b"\x81\x01\x02", b"\xde\x00"])
 def test_what_is_no_map_with_texts_as_keys_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"map|key|MessagePack"):
-        list(map_entries(data, 0))
+        list(map_entries(data))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x01", b"\x81\x01\x02", b"\xdc\x00"])

@@ -19,7 +19,15 @@ from langgraph.checkpoint.base import (
     empty_checkpoint,
 )
 
-from enhanced_checkpointing.backends.listing import HeadGatherer, HeadQuery, ThreadHead, page_of
+from enhanced_checkpointing.backends.listing import (
+    HeadGatherer,
+    HeadQuery,
+    ThreadHead,
+    ThreadRows,
+    describe,
+    find_heads,
+    page_of,
+)
 from enhanced_checkpointing.backends.reading import Chunks, in_chunks
 from enhanced_checkpointing.backends.selection import Selection, plain
 from enhanced_checkpointing.backends.stored_values import settled
@@ -411,6 +419,24 @@ class Backend:
 
     async def close(self) -> None:
         """Give everything back; bounded, and safe to call twice or without `open`."""
+
+
+class TablesBackend(Backend):
+    """A backend that reads and writes its tables itself: every write is a batch, and listings use an index."""
+
+    _threads: ThreadRows
+
+    async def apply(self, operation: Operation) -> None:
+        await self.apply_batch([operation])
+
+    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        return await self._threads.thread_ids(after, limit)
+
+    async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
+        return await find_heads(self._threads, query)
+
+    async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
+        return await describe(self._threads, thread_ids)
 
 
 def _newest_of(thread_id: str) -> RunnableConfig:

@@ -1,8 +1,8 @@
-"""Which threads are asked for, by few looks at a database that answers each by an index.
+"""Which threads there are: an entry for each, and how few looks at a database find those that are asked for.
 
 The newest checkpoints of a user are walked through, newest first, until enough threads are found: that takes as long
-for a user among a million checkpoints as among ten thousand. For want of a user every thread is looked at once, by its
-newest checkpoint alone.
+for a user among a million checkpoints as among ten thousand. Without a user, every thread is looked at once, by its
+newest checkpoint alone. Nothing here does I/O but by `ThreadRows`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointerError, quoted
 
@@ -80,6 +80,24 @@ def link_of(checkpoint_id: str, parent_id: str | None, metadata: Mapping[str, An
         deltas |= {ANY}
     root = parents.get("") if isinstance(parents, dict) else None
     return Link(checkpoint_id, parent_id, deltas, root if isinstance(root, str) else None, **more)
+
+
+class PrunedSaver(Protocol):
+    """What a saver can do to one thread."""
+
+    async def adelete_thread(self, thread_id: str) -> None: ...
+
+    async def aprune_thread(self, thread_id: str, *, keep: int) -> int: ...
+
+
+async def prune_each(saver: PrunedSaver, thread_ids: Sequence[str], strategy: str) -> None:
+    """LangGraph's `aprune`. Raises as `check_strategy` does."""
+    check_strategy(thread_ids, strategy)
+    for thread_id in map(str, thread_ids):
+        if strategy == DELETE:
+            await saver.adelete_thread(thread_id)
+        else:
+            await saver.aprune_thread(thread_id, keep=1)
 
 
 def check_strategy(thread_ids: Sequence[str], strategy: str) -> None:

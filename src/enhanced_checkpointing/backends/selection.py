@@ -1,4 +1,4 @@
-"""What a plain value is when it comes back from JSON, without a trip through it. Pure."""
+"""What a database gives back of JSON and selects of a thread in a listing, told without asking it. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Values as they are stored, told apart and taken out of a checkpoint without making objects of them. Pure.
 
-A class that cannot be imported here would come back as plain data, and be stored as that from then on. Bytes that
-nobody looks into stay what they are, and nothing of the application is run.
+A class that cannot be imported here would come back as plain data, and be stored as that from then on. Bytes that are
+not looked into stay what they are, and nothing of the application is run. MessagePack's format:
+https://github.com/msgpack/msgpack/blob/master/spec.md
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ _FIXED_EXT = range(0xD4, 0xD9)
 _SIMPLE = frozenset((*range(0xC0, 0xC4), *range(0xCA, 0xD4), *_STR))
 
 
-def map_entries(data: bytes, at: int) -> Iterator[tuple[str, slice]]:
-    """The keys of the map that begins at `at`, each with the place of its value.
+def map_entries(data: bytes) -> Iterator[tuple[str, slice]]:
+    """The keys of a map, each with the place of its value.
 
     Raises:
         ValueError: there is no map with texts as keys, or it ends too early.
     """
-    count, at = _map_head(data, at)
+    count, at = _map_head(data)
     for _ in range(count):
         start, at = at, end_of(data, at)
         key, value_at = _text(data, start, at), at
@@ -149,15 +150,15 @@ def _length(data: bytes, at: int, width: int) -> int:
     return int.from_bytes(data[at + 1 : at + 1 + width], "big")
 
 
-def _map_head(data: bytes, at: int) -> tuple[int, int]:
-    """How many entries the map at `at` has, and where the first one begins."""
-    first = data[at] if at < len(data) else 0
+def _map_head(data: bytes) -> tuple[int, int]:
+    """How many entries a map has, and where the first one begins."""
+    first = data[0] if data else 0
     if 0x80 <= first <= 0x8F:
-        return first & 0x0F, at + 1
+        return first & 0x0F, 1
     width = _MAP.get(first, len(data))
-    if at + 1 + width > len(data):
+    if 1 + width > len(data):
         raise ValueError("no map where one should be")
-    return _length(data, at, width), at + 1 + width
+    return _length(data, 0, width), 1 + width
 
 
 def _text(data: bytes, at: int, end: int) -> str:
@@ -169,84 +170,59 @@ def _text(data: bytes, at: int, end: int) -> str:
     raise ValueError("a key that is no text")
 
 
-_SPACE = re.compile(rb"[ \t\n\r]*")
-_SCALAR = re.compile(rb"[^\s,\]}]+")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SPACE = re.compile(r"[ \t\n\r]*")
+_JSON = json.JSONDecoder(parse_int=len, parse_float=len, object_pairs_hook=lambda _: None)
+"""Finds where a value ends; what it is made into is of no use."""
 
 
-def json_entries(data: bytes, at: int) -> Iterator[tuple[str, slice]]:
-    """The keys of the object that begins at `at`, each with the place of its value.
+def json_entries(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The keys of an object, each with the bytes of its value.
 
     Raises:
         ValueError: there is no object, or it ends too early.
     """
-    for start in _members(data, at, b"{"):
-        key = _STRING.match(data, start)
-        colon = _skip(data, key.end()) if key else 0
-        if key is None or data[colon : colon + 1] != b":":
-            raise ValueError("a key that is no text")
-        value_at = _skip(data, colon + 1)
-        end = _end_of(data, value_at)
-        yield json.loads(key[0]), slice(value_at, end)
+    return _json_members(data.decode(), "{", "}")
 
 
-def json_items(data: bytes) -> Iterator[slice]:
-    """The places of the items of an array.
+def json_items(data: bytes) -> Iterator[bytes]:
+    """The bytes of the items of an array.
 
     Raises:
         ValueError: there is no array, or it ends too early.
     """
-    return (slice(start, _end_of(data, start)) for start in _members(data, _skip(data, 0), b"["))
+    return (item for _, item in _json_members(data.decode(), "[", "]"))
 
 
-def _members(data: bytes, at: int, opening: bytes) -> Iterator[int]:
-    """Where each member of an object or array begins."""
-    at = _skip(data, at)
-    closing = b"}" if opening == b"{" else b"]"
-    if data[at : at + 1] != opening:
+def _json_members(text: str, opening: str, closing: str) -> Iterator[tuple[str, bytes]]:
+    at = _after_space(text, 0)
+    if text[at : at + 1] != opening:
         raise ValueError("no JSON object or array where one should be")
-    at = _skip(data, at + 1)
-    if data[at : at + 1] == closing:
+    at = _after_space(text, at + 1)
+    if text[at : at + 1] == closing:
         return
-    while True:
-        yield at
-        at = _skip(data, _end_of(data, at) if opening == b"[" else _end_of(data, _value_of(data, at)))
-        if data[at : at + 1] == closing:
-            return
-        if data[at : at + 1] != b",":
-            raise ValueError("JSON that ends too early")
-        at = _skip(data, at + 1)
+    try:
+        while True:
+            key = ""
+            if opening == "{":
+                key, at = _JSON.raw_decode(text, at)
+                at = _after_space(text, at)
+                if type(key) is not str or text[at : at + 1] != ":":
+                    raise ValueError("a key that is no text")
+                at = _after_space(text, at + 1)
+            start, at = at, _JSON.raw_decode(text, at)[1]
+            yield key, text[start:at].encode()
+            at = _after_space(text, at)
+            if text[at : at + 1] == closing:
+                return
+            if text[at : at + 1] != ",":
+                raise ValueError("JSON that ends too early")
+            at = _after_space(text, at + 1)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deep") from None
 
 
-def _value_of(data: bytes, at: int) -> int:
-    """Where the value of the member of an object begins."""
-    key = _STRING.match(data, at)
-    return _skip(data, _skip(data, key.end()) + 1) if key else len(data)
-
-
-def _end_of(data: bytes, at: int) -> int:
-    """Where the value that begins at `at` ends."""
-    depth = 0
-    while True:
-        first = data[at : at + 1]
-        if first == b'"':
-            found = _STRING.match(data, at)
-        elif first in (b"[", b"{", b"]", b"}", b",", b":"):
-            found = None
-            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(first, 0)
-            at += 1
-        else:
-            found = _SCALAR.match(data, at)
-        if found is None and first not in (b"[", b"{", b"]", b"}", b",", b":"):
-            raise ValueError("no JSON, or not all of it")
-        at = found.end() if found is not None else at
-        if depth <= 0:
-            return at
-        at = _skip(data, at)
-
-
-def _skip(data: bytes, at: int) -> int:
-    found = _SPACE.match(data, at)
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
     assert found is not None  # it matches nothing at all, too
     return found.end()
 
@@ -283,13 +259,12 @@ def take_apart(stored: Serialized, serializer: SharingSerializer) -> Parts:
             f"The checkpoint is stored with the tag {stored.tag!r}, which cannot be taken apart without making objects "
             "of it, or is not of the serializer in use. Nothing of it was copied."
         )
-    entries = _entries(plain, 0)
-    raw = _entries(plain, entries.pop(VALUES).start) if _is_there(plain, entries.get(VALUES)) else {}
-    entries.pop(VALUES, None)
-    kept = {channel: plain.data[place] for channel, place in raw.items()}
-    skeleton = {key: load_plain(Serialized(plain.tag, plain.data[at]), serializer) for key, at in entries.items()}
+    entries = _entries(plain)
+    values = entries.pop(VALUES, NOTHING)
+    kept = {} if values in (NOTHING, b"null") else _entries(Serialized(plain.tag, values))
+    skeleton = {key: load_plain(Serialized(plain.tag, part), serializer) for key, part in entries.items()}
     if _sends_late(skeleton):
-        kept[TASKS] = plain.data[entries["pending_sends"]]
+        kept[TASKS] = entries["pending_sends"]
         del skeleton["pending_sends"]
         skeleton["channel_versions"][TASKS] = max(skeleton["channel_versions"].values())
     return Parts(
@@ -301,13 +276,11 @@ def take_apart(stored: Serialized, serializer: SharingSerializer) -> Parts:
     )
 
 
-def _entries(plain: Serialized, at: int) -> dict[str, slice]:
-    """Where the value of each key of a document is."""
-    return dict(map_entries(plain.data, at) if plain.tag == MSGPACK else json_entries(plain.data, at))
-
-
-def _is_there(plain: Serialized, place: slice | None) -> bool:
-    return place is not None and plain.data[place] not in (NOTHING, b"null")
+def _entries(plain: Serialized) -> dict[str, bytes]:
+    """The bytes of the value of each key of a document."""
+    if plain.tag == JSON:
+        return dict(json_entries(plain.data))
+    return {key: plain.data[place] for key, place in map_entries(plain.data)}
 
 
 def _sends_late(skeleton: Mapping[str, Any]) -> bool:
@@ -394,7 +367,7 @@ def items_of(value: Serialized, serializer: SharingSerializer) -> list[Serialize
         if plain.tag == MSGPACK:
             return [_alone(Serialized(MSGPACK, plain.data[place])) for place in array_items(plain.data)]
         if plain.tag == JSON:
-            return [_alone(Serialized(JSON, plain.data[place])) for place in json_items(plain.data)]
+            return [_alone(Serialized(JSON, item)) for item in json_items(plain.data)]
     except ValueError:
         return None
     return None

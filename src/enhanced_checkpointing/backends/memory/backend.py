@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
@@ -10,15 +10,14 @@ from langgraph.checkpoint.memory import InMemorySaver
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, checked_metadata, page_of, time_of, user_of
 from enhanced_checkpointing.backends.pruning import (
-    DELETE,
     Held,
     Link,
     Plan,
-    check_strategy,
     leave_out,
     link_of,
     plan_pruning,
     plan_removal,
+    prune_each,
     read_of,
     refuse_copy,
 )
@@ -48,8 +47,8 @@ from enhanced_checkpointing.serialization import (
     load_plain,
 )
 
-EMPTY = "empty"
-"""The tag that the saver gives to a channel that has no value."""
+NO_VALUE = ("empty", b"")
+"""What an `InMemorySaver` keeps of a channel that has no value."""
 
 Stored = tuple[tuple[str, bytes], tuple[str, bytes], str | None]
 """A checkpoint without its values, its metadata, and the id of its parent."""
@@ -95,12 +94,7 @@ class MaintainedMemorySaver(InMemorySaver):
                 self.blobs[target, *blob_key[1:]] = blob
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        check_strategy(thread_ids, strategy)
-        for thread_id in map(str, thread_ids):
-            if strategy == DELETE:
-                self.delete_thread(thread_id)
-            else:
-                await self.aprune_thread(thread_id, keep=1)
+        await prune_each(self, thread_ids, strategy)
 
     async def aprune_thread(self, thread_id: str, *, keep: int) -> int:
         """Keep the newest checkpoints of each namespace, and what these need; returns how many went."""
@@ -193,7 +187,7 @@ class MaintainedMemorySaver(InMemorySaver):
             versions = self._versions(thread_id, namespace, checkpoint_id)
             known = channels & versions.keys()
             blobs = {one: self.blobs.get((thread_id, namespace, one, versions[one])) for one in known}
-            valued = (one for one, blob in blobs.items() if blob is not None and blob[0] != EMPTY)
+            valued = (one for one, blob in blobs.items() if blob is not None and blob[0] != NO_VALUE[0])
             return Held(known, frozenset(valued))
 
         return held_by
@@ -224,77 +218,6 @@ def _may_name_a_user(metadata: tuple[str, bytes]) -> bool:
     return metadata[0] != MSGPACK or USER_ID.encode() in metadata[1]
 
 
-Blob = Callable[[str, str, str, Any], Serialized | None]
-"""The bytes that a channel of a thread's namespace has at a version, if there are any."""
-
-
-async def read_thread(saver: InMemorySaver, blob: Blob, serializer: SharingSerializer, thread_id: str) -> Chunks:
-    """The operations that make a thread again."""
-    async for chunk in in_chunks(_groups(_Reading(thread_id, saver, blob, serializer))):
-        yield chunk
-
-
-async def _groups(reading: _Reading) -> AsyncGenerator[Sequence[Operation], None]:
-    for checkpoint_ns, checkpoints in reading.namespaces():
-        for checkpoint_id in sorted(checkpoints):
-            put = reading.put(checkpoint_ns, checkpoint_id, checkpoints)
-            yield [put, *reading.writes(checkpoint_ns, checkpoint_id)]
-    for checkpoint_ns, checkpoint_id in reading.left_alone():
-        yield reading.writes(checkpoint_ns, checkpoint_id)
-
-
-class _Reading:
-    """Makes operations of what a saver holds, whose dictionaries would make what is looked for and not there."""
-
-    def __init__(self, thread_id: str, saver: InMemorySaver, blob: Blob, serializer: SharingSerializer) -> None:
-        self._thread_id = thread_id
-        self._saver = saver
-        self._blob = blob
-        self._serializer = serializer
-        self._history = History(thread_id)
-
-    def namespaces(self) -> list[tuple[str, Mapping[str, Stored]]]:
-        return sorted((name, dict(found)) for name, found in (self._saver.storage.get(self._thread_id) or {}).items())
-
-    def put(self, checkpoint_ns: str, checkpoint_id: str, checkpoints: Mapping[str, Stored]) -> Put:
-        checkpoint, metadata, parent_id = checkpoints[checkpoint_id]
-        skeleton = load_plain(Serialized(*checkpoint), self._serializer)
-        parent = checkpoints.get(parent_id or "")
-        parents = load_plain(Serialized(*parent[0]), self._serializer)["channel_versions"] if parent else None
-        stored = self._values(checkpoint_ns, skeleton["channel_versions"])
-        snapshots = {channel for channel, value in stored.items() if is_snapshot(value, self._serializer)}
-        inherited = {
-            channel for channel in snapshots if inherits_snapshot(channel, skeleton["channel_versions"], parents)
-        }
-        return self._history.put(
-            checkpoint_ns,
-            checkpoint_id,
-            parent_id,
-            skeleton,
-            {channel: inline(value) for channel, value in stored.items() if channel not in inherited},
-            _in_json(load_plain(Serialized(*metadata), self._serializer)),
-            frozenset(snapshots - inherited),
-        )
-
-    def _values(self, checkpoint_ns: str, versions: Mapping[str, Any]) -> dict[str, Serialized]:
-        found = {name: self._blob(self._thread_id, checkpoint_ns, name, version) for name, version in versions.items()}
-        return {channel: value for channel, value in found.items() if value is not None}
-
-    def writes(self, checkpoint_ns: str, checkpoint_id: str) -> Sequence[Operation]:
-        stored = self._saver.writes.get((self._thread_id, checkpoint_ns, checkpoint_id)) or {}
-        rows = [
-            WriteRow(task_id, task_path, index, channel, Serialized(*value))
-            for (task_id, index), (_, channel, value, task_path) in stored.items()
-        ]
-        return writes_of(self._thread_id, checkpoint_ns, checkpoint_id, rows)
-
-    def left_alone(self) -> list[tuple[str, str]]:
-        """Where there are writes, and no checkpoint that they belong to."""
-        there = {(name, checkpoint_id) for name, found in self.namespaces() for checkpoint_id in found}
-        written = {place[1:] for place in self._saver.writes if place[0] == self._thread_id}
-        return sorted(written - there) if there else []
-
-
 def _in_json(metadata: Any) -> Any:
     """Metadata as every other database keeps it: of an enum, its value."""
     if isinstance(metadata, dict):
@@ -303,9 +226,6 @@ def _in_json(metadata: Any) -> Any:
         return [_in_json(part) for part in metadata]
     return argument_of(metadata) if type(metadata) is Opaque else metadata
 
-
-NO_VALUE = ("empty", b"")
-"""What an `InMemorySaver` keeps of a channel that lost its value."""
 
 BlobKey = tuple[str, str, str, str | int | float]
 """Thread, namespace, channel, version."""
@@ -343,7 +263,49 @@ class MemoryBackend(Backend):
         await apply_shared(self.saver, operation)
 
     def read_thread(self, thread_id: str) -> Chunks:
-        return read_thread(self._memory, self.blob, self.serializer, thread_id)
+        return in_chunks(self._operations_of(thread_id))
+
+    async def _operations_of(self, thread_id: str) -> AsyncGenerator[Sequence[Operation], None]:
+        history = History(thread_id)
+        # Copies: the saver's dictionaries would make what is looked for and not there.
+        stored = {name: dict(found) for name, found in (self._memory.storage.get(thread_id) or {}).items()}
+        for namespace in sorted(stored):
+            for checkpoint_id in sorted(stored[namespace]):
+                put = self._put(history, thread_id, namespace, checkpoint_id, stored[namespace])
+                yield [put, *self._writes(thread_id, namespace, checkpoint_id)]
+        there = {(namespace, checkpoint_id) for namespace, found in stored.items() for checkpoint_id in found}
+        written = {key[1:] for key in self._memory.writes if key[0] == thread_id}
+        for namespace, checkpoint_id in sorted(written - there) if there else ():
+            yield self._writes(thread_id, namespace, checkpoint_id)
+
+    def _put(
+        self,
+        history: History,
+        thread_id: str,
+        checkpoint_ns: str,
+        checkpoint_id: str,
+        checkpoints: Mapping[str, Stored],
+    ) -> Put:
+        checkpoint, metadata, parent_id = checkpoints[checkpoint_id]
+        skeleton = load_plain(Serialized(*checkpoint), self.serializer)
+        parent = checkpoints.get(parent_id or "")
+        parents = load_plain(Serialized(*parent[0]), self.serializer)["channel_versions"] if parent else None
+        versions = skeleton["channel_versions"]
+        found = {name: self.blob(thread_id, checkpoint_ns, name, version) for name, version in versions.items()}
+        snapshots = {channel for channel, value in found.items() if is_snapshot(value, self.serializer)}
+        inherited = {channel for channel in snapshots if inherits_snapshot(channel, versions, parents)}
+        values = {name: inline(value) for name, value in found.items() if value is not None and name not in inherited}
+        described = _in_json(load_plain(Serialized(*metadata), self.serializer))
+        own = frozenset(snapshots - inherited)
+        return history.put(checkpoint_ns, checkpoint_id, parent_id, skeleton, values, described, own)
+
+    def _writes(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Sequence[Operation]:
+        stored = self._memory.writes.get((thread_id, checkpoint_ns, checkpoint_id)) or {}
+        rows = [
+            WriteRow(task_id, task_path, index, channel, Serialized(*value))
+            for (task_id, index), (_, channel, value, task_path) in stored.items()
+        ]
+        return writes_of(thread_id, checkpoint_ns, checkpoint_id, rows)
 
     async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
         if not self._is_bare():

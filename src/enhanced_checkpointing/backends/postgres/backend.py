@@ -19,8 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InvalidTextRepresentation
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
-from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, describe, find_heads
+from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Heads, Judge, TablesBackend
 from enhanced_checkpointing.backends.postgres import failures as postgres_refusals
 from enhanced_checkpointing.backends.postgres import maintenance as postgres_retention
 from enhanced_checkpointing.backends.postgres import rows
@@ -97,7 +96,7 @@ MISSING_PRIVILEGES = """
 """
 
 
-class PostgresBackend(Backend):
+class PostgresBackend(TablesBackend):
     """Writes, however many, are one transaction and one round trip. Reads find the rows of the official saver."""
 
     name = "postgres"
@@ -176,9 +175,6 @@ class PostgresBackend(Backend):
     def check(self, operation: Operation) -> None:
         postgres_refusals.check(operation)
 
-    async def apply(self, operation: Operation) -> None:
-        await self.apply_batch([operation])
-
     async def apply_batch(self, operations: Sequence[Operation]) -> None:
         prepared = statements(operations)
         if not prepared:
@@ -232,15 +228,6 @@ class PostgresBackend(Backend):
             "transaction_pooler": self._connections.behind_pooler,
             **({"thread_index_missing": missing} if missing is not None else {}),
         }
-
-    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
-        return await self._threads.thread_ids(after, limit)
-
-    async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
-        return await find_heads(self._threads, query)
-
-    async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
-        return await describe(self._threads, thread_ids)
 
     async def scrub(self) -> Sequence[str]:
         """Plain VACUUM: it lets space be used again, and overwrites nothing."""

@@ -1,4 +1,9 @@
-"""The connections of the PostgreSQL backend: one pool for live calls, single ones for probes, and the fence."""
+"""The connections of the PostgreSQL backend: one pool for live calls, single ones for probes, and the fence.
+
+The pool is psycopg's, set up so that nothing about an outage waits for its back-off: it grows on demand, gives a failed
+connection up at once, tells waiting calls why the server cannot be reached, and ends within bounds. After an outage it
+is replaced by another one.
+"""
 
 from __future__ import annotations
 

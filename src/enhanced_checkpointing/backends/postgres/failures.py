@@ -1,4 +1,4 @@
-"""What PostgreSQL surely refuses of an operation, told without asking it, with the error that it would give. Pure."""
+"""What an error of PostgreSQL means for the data, and what PostgreSQL surely refuses of an operation. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Our one index on the official saver's tables, by which a user's newest checkpoints are found.
+"""What PostgreSQL tells of threads, and our one index on the official saver's tables, by which a user's are found.
 
-Nothing depends on it but the speed of a listing, so nothing fails for want of it.
+Nothing depends on that index but the speed of a listing, so nothing fails without it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.listing import Naming, Place, Top, Total, note, top_of
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.backends.stored_values import is_unicode
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.identifiers import USER_ID
 
@@ -135,7 +136,7 @@ class PostgresThreads:
         return [row["thread_id"] for row in await self._ask(text, after=after, limit=limit)]
 
     async def naming(self, user_id: str, before: Place | None, limit: int) -> Sequence[Place]:
-        if not _can_be_stored(user_id):
+        if "\0" in user_id or not is_unicode(user_id):
             return []
         text, values = FIRST_NAMING_SQL, dict[str, Any]()
         if before is not None:
@@ -166,7 +167,7 @@ class PostgresThreads:
         return {row["thread_id"]: Total(row["checkpoints"], row["size"]) for row in rows}
 
     async def _about(self, text: str, thread_ids: Sequence[str], *, in_order: bool = False) -> list[DictRow]:
-        possible = [thread_id for thread_id in dict.fromkeys(thread_ids) if _can_be_stored(thread_id)]
+        possible = [one for one in dict.fromkeys(thread_ids) if "\0" not in one and is_unicode(one)]
         return await self._ask(text, in_order=in_order, thread_ids=possible) if possible else []
 
     async def _ask(self, text: str, *, in_order: bool = False, **values: Any) -> list[DictRow]:
@@ -176,17 +177,6 @@ class PostgresThreads:
             # Not prepared: a plan for any values could be one that looks at all checkpoints of a user.
             cursor = await connection.execute(text, values, prepare=False)
             return await cursor.fetchall()
-
-
-def _can_be_stored(text: str) -> bool:
-    """Whether a text column may hold this; what it cannot hold is nowhere."""
-    if "\0" in text:
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 INDEX = "checkpoints_newest_of_user_idx"

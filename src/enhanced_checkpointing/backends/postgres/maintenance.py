@@ -1,4 +1,9 @@
-"""What keeping a PostgreSQL database small asks of it. No write waits for any of this."""
+"""Copying, pruning, deleting and marking threads in PostgreSQL: a transaction for each thread.
+
+None of these takes a lock that a live write waits for: what they delete is old, and what they insert is new. The
+statements look rows up by key, for a join of two sets of one thread's rows would be planned by how many a thread has on
+average, which is wrong for the few huge ones that are worth pruning.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +29,17 @@ from enhanced_checkpointing.backends.postgres.saver import NEWEST_FORMAT, SELECT
 from enhanced_checkpointing.backends.postgres.wire import Statement, execute, fetch
 from enhanced_checkpointing.backends.pruning import (
     COUNTERS,
-    DELETE,
     VERSIONED_DELTA,
     Held,
     HeldBy,
     Key,
     Link,
     Plan,
-    check_strategy,
     leave_out,
     link_of,
     plan_pruning,
     plan_removal,
+    prune_each,
     refuse_copy,
 )
 from enhanced_checkpointing.identifiers import is_old
@@ -106,11 +110,6 @@ DELETE FROM checkpoint_blobs
 WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s
     AND channel = %(channel)s AND version = ANY(%(versions)s)
 """
-DROP_THREAD_SQL = tuple(
-    f"DELETE FROM {table} WHERE thread_id = %(thread_id)s"
-    for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
-)
-
 STRANGERS_SQL = """
 SELECT EXISTS (
     SELECT FROM checkpoints AS target WHERE thread_id = %(target)s AND NOT EXISTS (
@@ -148,14 +147,7 @@ class MaintainedPooledSaver(PooledSaver):
                 await _tell(connection, text, **names)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        check_strategy(thread_ids, strategy)
-        for thread_id in map(str, thread_ids):
-            if strategy == DELETE:
-                async with self._connections.borrow() as connection, connection.transaction():
-                    for text in DROP_THREAD_SQL:
-                        await _tell(connection, text, thread_id=thread_id)
-            else:
-                await self.aprune_thread(thread_id, keep=1)
+        await prune_each(self, thread_ids, strategy)
 
     async def aprune_thread(self, thread_id: str, *, keep: int) -> int:
         """Keep the newest checkpoints of each namespace, and what these need; returns how many went."""

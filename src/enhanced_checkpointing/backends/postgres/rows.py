@@ -1,6 +1,10 @@
-"""Operations as statements on the tables of the official PostgreSQL saver. Pure: no I/O.
+"""Operations as statements on the tables of the official PostgreSQL saver, and their parameters. Pure: no I/O.
 
 Few operations are a statement each, many are one: sent together they are one transaction and one round trip either way.
+Of many rows each column is one array, so that one text does for any number of them. Of few rows each value is a
+parameter of its own: the server has nothing to unfold and takes half the time, but every number of rows is a text of
+its own, which has to be prepared on each connection.
+
 The rows are those that `langgraph-checkpoint-postgres` writes, so that either can read the other's data; a test
 compares the two against a real server.
 """

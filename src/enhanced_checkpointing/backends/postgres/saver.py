@@ -1,7 +1,8 @@
-"""A whole thread as PostgreSQL has it, row by row, of one moment.
+"""Reads of PostgreSQL: LangGraph's saver over our connections, whole threads, and what the saver would list.
 
-The official saver keeps one blob for each version of a channel. A version that the checkpoint before had too is not
-read again: of a thread that grows by little, little is read.
+The read that every step of a graph makes goes to the server and back without a cursor, as our writes do; all others are
+the official saver's. A whole thread is read row by row, as of one moment: the official saver keeps one blob for each
+version of a channel, and a version that the checkpoint before had too is not read again.
 """
 
 from __future__ import annotations

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import aiosqlite
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Backend, Heads, Judge
-from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, describe, find_heads
+from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Heads, Judge, TablesBackend
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.backends.sqlite import listing as sqlite_index
 from enhanced_checkpointing.backends.sqlite import maintenance as sqlite_retention
@@ -35,7 +36,7 @@ from enhanced_checkpointing.private_files import create_private, make_private_fo
 from enhanced_checkpointing.resilience.attempts import Answer, Attempt, current_attempt
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.resilience.failures import Failure
-from enhanced_checkpointing.serialization import SharingSerializer
+from enhanced_checkpointing.serialization import SharingSerializer, is_encrypting
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ FAREWELL_SECONDS = 0.05
 """How long the thread of a connection that could not be opened is given to end."""
 
 
-class SqliteBackend(Backend):
+class SqliteBackend(TablesBackend):
     """A SQLite file in WAL mode with `synchronous=FULL`: a commit is on the disk when it returns."""
 
     name = "sqlite"
@@ -141,7 +142,12 @@ class SqliteBackend(Backend):
             self.retire(saver)
 
     def freeze(self, value: Any) -> Any:
-        return sqlite_rows.frozen(value, self.serializer)
+        """Within a checkpoint MessagePack does not tell a `bytearray` from `bytes`."""
+        if isinstance(value, bytearray):
+            inner = self.serializer.inner
+            innermost = inner.serde if is_encrypting(inner) else inner
+            value = bytes(value) if isinstance(innermost, JsonPlusSerializer) else value
+        return self.serializer.freeze(value)
 
     def form_of_metadata(self, metadata: CheckpointMetadata) -> CheckpointMetadata:
         return sqlite_rows.JSON_TEXT.of_metadata(metadata)
@@ -162,9 +168,6 @@ class SqliteBackend(Backend):
         sqlite_rows.check(operation)
         if isinstance(operation, Put):
             self._check_numbers([*operation.values.values()])
-
-    async def apply(self, operation: Operation) -> None:
-        await self.apply_batch([operation])
 
     async def apply_batch(self, operations: Sequence[Operation]) -> None:
         work = statements(operations, self.serializer)
@@ -194,6 +197,10 @@ class SqliteBackend(Backend):
         await self.apply_batch(operations)
         return True
 
+    async def get(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, bool]:
+        async with self._held() as saver:
+            return await saver.aget_or_anything(config)
+
     async def ask(self, question: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]]) -> T:
         async with self._held() as saver:
             return await question(saver)
@@ -207,15 +214,6 @@ class SqliteBackend(Backend):
 
     def saver_type(self) -> type[BaseCheckpointSaver[Any]]:
         return MaintainedSqliteSaver
-
-    async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
-        return await self._threads.thread_ids(after, limit)
-
-    async def heads(self, query: HeadQuery) -> Sequence[ThreadHead]:
-        return await find_heads(self._threads, query)
-
-    async def describe(self, thread_ids: Sequence[str]) -> Sequence[ThreadHead]:
-        return await describe(self._threads, thread_ids)
 
     async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
         return await self._alone(lambda connection: sqlite_retention.annotate(connection, thread_id, changes))

@@ -1,4 +1,8 @@
-"""What an error of SQLite means for the data. Pure."""
+"""SQLite's file: whether it is where it should be, and what its errors mean for the data.
+
+SQLite goes on writing to a file that was moved, deleted or replaced since it was opened, and drops the log of one that
+has gone for the sake of a new one.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Our one index on the official saver's tables, by which a user's newest checkpoints are found.
+"""What a SQLite file tells of threads, and our one index on the official saver's tables, by which a user's are found.
 
-Nothing depends on it but the speed of a listing, so nothing fails for want of it.
+Each look is one hop to the connection's thread, so that no other call waits long for its turn. Nothing depends on that
+index but the speed of a listing, so nothing fails without it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import aiosqlite
 
 from enhanced_checkpointing.backends.listing import Naming, Place, Top, Total, note, time_of, top_of
+from enhanced_checkpointing.backends.stored_values import is_unicode
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer, load_plain
 
@@ -88,7 +90,7 @@ class SqliteThreads:
         return await self._look(lambda connection: thread_ids_from(connection, after, limit))
 
     async def naming(self, user_id: str, before: Place | None, limit: int) -> Sequence[Place]:
-        if not _can_be_stored(user_id):
+        if not is_unicode(user_id):
             return []
         text, key = FIRST_NAMING_SQL, list[str | None]()
         if before is not None and before.thread_id is None:
@@ -167,16 +169,7 @@ def _of_each(connection: sqlite3.Connection, text: str, thread_ids: Sequence[str
 
 
 def _storable(texts: Sequence[str]) -> list[str]:
-    return [text for text in dict.fromkeys(texts) if _can_be_stored(text)]
-
-
-def _can_be_stored(text: str) -> bool:
-    """Whether a text column may hold this; what it cannot hold is nowhere."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return [text for text in dict.fromkeys(texts) if is_unicode(text)]
 
 
 INDEX = "checkpoints_newest_of_user"

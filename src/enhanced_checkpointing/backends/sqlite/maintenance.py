@@ -1,4 +1,4 @@
-"""What keeping a SQLite file small asks of it: each function is one transaction, on the connection's thread."""
+"""Copying, pruning, deleting and marking threads in a SQLite file, in small transactions: others wait for each."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from langgraph.checkpoint.sqlite.utils import load_pending_writes
 from enhanced_checkpointing.backends.base import Judge
 from enhanced_checkpointing.backends.listing import load_metadata
 from enhanced_checkpointing.backends.pruning import (
-    DELETE,
     Held,
     HeldBy,
     Key,
     Link,
     Plan,
-    check_strategy,
     leave_out,
     link_of,
     plan_pruning,
     plan_removal,
+    prune_each,
     read_of,
     refuse_copy,
 )
 from enhanced_checkpointing.backends.sqlite.listing import JSON, VALUE_SQL, thread_ids_from
+from enhanced_checkpointing.backends.sqlite.rows import DELETE_CHECKPOINTS_SQL, DELETE_WRITES_SQL
 from enhanced_checkpointing.backends.sqlite.saver import OneHopSaver, read_checkpoint
 from enhanced_checkpointing.errors import CheckpointCorruptionError
 from enhanced_checkpointing.private_files import open_lock
@@ -56,7 +56,7 @@ UPDATE checkpoints SET parent_checkpoint_id = ? WHERE thread_id = ? AND checkpoi
 """
 KEY = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 DROP_SQL = (f"DELETE FROM checkpoints WHERE {KEY}", f"DELETE FROM writes WHERE {KEY}")
-DROP_THREAD_SQL = ("DELETE FROM checkpoints WHERE thread_id = ?", "DELETE FROM writes WHERE thread_id = ?")
+DROP_THREAD_SQL = (DELETE_CHECKPOINTS_SQL, DELETE_WRITES_SQL)
 
 STRANGERS_SQL = """
 SELECT 1 FROM checkpoints AS target WHERE thread_id = ? AND NOT EXISTS (
@@ -99,13 +99,11 @@ class MaintainedSqliteSaver(OneHopSaver):
         if not await self._alone(partial(_copy, source=source, target=target)):
             raise refuse_copy(source, target)
 
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self._paced(partial(_drop_thread, thread_id=str(thread_id)))
+
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        check_strategy(thread_ids, strategy)
-        for thread_id in map(str, thread_ids):
-            if strategy == DELETE:
-                await self._paced(partial(_drop_thread, thread_id=thread_id))
-            else:
-                await self.aprune_thread(thread_id, keep=1)
+        await prune_each(self, thread_ids, strategy)
 
     async def aprune_thread(self, thread_id: str, *, keep: int) -> int:
         """Keep the newest checkpoints of each namespace, and what these need; returns how many went."""

@@ -1,5 +1,8 @@
-"""What the official SQLite saver lists. Its conditions are asked of SQLite itself, over metadata instead of a table:
-what `json_extract` finds under a key, and what is equal to it, is told nowhere as exactly. Nothing is opened for it."""
+"""Operations as rows of the tables of the official SQLite saver, and what that saver lists. Nothing is opened here.
+
+The rows are byte for byte those that `langgraph-checkpoint-sqlite` writes, so that either can read the other's data; a
+test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import WRITES_IDX_MAP, get_checkpoint_id
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.utils import search_where
 from ormsgpack import Fragment
 
@@ -29,7 +31,6 @@ from enhanced_checkpointing.serialization import (
     Serialized,
     SharingSerializer,
     has_known_format,
-    is_encrypting,
     plain_parts,
     unsealed,
 )
@@ -62,15 +63,6 @@ DELETE_WRITES_SQL = "DELETE FROM writes WHERE thread_id = ?"
 
 JSON_TEXT = JsonForm(lambda text: text.encode("utf-8", "ignore").decode(), lambda number: number)
 """Metadata is text in UTF-8, without halves of characters."""
-
-
-def frozen(value: Any, serializer: SharingSerializer) -> Any:
-    """A value as it comes back. Within a checkpoint MessagePack does not tell a `bytearray` from `bytes`."""
-    if isinstance(value, bytearray):
-        inner = serializer.inner
-        innermost = inner.serde if is_encrypting(inner) else inner
-        value = bytes(value) if isinstance(innermost, JsonPlusSerializer) else value
-    return serializer.freeze(value)
 
 
 def needs_objects(operation: Operation, serializer: SharingSerializer) -> bool:

@@ -1,6 +1,8 @@
-"""A whole thread as SQLite has it, in pages: between two of them others get their turn on the connection.
+"""Reads of SQLite: the official saver, with the calls that every step of a graph makes in one hop to the connection's
+thread, and whole threads, in pages.
 
-What is written meanwhile to a part that was read already is missed, and comes with the next reading.
+The official one hops for every statement, and each hop costs about as much as the statement itself. Between two pages
+of a thread others get their turn; what is written meanwhile to a part that was read comes with the next reading.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ WHERE thread_id = ? AND checkpoint_ns = ?
 """
 NEWEST_SQL = f"{CHECKPOINTS_SQL} ORDER BY checkpoint_id DESC LIMIT 1"
 NAMED_SQL = f"{CHECKPOINTS_SQL} AND checkpoint_id = ?"
+ANYTHING_SQL = "SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1"
 WRITES_SQL = pending_writes_sql(has_task_path=True)
 
 
@@ -72,12 +75,24 @@ class OneHopSaver(AsyncSqliteSaver):
             self.place.check()
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        found, _ = await self.aget_or_anything(config)
+        return found
+
+    async def aget_or_anything(self, config: RunnableConfig) -> tuple[CheckpointTuple | None, bool]:
+        """What `aget_tuple` gives; and if that is None, whether the thread has any other, as `Backend.get` says."""
         thread_id = str(config["configurable"]["thread_id"])
         checkpoint_ns = config["configurable"].get("checkpoint_ns", "")
         named = get_checkpoint_id(config)
-        found = await self._alone(lambda connection: read_checkpoint(connection, thread_id, checkpoint_ns, named))
+
+        def read(connection: sqlite3.Connection) -> tuple[tuple[Row, list[Row]] | None, bool]:
+            found = read_checkpoint(connection, thread_id, checkpoint_ns, named)
+            if found is not None or named or checkpoint_ns:
+                return found, found is not None
+            return None, connection.execute(ANYTHING_SQL, (thread_id,)).fetchone() is not None
+
+        found, is_any = await self._alone(read)
         if found is None:
-            return None
+            return None, is_any
         (checkpoint_id, parent_id, tag, checkpoint, metadata), writes = found
         return CheckpointTuple(
             config if named else _config(thread_id, checkpoint_ns, checkpoint_id),
@@ -85,7 +100,7 @@ class OneHopSaver(AsyncSqliteSaver):
             json.loads(metadata) if metadata is not None else {},
             _config(thread_id, checkpoint_ns, parent_id) if parent_id else None,
             load_pending_writes(writes, self.serde),
-        )
+        ), True
 
     async def _alone(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the connection's thread, between the transactions of all others. Returns only if what it may
