@@ -21,7 +21,7 @@ from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.companions import Companions
 from enhanced_checkpointing.config import CheckpointerConfig, ProfileOverrides, hide_secrets
-from enhanced_checkpointing.errors import CheckpointerError
+from enhanced_checkpointing.errors import CheckpointerConfigurationError, CheckpointerError
 from enhanced_checkpointing.identifiers import text_of, with_text_ids
 from enhanced_checkpointing.journal.opening import open_journal
 from enhanced_checkpointing.observability import health
@@ -310,7 +310,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
 
 
 async def initialize_enhanced_checkpointing(
-    environment: Literal["development", "testing", "production"] | None = None,
+    environment: Literal["development", "testing", "production"] | CheckpointerConfig | None = None,
     custom_config: CheckpointerConfig | None = None,
     logger_service: object | None = None,
     memory_manager: object | None = None,
@@ -319,7 +319,8 @@ async def initialize_enhanced_checkpointing(
     """Open a checkpointer and return its manager: the one call that an application makes at start-up.
 
     Args:
-        environment: the profile; None: from `CHECKPOINT_ENVIRONMENT`, else "development".
+        environment: the profile; None: from `CHECKPOINT_ENVIRONMENT`, else "development". A configuration, which people
+            like to give first, is taken for `custom_config`.
         custom_config: wins over the environment.
         logger_service: takes the log lines instead of `logging`: an object with `info`, `warning` and `error`.
         memory_manager: a LangGraph store, or an object with `health_check` or `close`, to live beside it.
@@ -330,6 +331,10 @@ async def initialize_enhanced_checkpointing(
         CheckpointUnavailableError: the primary is down, and `require_primary=True`.
     """
     hide_secrets(overrides)
+    if isinstance(environment, CheckpointerConfig):
+        if custom_config is not None:
+            raise CheckpointerConfigurationError("There are two configurations: give one, first or as custom_config.")
+        environment, custom_config = None, environment
     if custom_config is not None:
         config = custom_config.with_overrides(**overrides) if overrides else custom_config
     else:

@@ -171,7 +171,7 @@ def test_refused_thread_is_named_and_the_exit_code_says_so(database_url: str, tm
     assert [problem["thread_id"] for problem in as_json(compared)["problems"]] == ["thread-0001"]
     rehearsed = checkpointing("migrate", "source.sqlite", database_url, "--overwrite", "--dry-run")
     assert rehearsed.exit_code == 0
-    assert "1 replaced" in rehearsed.stdout
+    assert "1 would be replaced" in rehearsed.stdout
     assert "nothing was changed" in rehearsed.stdout
     assert checkpointing("migrate", "source.sqlite", database_url, "--overwrite").exit_code == 0
     same(tmp_path / "source.sqlite", database_url, 3)

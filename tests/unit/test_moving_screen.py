@@ -21,9 +21,9 @@ def tally(*reports: Report) -> Tally:
     return found
 
 
-def printed(found: Tally) -> str:
+def printed(found: Tally, *, rehearsed: bool = False) -> str:
     console = Console(file=io.StringIO(), width=80)
-    show_outcomes(console, found)
+    show_outcomes(console, found, rehearsed=rehearsed)
     show_problems(console, found)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -47,6 +47,14 @@ def test_lines_tell_how_far_it_is_how_fast_and_how_long_it_takes(
     with following("imported", None, quiet=False) as tell:
         tell(GOOD)
     assert "left" not in capsys.readouterr().err
+
+
+def test_rehearsal_says_what_would_be_done() -> None:
+    found = tally(GOOD, Report("b", Outcome.EQUAL), Report("c", Outcome.REPLACED))
+    shown = printed(found, rehearsed=True)
+    assert "1 would be copied, 1 equal already, 1 would be replaced" in shown
+    assert "2.0 KiB to write, " in shown
+    assert "would" not in printed(found)
 
 
 def test_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:

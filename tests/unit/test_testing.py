@@ -15,6 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from enhanced_checkpointing import (
+    CheckpointerConfigurationError,
     CheckpointerError,
     EnhancedCheckpointerManager,
     create_memory_checkpointer,
@@ -45,6 +46,14 @@ async def test_an_application_tests_its_own_outage() -> None:
     direct = counting_chain().compile(checkpointer=primary.inner)
     assert (await direct.aget_state(config)).values == during
     await manager.cleanup()
+
+
+async def test_configuration_may_be_given_first() -> None:
+    config = create_memory_checkpointer(**FAST)
+    async with await initialize_enhanced_checkpointing(config, retries=1) as manager:
+        assert manager.config == config.with_overrides(retries=1)
+    with pytest.raises(CheckpointerConfigurationError, match="two configurations"):
+        await initialize_enhanced_checkpointing(config, config)
 
 
 async def test_what_was_written_before_the_primary_was_made_flaky_is_known_in_the_outage_too() -> None:

@@ -202,15 +202,20 @@ def as_object(tally: Tally, journaled: Journaled | None = None, **more: Any) -> 
     }
 
 
-def show_outcomes(console: Console, tally: Tally, **words: str) -> None:
-    """How many threads came to what end, how much that was, and how fast; `words` are others for outcomes."""
+CHANGES = (Outcome.COPIED, Outcome.COMPLETED, Outcome.REPLACED)
+"""Outcomes for which something is written."""
+
+
+def show_outcomes(console: Console, tally: Tally, *, rehearsed: bool = False, **words: str) -> None:
+    """Threads by outcome, their size, and the speed; `words` replace those of single outcomes."""
+    would = dict.fromkeys(CHANGES, "would be ") if rehearsed else {}
     found = sorted(tally.outcomes.items())
-    ends = ", ".join(f"{count:,} {words.get(outcome) or WORDS[outcome]}" for outcome, count in found)
+    ends = ", ".join(f"{n:,} {would.get(one, '')}{words.get(one) or WORDS[one]}" for one, n in found)
     console.print(f"{plural(tally.threads, 'thread')}{': ' * bool(ends)}{ends}")
     count = tally.count
     console.print(
         f"{plural(count.checkpoints, 'checkpoint')} and {plural(count.writes, 'write')}, {one_size(tally.written)} "
-        f"written, in {tally.seconds:.1f} s: {_rate(tally):,.0f} threads/s"
+        f"{'to write' if rehearsed else 'written'}, in {tally.seconds:.1f} s: {_rate(tally):,.0f} threads/s"
     )
 
 
@@ -283,7 +288,7 @@ def _show_migrated(tally: Tally, homes: tuple[str, str], orders: Orders) -> None
     console = stdout()
     console.print(f"from {homes[0]}", markup=False, soft_wrap=True)
     console.print(f"to   {homes[1]}", markup=False, soft_wrap=True)
-    show_outcomes(console, tally)
+    show_outcomes(console, tally, rehearsed=orders.rehearse)
     show_problems(console, tally)
     if orders.rehearse:
         console.print("This was a rehearsal: nothing was changed.")
@@ -331,7 +336,7 @@ def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: 
         tally = asyncio.run(_imported(config, stream, naming.concurrency, orders, showing))
     if not orders.rehearse:
         note(naming.journal().directory, home(config), "import", file=file, imported=tally.threads)
-    _show_exchanged(tally, showing, Words(file, home(config), "imported"), None, sys.stdout)
+    _show_exchanged(tally, showing, Words(file, home(config), "imported", orders.rehearse), None, sys.stdout)
     return ExitCode.FINE if tally.complete else ExitCode.WRONG
 
 
@@ -427,6 +432,7 @@ class Words:
     source: str
     target: str
     copied: str
+    rehearsed: bool = False
 
 
 def _show_exchanged(tally: Tally, showing: Showing, words: Words, journaled: Journaled | None, stream: IO[str]) -> None:
@@ -438,7 +444,7 @@ def _show_exchanged(tally: Tally, showing: Showing, words: Words, journaled: Jou
     elif not (showing.quiet and complete):
         console.print(f"from {words.source}", markup=False, soft_wrap=True)
         console.print(f"to   {words.target}", markup=False, soft_wrap=True)
-        show_outcomes(console, tally, copied=words.copied)
+        show_outcomes(console, tally, rehearsed=words.rehearsed, copied=words.copied)
         show_problems(console, tally)
         if journaled is not None:
             show_journaled(console, journaled)
