@@ -248,7 +248,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         stack.push_async_callback(backend.close)
         await backend.open()
 
-        journal = await open_journal(config, serializer, telemetry, home=backend.home())
+        journal = await open_journal(config, serializer, telemetry, home=backend.database_id())
         if journal is not None:
             stack.push_async_callback(journal.close)
             stack.callback(life.tell_backlog, journal, telemetry)
@@ -260,9 +260,9 @@ class EnhancedCheckpointerManager(ThreadMethods):
             journal=journal,
             serializer=serializer,
             telemetry=telemetry,
-            note=Notes(config, backend.home(), telemetry),
+            note=Notes(config, backend.database_id(), telemetry),
             tombstones=Tombstones(
-                config.journal_dir.absolute() if journal and journal.durable else None, backend.home()
+                config.journal_dir.absolute() if journal and journal.durable else None, backend.database_id()
             ),
         )
         stack.callback(self._forget_components)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from enhanced_checkpointing.backends import listing
 from enhanced_checkpointing.backends.base import Backend
-from enhanced_checkpointing.backends.listing import HeadQuery, Place, ThreadHead
+from enhanced_checkpointing.backends.listing import Cursor, HeadQuery, ThreadHead
 from enhanced_checkpointing.operations import DeleteThread, Put
 from tests.support.backends import BACKENDS, checkpoint_id, config_of, opened_backend, put
 
@@ -122,7 +122,7 @@ async def pages(backend: Backend, query: HeadQuery, *, by_id: bool) -> list[Thre
     """All pages of a listing, each found by the end of the one before."""
     found: list[ThreadHead] = []
     while True:
-        before = Place(found[-1].checkpoint_id, None if by_id else found[-1].thread_id) if found else query.before
+        before = Cursor(found[-1].checkpoint_id, None if by_id else found[-1].thread_id) if found else query.before
         page = await backend.heads(HeadQuery(query.limit, query.user_id, query.metadata, before))
         found += page
         if len(page) < query.limit:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from enhanced_checkpointing.backends.base import Backend
-from enhanced_checkpointing.backends.listing import HeadQuery, Place
+from enhanced_checkpointing.backends.listing import Cursor, HeadQuery
 from enhanced_checkpointing.operations import Operation, PutWrites
 from enhanced_checkpointing.threads.methods import LEFT_OUT, LISTED_METADATA
 from tests.support.backends import BACKENDS, START, checkpoint_id, config_of, opened_backend, put, write
@@ -54,10 +54,10 @@ async def test_pages_go_on_behind_a_thread_whose_newest_checkpoint_names_nobody(
             await backend.apply(put(thread_id, number, metadata={"user_id": "ada"}))
         await backend.apply(put("continued", 9))
         assert await listed(backend, "ada") == ["newest", "continued", "oldest"]
-        before = Place(checkpoint_id(9), None if by_id else "continued")
+        before = Cursor(checkpoint_id(9), None if by_id else "continued")
         assert await listed(backend, "ada", before=before) == ["oldest"]
         assert await listed(backend, "ada", before=before, limit=1) == ["oldest"]
-        assert await listed(backend, "ada", before=Place(checkpoint_id(2), None if by_id else "newest")) == [
+        assert await listed(backend, "ada", before=Cursor(checkpoint_id(2), None if by_id else "newest")) == [
             "continued",
             "oldest",
         ]
@@ -72,7 +72,7 @@ async def test_threads_that_move_ahead_between_two_pages_do_not_come_again(
             await backend.apply(put(f"thread-{number}", number, metadata={"user_id": "ada"}))
         first = await backend.heads(HeadQuery(3, "ada"))
         await backend.apply(put("thread-1", 9, metadata={"user_id": "ada"}))
-        end = Place(first[-1].checkpoint_id, first[-1].thread_id)
+        end = Cursor(first[-1].checkpoint_id, first[-1].thread_id)
         assert [head.thread_id for head in first] == ["thread-5", "thread-4", "thread-3"]
         assert await listed(backend, "ada", before=end) == ["thread-2", "thread-0"]
 

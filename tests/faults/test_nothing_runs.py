@@ -228,7 +228,7 @@ def test_no_command_on_the_journal_and_no_start_runs_what_its_records_say(
     where = ["--sqlite", str(path)] if kind == "sqlite" else ["--database-url", database_url]
     where += ["--journal-dir", str(directory)]
     config = config_of(kind, database_url, tmp_path)
-    home = find_backend(config.backend_name)(config, SharingSerializer(PERMISSIVE)).home()
+    home = find_backend(config.backend_name)(config, SharingSerializer(PERMISSIVE)).database_id()
     asyncio.run(planted_journal(directory, home, trap))
     fields: dict[str, object] = {"journal_dir": str(directory), "checkpointer_type": kind}
     fields |= {"database_path": str(path)} if kind == "sqlite" else {"connection_string": database_url}

@@ -78,7 +78,7 @@ class Process:
             capacity=self.config.journal_max_bytes,
             serializer=serializer,
             telemetry=telemetry,
-            home=self.backend.home(),
+            home=self.backend.database_id(),
             run=self.worker,
             wall_clock=world.wall_clock,
             clock=world.clock,

@@ -10,9 +10,9 @@ import pytest
 from langgraph.checkpoint.base import CheckpointTuple
 
 from enhanced_checkpointing.backends.listing import (
+    Cursor,
     HeadGatherer,
     HeadQuery,
-    Place,
     ThreadHead,
     has_all,
     page_of,
@@ -71,8 +71,8 @@ def test_newest_threads_come_first_and_copies_in_an_order_of_their_own() -> None
     heads = [head("a", "1"), head("c", "2"), head("b", "2"), head("d", "3")]
     assert listed(HeadQuery(10), *heads) == ["d", "c", "b", "a"]
     assert listed(HeadQuery(2), *heads) == ["d", "c"]
-    assert listed(HeadQuery(2, before=Place("2", "c")), *heads) == ["b", "a"]
-    assert listed(HeadQuery(2, before=Place("2")), *heads) == ["a"]
+    assert listed(HeadQuery(2, before=Cursor("2", "c")), *heads) == ["b", "a"]
+    assert listed(HeadQuery(2, before=Cursor("2")), *heads) == ["a"]
     assert listed(HeadQuery(0), *heads) == []
 
 
@@ -93,7 +93,7 @@ def test_next_page_goes_on_behind_a_thread_whose_newest_checkpoint_names_nobody(
         head("continued", "9", user_id="ada", named_by="2"),
         head("kept", "1", user_id="ada", named_by="1"),
     ]
-    assert listed(HeadQuery(10, "ada", before=Place("9", thread_id)), *heads) == ["kept"]
+    assert listed(HeadQuery(10, "ada", before=Cursor("9", thread_id)), *heads) == ["kept"]
 
 
 def found(thread_id: str, checkpoint_id: str, metadata: Any, namespace: str = "") -> CheckpointTuple:

@@ -24,7 +24,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def postgres(connection_string: str, **fields: Any) -> str:
-    return PostgresBackend(create_postgres_checkpointer(connection_string, **fields), SharingSerializer()).home()
+    return PostgresBackend(create_postgres_checkpointer(connection_string, **fields), SharingSerializer()).database_id()
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_home_of_sqlite_is_the_file_whatever_way_leads_to_it(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path / "real")
 
     def home(path: str | Path) -> str:
-        return SqliteBackend(create_sqlite_checkpointer(path), SharingSerializer()).home()
+        return SqliteBackend(create_sqlite_checkpointer(path), SharingSerializer()).database_id()
 
     assert home("a.sqlite") == home(tmp_path / "link" / "a.sqlite") == str(tmp_path / "real" / "a.sqlite")
     assert home(":memory:") == "memory"
 
 
 def test_home_of_memory_is_memory() -> None:
-    assert MemoryBackend(create_memory_checkpointer(), SharingSerializer()).home() == "memory"
+    assert MemoryBackend(create_memory_checkpointer(), SharingSerializer()).database_id() == "memory"
 
 
 def test_home_of_any_other_backend_is_told_apart_without_being_named() -> None:
@@ -85,7 +85,7 @@ def test_home_of_any_other_backend_is_told_apart_without_being_named() -> None:
         name = "other"
 
     def home(**fields: Any) -> str:
-        return Other(CheckpointerConfig(checkpointer_type="other", **fields), SharingSerializer()).home()
+        return Other(CheckpointerConfig(checkpointer_type="other", **fields), SharingSerializer()).database_id()
 
     prod = home(connection_string="other://ann:secret@db/prod")
     assert prod.startswith("other:")

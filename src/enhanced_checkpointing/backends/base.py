@@ -183,7 +183,7 @@ class Backend:
         are to channels such as that of errors. Pure."""
         return after if after[1] in WRITES_IDX_MAP else before
 
-    def home(self) -> str:
+    def database_id(self) -> str:
         """Which database this is, for people and for the journal: what was acknowledged for one is never drained into
         another. It says neither user nor password, and does not change when they do.
 

@@ -29,7 +29,7 @@ DEEPEST = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Cursor:
     """Where a page of a listing ended: the newest checkpoint of its last thread, and that thread where it is known.
 
     Copies of a thread share their ids, so that only with the thread no copy is missed at the end of a page.
@@ -46,7 +46,7 @@ class HeadQuery:
     limit: int
     user_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    before: Place | None = None
+    before: Cursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,8 @@ def time_of(checkpoint_id: str, timestamp: object = None) -> datetime | None:
 def page_of(heads: Sequence[ThreadHead], query: HeadQuery) -> list[ThreadHead]:
     """Those of all heads that a query asks for, newest first."""
     before = _place_for_user(heads, query)
-    wanted = [head for head in heads if fits(head, query) and is_behind(place_of(head, query.user_id), before)]
-    wanted.sort(key=lambda head: order_of(place_of(head, query.user_id)), reverse=True)
+    wanted = [head for head in heads if fits(head, query) and is_behind(cursor_of(head, query.user_id), before)]
+    wanted.sort(key=lambda head: order_of(cursor_of(head, query.user_id)), reverse=True)
     return wanted[: max(0, query.limit)]
 
 
@@ -166,17 +166,17 @@ def fits(head: ThreadHead, query: HeadQuery) -> bool:
     return has_all(head.metadata, query.metadata)
 
 
-def place_of(head: ThreadHead, user_id: str | None) -> Place:
+def cursor_of(head: ThreadHead, user_id: str | None) -> Cursor:
     """Where a thread stands in a listing; in a user's, by the newest checkpoint that names the user."""
     named_by = head.named_by if user_id is not None else None
-    return Place(named_by or head.checkpoint_id, head.thread_id)
+    return Cursor(named_by or head.checkpoint_id, head.thread_id)
 
 
-def order_of(place: Place) -> tuple[str, str]:
+def order_of(place: Cursor) -> tuple[str, str]:
     return place.checkpoint_id, place.thread_id or ""
 
 
-def is_behind(place: Place, before: Place | None) -> bool:
+def is_behind(place: Cursor, before: Cursor | None) -> bool:
     """Whether a place comes after the end of another page."""
     if before is None:
         return True
@@ -185,7 +185,7 @@ def is_behind(place: Place, before: Place | None) -> bool:
     return order_of(place) < order_of(before)
 
 
-def _place_for_user(heads: Sequence[ThreadHead], query: HeadQuery) -> Place | None:
+def _place_for_user(heads: Sequence[ThreadHead], query: HeadQuery) -> Cursor | None:
     """The end of the other page as a place in a user's listing: its newest checkpoint need not name the user."""
     before = query.before
     if before is None or query.user_id is None:
@@ -194,7 +194,7 @@ def _place_for_user(heads: Sequence[ThreadHead], query: HeadQuery) -> Place | No
         is_it = head.checkpoint_id == before.checkpoint_id and before.thread_id in (None, head.thread_id)
         if is_it and head.named_by is not None and head.user_id == query.user_id:
             alike = before.thread_id is None and head.named_by == before.checkpoint_id
-            return before if alike else Place(head.named_by, head.thread_id)
+            return before if alike else Cursor(head.named_by, head.thread_id)
     return before
 
 
@@ -311,7 +311,7 @@ class ThreadRows(Protocol):
 
     async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]: ...
 
-    async def naming(self, user_id: str, before: Place | None, limit: int) -> Sequence[Place]:
+    async def naming(self, user_id: str, before: Cursor | None, limit: int) -> Sequence[Cursor]:
         """Checkpoints of root graphs that may name a user, newest first, those with one id by thread, backwards.
 
         All are there that do name the user.
@@ -374,10 +374,10 @@ async def find_heads(rows: ThreadRows, query: HeadQuery) -> list[ThreadHead]:
     described = await describe(rows, found)
     # Somebody may have written since: a thread is shown only to whom it belongs now.
     heads = [head for head in described if fits(head, query)]
-    heads.sort(key=lambda head: order_of(place_of(head, query.user_id)), reverse=True)
+    heads.sort(key=lambda head: order_of(cursor_of(head, query.user_id)), reverse=True)
     skipped = sum(head.unreadable is not None for head in described)
     if skipped and len(found) >= query.limit:  # others take their places, so that a short page is the last one
-        last = min((place_of(head, query.user_id) for head in described), key=order_of)
+        last = min((cursor_of(head, query.user_id) for head in described), key=order_of)
         heads += await find_heads(rows, replace(query, limit=skipped, before=last))
     return heads
 
@@ -388,7 +388,7 @@ async def _of_anybody(rows: ThreadRows, query: HeadQuery) -> list[str]:
     while thread_ids := await rows.thread_ids(after, THREADS_AT_ONCE):
         after = thread_ids[-1]
         ids = await (_with_metadata(rows, query, thread_ids) if query.metadata else rows.newest(thread_ids))
-        places = [Place(checkpoint_id, thread_id) for thread_id, checkpoint_id in ids.items()]
+        places = [Cursor(checkpoint_id, thread_id) for thread_id, checkpoint_id in ids.items()]
         behind = [order_of(place) for place in places if is_behind(place, query.before)]
         newest = heapq.nlargest(query.limit, [*newest, *behind])
     return [thread_id for _, thread_id in newest]
@@ -417,7 +417,7 @@ async def _of_user(rows: ThreadRows, query: HeadQuery, user_id: str) -> list[str
     return found[: query.limit]
 
 
-async def _owned(rows: ThreadRows, query: HeadQuery, before: Place | None, thread_ids: Sequence[str]) -> list[str]:
+async def _owned(rows: ThreadRows, query: HeadQuery, before: Cursor | None, thread_ids: Sequence[str]) -> list[str]:
     """Those of these threads that are the user's, stand behind `before`, and have the metadata."""
     tops = await rows.tops(thread_ids)
     owners = await _owners(rows, tops)
@@ -427,7 +427,7 @@ async def _owned(rows: ThreadRows, query: HeadQuery, before: Place | None, threa
         if (owner := owners.get(thread_id)) is not None
         and tops[thread_id].unreadable is None
         and owner.user_id == query.user_id
-        and is_behind(Place(owner.checkpoint_id, thread_id), before)
+        and is_behind(Cursor(owner.checkpoint_id, thread_id), before)
         and has_all(tops[thread_id].metadata, query.metadata)
     ]
 
@@ -443,7 +443,7 @@ async def _owners(rows: ThreadRows, tops: Mapping[str, Top]) -> Mapping[str, Nam
     return {**named, **(await rows.owners(silent))} if silent else named
 
 
-async def _exact(rows: ThreadRows, user_id: str, before: Place | None) -> Place | None:
+async def _exact(rows: ThreadRows, user_id: str, before: Cursor | None) -> Cursor | None:
     """Where the walk through a user's checkpoints goes on behind a thread of which the newest checkpoint is given.
 
     That one need not name anybody: then the thread stands further back, where its newest one does that does.
@@ -454,7 +454,7 @@ async def _exact(rows: ThreadRows, user_id: str, before: Place | None) -> Place 
         return await _place(rows, user_id, before, [before.thread_id]) or before
     seen: set[str] = set()
     at, step = before, FIRST_STEP
-    just_above = Place(before.checkpoint_id, LAST_TEXT)
+    just_above = Cursor(before.checkpoint_id, LAST_TEXT)
     if any(place.checkpoint_id == before.checkpoint_id for place in await rows.naming(user_id, just_above, 1)):
         return before
     while True:
@@ -465,7 +465,7 @@ async def _exact(rows: ThreadRows, user_id: str, before: Place | None) -> Place 
         at, step = places[-1], min(2 * step, LONGEST_WALK)
 
 
-async def _place(rows: ThreadRows, user_id: str, before: Place, thread_ids: Sequence[str]) -> Place | None:
+async def _place(rows: ThreadRows, user_id: str, before: Cursor, thread_ids: Sequence[str]) -> Cursor | None:
     """The place of the first of these threads that is the user's and has the newest checkpoint that is given."""
     found = {
         one: top for one, top in (await rows.tops(thread_ids)).items() if top.checkpoint_id == before.checkpoint_id
@@ -474,11 +474,11 @@ async def _place(rows: ThreadRows, user_id: str, before: Place, thread_ids: Sequ
     for thread_id in thread_ids:
         owner = owners.get(thread_id)
         if owner is not None and owner.user_id == user_id:
-            return Place(owner.checkpoint_id, thread_id)
+            return Cursor(owner.checkpoint_id, thread_id)
     return None
 
 
-def _unseen(places: Sequence[Place], seen: set[str]) -> list[str]:
+def _unseen(places: Sequence[Cursor], seen: set[str]) -> list[str]:
     """The threads of places that are not among those seen, which they are from now on."""
     fresh = [thread_id for place in places if (thread_id := place.thread_id) is not None and thread_id not in seen]
     seen.update(fresh)

@@ -161,7 +161,7 @@ class Naming:
 
 def home(config: CheckpointerConfig) -> str:
     """What the database is called, without whose it is."""
-    return _backend(config).home()
+    return _backend(config).database_id()
 
 
 @asynccontextmanager
@@ -247,11 +247,11 @@ def _backend(config: CheckpointerConfig) -> Backend:
 
 def _unusable(backend: Backend, role: str, error: Exception) -> UsageError:
     if isinstance(error, CheckpointerError):
-        return UsageError(f"The {role}, {backend.home()}: {error}")
-    failure = backend.classify(error)
+        return UsageError(f"The {role}, {backend.database_id()}: {error}")
+    failure, what = backend.classify(error), f"The {role}, {backend.database_id()}"
     if _lacks_tables(failure.error):
-        return NoTablesError(f"The {role}, {backend.home()}, has no tables of checkpoints. Is it the right database?")
-    text = f"The {role}, {backend.home()}, cannot be used: {' '.join(redact(failure.error).split()).rstrip('.?')}."
+        return NoTablesError(f"{what}, has no tables of checkpoints. Is it the right database?")
+    text = f"{what}, cannot be used: {' '.join(redact(failure.error).split()).rstrip('.?')}."
     return UsageError(f"{text} {failure.fix or 'Is it the right one, and does it run?'}")
 
 

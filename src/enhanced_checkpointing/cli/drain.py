@@ -163,7 +163,7 @@ async def opened_foreground(config: CheckpointerConfig) -> AsyncIterator[Foregro
     told, serializer = Told(), SharingSerializer(config.serde)
     async with AsyncExitStack() as stack:
         backend = find_backend(config.backend_name)(config, serializer)
-        home = backend.home()
+        home = backend.database_id()
         if home == MEMORY:
             raise UsageError(
                 "The primary is memory, so what is drained would be gone when this command ends. Nothing was changed. "

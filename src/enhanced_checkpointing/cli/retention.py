@@ -63,7 +63,7 @@ async def _sweep(
             journal=None,
             serializer=serializer,
             telemetry=telemetry,
-            note=Notes(config, backend.home(), telemetry),
+            note=Notes(config, backend.database_id(), telemetry),
         )
         return await parts.sweeper.run(dry_run=dry_run, tell=tell)
 

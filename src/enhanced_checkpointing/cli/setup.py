@@ -92,7 +92,7 @@ async def set_up(config: CheckpointerConfig, *, wait: float, timeout: float, tel
     begun = time.monotonic()
     try:
         async with opened_primary(config) as primary:
-            database = primary.backend.home()
+            database = primary.backend.database_id()
             tell(f"setting up {database}")
             try:
                 contact = min(CONTACT_SECONDS, max(1.0, wait))

@@ -229,7 +229,7 @@ class Erasure:
             )
         return ErasureReceipt(
             at=datetime.fromtimestamp(at, UTC).isoformat(),
-            database=self._backend.home(),
+            database=self._backend.database_id(),
             user_id=user,
             thread_ids=tuple(done.thread_ids),
             counts=dict(done.counts),
@@ -386,7 +386,7 @@ class Erasure:
         files = {
             str(entry.get("file")): None
             for entry in entries
-            if entry.get("database") == self._backend.home()
+            if entry.get("database") == self._backend.database_id()
             and (
                 entry.get("action") == "export"
                 or (entry.get("action") == "export begins" and Path(str(entry.get("file"))).exists())

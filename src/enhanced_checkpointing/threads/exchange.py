@@ -70,7 +70,7 @@ async def export_threads(source: Backend, stream: IO[bytes], *, thread_ids: Sequ
         whole.add(line)
         return stream.write(line)
 
-    header = {"kind": "export", "format": FORMAT, "source": source.home()}
+    header = {"kind": "export", "format": FORMAT, "source": source.database_id()}
     write(header | {"exported_at": datetime.now(UTC).isoformat(timespec="seconds")})
     with tally.timed():
         async with aclosing(_named(source, thread_ids) if thread_ids else threads_of(source)) as threads:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
 
-from enhanced_checkpointing.backends.listing import COMPLETED, FAILED, HeadQuery, Place, ThreadHead, status_of
+from enhanced_checkpointing.backends.listing import COMPLETED, FAILED, Cursor, HeadQuery, ThreadHead, status_of
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
     CheckpointNotFoundError,
@@ -316,9 +316,9 @@ def entry_of(head: ThreadHead) -> Entry:
     }
 
 
-def _cursor(before: str | Mapping[str, Any] | None) -> Place | None:
+def _cursor(before: str | Mapping[str, Any] | None) -> Cursor | None:
     if before is None:
         return None
     if not isinstance(before, Mapping):
-        return Place(text_of(before, "checkpoint_id"))
-    return Place(text_of(before["checkpoint_id"], "checkpoint_id"), text_of(before["thread_id"], "thread_id"))
+        return Cursor(text_of(before, "checkpoint_id"))
+    return Cursor(text_of(before["checkpoint_id"], "checkpoint_id"), text_of(before["thread_id"], "thread_id"))

@@ -109,7 +109,7 @@ async def assemble(
     )
     engine = Engine(core)
     stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
-    tombstones = tombstones or Tombstones(None, backend.home())
+    tombstones = tombstones or Tombstones(None, backend.database_id())
     note = note or Notes()
     owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
     maintenance = Maintenance(engine, changed=owners.forget)

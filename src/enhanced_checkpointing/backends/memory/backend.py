@@ -253,7 +253,7 @@ class MemoryBackend(Backend):
     async def scrub(self) -> Sequence[str]:
         return []
 
-    def home(self) -> str:
+    def database_id(self) -> str:
         return MEMORY
 
     def lost_types(self, operation: Operation) -> Collection[str]:

@@ -165,7 +165,7 @@ class PostgresBackend(TablesBackend):
     write_that_stays = staticmethod(rows.the_write_that_stays)
     selection = staticmethod(postgres_selection.selection)
 
-    def home(self) -> str:
+    def database_id(self) -> str:
         assert self.config.connection_string is not None
         return home_of(self.config.connection_string.get_secret_value(), self.config.postgres_schema)
 

@@ -12,7 +12,7 @@ from psycopg import AsyncConnection, sql
 from psycopg import Error as PsycopgError
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.listing import Naming, Place, Top, Total, note, top_of
+from enhanced_checkpointing.backends.listing import Cursor, Naming, Top, Total, note, top_of
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.stored_values import is_unicode
 from enhanced_checkpointing.errors import redact
@@ -135,7 +135,7 @@ class PostgresThreads:
         text = FIRST_THREAD_IDS_SQL if after is None else NEXT_THREAD_IDS_SQL
         return [row["thread_id"] for row in await self._ask(text, after=after, limit=limit)]
 
-    async def naming(self, user_id: str, before: Place | None, limit: int) -> Sequence[Place]:
+    async def naming(self, user_id: str, before: Cursor | None, limit: int) -> Sequence[Cursor]:
         if "\0" in user_id or not is_unicode(user_id):
             return []
         text, values = FIRST_NAMING_SQL, dict[str, Any]()
@@ -143,7 +143,7 @@ class PostgresThreads:
             text = NAMING_BELOW_SQL if before.thread_id is None else NAMING_BEHIND_SQL
             values = {"checkpoint_id": before.checkpoint_id, "thread_id": before.thread_id}
         rows = await self._ask(text, in_order=True, user_id=user_id, limit=limit, **values)
-        return [Place(row["checkpoint_id"], row["thread_id"]) for row in rows]
+        return [Cursor(row["checkpoint_id"], row["thread_id"]) for row in rows]
 
     async def newest(self, thread_ids: Sequence[str]) -> Mapping[str, str]:
         rows = await self._about(NEWEST_SQL, thread_ids)

@@ -23,7 +23,7 @@ from enhanced_checkpointing.backends.sqlite import maintenance as sqlite_retenti
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
 from enhanced_checkpointing.backends.sqlite import rows as sqlite_selection
 from enhanced_checkpointing.backends.sqlite import saver as sqlite_reading
-from enhanced_checkpointing.backends.sqlite.file import Place, check_log, classify_sqlite, is_something_else
+from enhanced_checkpointing.backends.sqlite.file import FileIdentity, check_log, classify_sqlite, is_something_else
 from enhanced_checkpointing.backends.sqlite.listing import SqliteThreads
 from enhanced_checkpointing.backends.sqlite.maintenance import MaintainedSqliteSaver
 from enhanced_checkpointing.backends.sqlite.rows import statements
@@ -69,7 +69,7 @@ class SqliteBackend(TablesBackend):
         self._path = str(config.database_path)
         self._in_memory = self._path == ":memory:"
         self._saver: OneHopSaver | None = None
-        self._place: Place | None = None
+        self._place: FileIdentity | None = None
         """Where the file was when it was last opened."""
         self._retired: set[asyncio.Task[None]] = set()
         self._opening = asyncio.Lock()
@@ -112,7 +112,7 @@ class SqliteBackend(TablesBackend):
         async with self._opening:
             if self._saver is None:
                 connection = await self._connect()
-                place = None if self._in_memory else Place(self._path)
+                place = None if self._in_memory else FileIdentity(self._path)
                 self._saver = MaintainedSqliteSaver(connection, self.serializer, place)
                 self._place = place
                 self._saver.is_setup = not self.config.auto_setup
@@ -158,7 +158,7 @@ class SqliteBackend(TablesBackend):
     write_that_stays = staticmethod(sqlite_rows.the_write_that_stays)
     selection = staticmethod(sqlite_selection.selection)
 
-    def home(self) -> str:
+    def database_id(self) -> str:
         return MEMORY if self._in_memory else os.path.realpath(self._path)
 
     def classify(self, error: BaseException) -> Failure:

@@ -20,7 +20,7 @@ class OrphanedLogError(OSError):
     """There is no file at a path, or an empty one, but the log of one."""
 
 
-class Place:
+class FileIdentity:
     """The path of a file that has just been opened."""
 
     def __init__(self, path: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import aiosqlite
 
-from enhanced_checkpointing.backends.listing import Naming, Place, Top, Total, note, time_of, top_of
+from enhanced_checkpointing.backends.listing import Cursor, Naming, Top, Total, note, time_of, top_of
 from enhanced_checkpointing.backends.stored_values import is_unicode
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer, load_plain
@@ -89,7 +89,7 @@ class SqliteThreads:
     async def thread_ids(self, after: str | None, limit: int) -> Sequence[str]:
         return await self._look(lambda connection: thread_ids_from(connection, after, limit))
 
-    async def naming(self, user_id: str, before: Place | None, limit: int) -> Sequence[Place]:
+    async def naming(self, user_id: str, before: Cursor | None, limit: int) -> Sequence[Cursor]:
         if not is_unicode(user_id):
             return []
         text, key = FIRST_NAMING_SQL, list[str | None]()
@@ -98,7 +98,9 @@ class SqliteThreads:
         elif before is not None:
             text, key = NAMING_BEHIND_SQL, [before.checkpoint_id, before.checkpoint_id, before.thread_id]
         values = (user_id, *key, limit)
-        return [Place(*row) for row in await self._look(lambda connection: connection.execute(text, values).fetchall())]
+        return [
+            Cursor(*row) for row in await self._look(lambda connection: connection.execute(text, values).fetchall())
+        ]
 
     async def newest(self, thread_ids: Sequence[str]) -> Mapping[str, str]:
         found = await self._look(lambda connection: _of_each(connection, NEWEST_SQL, _storable(thread_ids)))

@@ -24,7 +24,7 @@ from langgraph.checkpoint.sqlite.utils import load_pending_writes, pending_write
 
 from enhanced_checkpointing.backends.listing import load_metadata
 from enhanced_checkpointing.backends.reading import CHUNK_BYTES, Chunks, History, WriteRow, in_chunks, writes_of
-from enhanced_checkpointing.backends.sqlite.file import Place
+from enhanced_checkpointing.backends.sqlite.file import FileIdentity
 from enhanced_checkpointing.backends.sqlite.rows import Statement
 from enhanced_checkpointing.backends.stored_values import take_apart
 from enhanced_checkpointing.operations import Operation
@@ -47,7 +47,7 @@ class OneHopSaver(AsyncSqliteSaver):
     """Reads a checkpoint, and commits any number of statements, in one hop each."""
 
     def __init__(
-        self, connection: aiosqlite.Connection, serializer: SharingSerializer, place: Place | None = None
+        self, connection: aiosqlite.Connection, serializer: SharingSerializer, place: FileIdentity | None = None
     ) -> None:
         super().__init__(connection, serde=serializer)
         self.place = place

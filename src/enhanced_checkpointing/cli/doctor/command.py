@@ -112,7 +112,7 @@ async def _looked_at(name: str, look: Callable[[], Awaitable[Sequence[Finding]]]
 
 def _home(config: CheckpointerConfig) -> str | None:
     try:
-        return find_backend(config.backend_name)(config, SharingSerializer(config.serde)).home()
+        return find_backend(config.backend_name)(config, SharingSerializer(config.serde)).database_id()
     except CheckpointerConfigurationError:
         return None  # the look at the database says why
 

@@ -88,7 +88,7 @@ class Store:
 
     @property
     def home(self) -> str:
-        return self._primary.backend.home()
+        return self._primary.backend.database_id()
 
     @property
     def unreadable(self) -> Mapping[str, str]:

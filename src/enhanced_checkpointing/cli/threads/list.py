@@ -19,8 +19,8 @@ from enhanced_checkpointing.backends.listing import (
     COMPLETED,
     FAILED,
     THREAD_STATUS,
+    Cursor,
     HeadQuery,
-    Place,
     ThreadHead,
 )
 from enhanced_checkpointing.cli.output import (
@@ -94,7 +94,7 @@ def parsed_metadata(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 async def _found(
-    store: Store, wanted: Wanted, metadata: dict[str, Any], place: Place | None
+    store: Store, wanted: Wanted, metadata: dict[str, Any], place: Cursor | None
 ) -> tuple[list[Entry], str | None, dict[str, str]]:
     """A page of threads; where it ends, unless these are the last ones; and those that were left out, and why."""
     query = HeadQuery(wanted.limit + 1, wanted.user_id, metadata, place)
@@ -114,13 +114,13 @@ async def _found(
     return page, following, dict(store.unreadable)
 
 
-def _place(before: str | None) -> Place | None:
+def _place(before: str | None) -> Cursor | None:
     if before is None:
         return None
     checkpoint_id, _, thread_id = before.partition(":")
     if not checkpoint_id or not thread_id:
         raise UsageError(f"--before is what the page before said, 'checkpoint id:thread id', not {before!r}")
-    return Place(checkpoint_id, thread_id)
+    return Cursor(checkpoint_id, thread_id)
 
 
 def _print(found: list[Entry], following: str | None, wanted: Wanted, console: Console) -> None:
