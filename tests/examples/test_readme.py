@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,25 @@ def core_of(example: str) -> str:
 
 def test_table_of_the_readme_lists_exactly_the_settings_and_their_defaults() -> None:
     assert re.findall(r"^\| `[A-Z_]+` \|.*$", README, flags=re.MULTILINE) == settings_table()
+
+
+def test_table_of_versions_is_what_is_demanded_and_what_is_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    checks = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    tested = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in checks.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.List)
+    }
+    rows = README.partition("## Supported versions")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(.+?)`", rows)) <= {*map(plain_requirement, project["dependencies"])}
+    assert f"| {' and '.join(tested['SERVERS'])} |".replace("| ", "servers ", 1) in rows
+    assert f"| {', '.join(tested['PYTHONS'][:-1])} and {tested['PYTHONS'][-1]} |" in rows
+    assert project["requires-python"].removeprefix(">=") + " or newer" in rows
+
+
+def plain_requirement(requirement: str) -> str:
+    return re.sub(r"\[.*?\]", "", requirement)
 
 
 def test_ten_lines_of_the_readme_are_ten_and_those_of_the_example() -> None:
@@ -130,11 +150,12 @@ def test_every_test_and_file_that_a_document_names_exists(document: str) -> None
         assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
 
 
-def test_every_figure_of_speed_in_the_readme_is_one_of_the_benchmarks() -> None:
+def test_every_figure_of_speed_in_the_page_on_performance_is_one_of_the_benchmarks() -> None:
     measured = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     unit = rf"\s(?:{TIMES}|µs)"
     values = re.findall(rf"\| ([\d.]+){unit} \| (?:met|missed) \|", measured)
-    (paragraph,) = re.findall(r"^Speed, .*?\n\n", README, flags=re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    (paragraph,) = re.findall(r"^Speed, .*?\n\n", page, flags=re.MULTILINE | re.DOTALL)
     told = re.findall(rf"([\d.]+){unit}", paragraph)
     assert len(told) == 11
     assert set(told) <= {f"{float(value):.1f}" for value in values}
