@@ -20,9 +20,8 @@ from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.listing import ThreadHead, user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointUnavailableError, redact
 from enhanced_checkpointing.identifiers import USER_ID, text_of
-from enhanced_checkpointing.journal.api import Journal, JournalEntry
+from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.journal.erasing import erase_quarantined, holders_of, journals_of_others, unchanged
-from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.ownership import ownership_of
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.resilience.deadline import Deadline
@@ -30,7 +29,7 @@ from enhanced_checkpointing.saver.maintenance import Maintenance
 from enhanced_checkpointing.saver.owner_check import OwnerCheck
 from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.tombstones import Tombstones
+from enhanced_checkpointing.threads.erased import ErasedThreads
 
 PAGE = 500
 """Threads that are looked at in one go."""
@@ -87,117 +86,36 @@ class _UnderWay:
 
 
 class Erasure:
-    """Erases, and keeps erased what any process of the journal's directory has erased. On the manager's loop."""
+    """Erases, on the manager's loop. `apart` stands between a thread's id and the rest of that of its branch; other
+    processes have `patience` seconds to look at what was erased."""
 
     def __init__(
         self,
-        *,
-        backend: Backend,
         maintenance: Maintenance,
         engine: Engine,
         owners: OwnerCheck,
         standby: Standby,
         journal: Journal | None,
-        tombstones: Tombstones,
-        undrained: Callable[[str], Awaitable[None]],
+        erased: ErasedThreads,
         note: Notes,
+        *,
+        database: str,
         apart: str,
-        tell: Callable[[str], None],
         seconds: float,
         patience: float,
     ) -> None:
-        self._backend = backend
         self._maintenance = maintenance
         self._engine = engine
         self._owners = owners
         self._standby = standby
         self._journal = journal
-        self._tombstones = tombstones
-        self._undrained = undrained
+        self._erased = erased
         self._note = note
+        self._database = database
         self._apart = apart
-        self._tell = tell
         self._seconds = seconds
         self._patience = patience
-        self._unread = True
-        self._is_blind = False
-        """What was erased could not be read at the last look."""
-        self._behind = False
-        """The disk still has what the journal has forgotten."""
-
-    # Keeping what was erased away
-
-    async def look(self) -> None:
-        """Honour what other processes have erased since the last look."""
-        if await self._refreshed() and self._tombstones.has_any:
-            erased = {*self._standby.thread_ids(), *(self._journal.held_threads() if self._journal else ())}
-            await self._forget([one for one in erased if self._tombstones.erased_at(one) is not None], rewrite=True)
-        elif self._behind:
-            await self._rewrite()
-
-    async def before_drain(self, thread_id: str) -> bool:
-        """Honour it for a thread that is about to be drained, by the drain itself; False: what was erased cannot be
-        read, so that nothing may be drained."""
-        refreshed = await self._refreshed()
-        if refreshed is None:
-            return False
-        if refreshed:
-            self._unread = True  # the others are looked at by the next look
-        if self._tombstones.erased_at(thread_id) is not None and self._drop(thread_id):
-            await self._rewrite()
-        return True
-
-    async def _refreshed(self) -> bool | None:
-        """Whether there is news of what was erased; None if that cannot be read."""
-        if self._tombstones.directory is None:
-            return False
-        reading = asyncio.ensure_future(in_thread_of_its_own(self._tombstones.refresh, "read what was erased"))
-        done, _ = await asyncio.wait({reading}, timeout=self._seconds)
-        error = reading.exception() if done else TimeoutError("the disk does not answer")
-        if error is not None:
-            if not self._is_blind:
-                self._tell(
-                    f"What was erased cannot be read ({redact(error)}), so nothing of the journal is drained: it might "
-                    "bring back what was erased. Mend the file .erased in CHECKPOINT_JOURNAL_DIR"
-                )
-            self._is_blind = self._unread = True
-            return None
-        unread, self._unread, self._is_blind = self._unread, False, False
-        return reading.result() or unread
-
-    async def _forget(self, thread_ids: Sequence[str], *, rewrite: bool) -> int:
-        """Forget what this process has of erased threads; returns how many records of its journal that were."""
-        count = 0
-        for thread_id in thread_ids:
-            await self._undrained(thread_id)
-            count += self._drop(thread_id)
-        if rewrite or count:
-            await self._rewrite()
-        return count
-
-    def _drop(self, thread_id: str) -> int:
-        at = self._tombstones.erased_at(thread_id) or 0.0
-
-        def is_gone(entry: JournalEntry) -> bool:
-            if entry.name == DeleteThread.name:
-                return False  # it does no harm, and is what erases the thread in the database
-            base = entry.base_head if isinstance(entry.base_head, str) else None
-            return entry.journaled_at <= at or self._tombstones.forbids(thread_id, entry.checkpoint_id, base)
-
-        self._owners.forget([thread_id])
-        self._standby.forget(thread_id)
-        return self._journal.forget(thread_id, is_gone) if self._journal is not None else 0
-
-    async def _rewrite(self) -> None:
-        if self._journal is None:
-            return
-        try:
-            await self._journal.rewrite()
-            self._behind = False
-        except CheckpointUnavailableError:
-            self._behind = True
-
-    # Erasing
+        self._directory = erased.tombstones.directory
 
     async def erase(self, thread_id: str | None, user_id: str | None, *, dry_run: bool = False) -> ErasureReceipt:
         """Erase one thread, or all of a user; of a user who is not its owner, none."""
@@ -211,11 +129,10 @@ class Erasure:
         await self._find(done, thread_id, user)
         if not dry_run:
             at = time.time()
-            directory = self._tombstones.directory
-            others = await self._blocking(lambda: journals_of_others(directory, self._identities)) if directory else {}
-            await self._bury(done, at)
-            done.counts["journal records"] += await self._forget(done.thread_ids, rewrite=True)
-            if self._behind:
+            others = await self._other_journals()
+            await self._set_tombstones(done, at)
+            done.counts["journal records"] += await self._erased.forget(done.thread_ids, rewrite=True)
+            if self._erased.behind:
                 done.pending.append("the journal of this process: its disk takes no writes; it is tried again")
             await self._wait_for(others, done)
             await self._delete(done)
@@ -229,7 +146,7 @@ class Erasure:
             )
         return ErasureReceipt(
             at=datetime.fromtimestamp(at, UTC).isoformat(),
-            database=self._backend.database_id(),
+            database=self._database,
             user_id=user,
             thread_ids=tuple(done.thread_ids),
             counts=dict(done.counts),
@@ -295,10 +212,11 @@ class Erasure:
     async def _ask(self, question: Callable[[Backend], Awaitable[Any]], patience: int = 12) -> Any:
         return await self._maintenance.consult("erase", [], question, frozen=False, patience=patience)
 
-    async def _bury(self, done: _UnderWay, at: float) -> None:
-        self._tombstones.set(done.thread_ids, at)
+    async def _set_tombstones(self, done: _UnderWay, at: float) -> None:
+        tombstones = self._erased.tombstones
+        tombstones.set(done.thread_ids, at)
         try:
-            await self._blocking(lambda: self._tombstones.add(done.thread_ids, at))
+            await self._blocking(lambda: tombstones.add(done.thread_ids, at))
         except OSError as error:
             done.pending.append(
                 f"what other processes of this machine hold: they could not be told ({redact(error)}); erase again"
@@ -314,7 +232,7 @@ class Erasure:
             except CheckpointUnavailableError as error:  # another process holds it, or there is no journal
                 done.pending.append(f"a thread in the database ({redact(error)}); erase again")
                 continue
-            done.counts["journal records"] += await self._forget([thread_id], rewrite=False)
+            done.counts["journal records"] += await self._erased.forget([thread_id], rewrite=False)
             if self._journal is not None and self._journal.holds(thread_id):
                 await self._engine.drain_first(thread_id, Deadline(time.monotonic, self._seconds))
                 if self._journal.holds(thread_id):
@@ -329,11 +247,17 @@ class Erasure:
     # Other places in the journal's directory
 
     async def _blocking(self, work: Callable[[], Any]) -> Any:
-        return await in_thread_of_its_own(work, "erase") if self._tombstones.directory is not None else work()
+        return await in_thread_of_its_own(work, "erase") if self._directory is not None else work()
+
+    async def _other_journals(self) -> dict[str, list[str]]:
+        directory = self._directory
+        if directory is None:
+            return {}
+        return await in_thread_of_its_own(lambda: journals_of_others(directory, self._identities), "erase")
 
     async def _wait_for(self, others: dict[str, list[str]], done: _UnderWay) -> None:
         """Give the other processes time to look, and tell of those that have not, and of what journals still hold."""
-        directory = self._tombstones.directory
+        directory = self._directory
         if directory is None:
             return
         until = time.monotonic() + self._patience
@@ -362,7 +286,7 @@ class Erasure:
         return self._journal.identities if self._journal is not None else ()
 
     async def _quarantined(self, done: _UnderWay) -> None:
-        directory = self._tombstones.directory
+        directory = self._directory
         if directory is None:
             return
         try:
@@ -377,16 +301,16 @@ class Erasure:
             done.remains.append(f"damaged files of the journal in {directory}: see `checkpointing journal quarantine`")
 
     def _exports(self, thread_ids: Sequence[str]) -> list[str]:
-        if self._tombstones.directory is None:
+        if self._directory is None:
             return []
         try:
-            entries = [*AuditTrail(self._tombstones.directory).entries()]
+            entries = [*AuditTrail(self._directory).entries()]
         except OSError:
             return []
         files = {
             str(entry.get("file")): None
             for entry in entries
-            if entry.get("database") == self._backend.database_id()
+            if entry.get("database") == self._database
             and (
                 entry.get("action") == "export"
                 or (entry.get("action") == "export begins" and Path(str(entry.get("file"))).exists())

@@ -31,6 +31,7 @@ from enhanced_checkpointing.saver.reads import Reads
 from enhanced_checkpointing.saver.saver import saver_class_for
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.threads.erased import ErasedThreads
 from enhanced_checkpointing.threads.erasure import Erasure
 from enhanced_checkpointing.threads.methods import ThreadComponents
 from enhanced_checkpointing.threads.retention import policy_of
@@ -127,18 +128,25 @@ async def assemble(
         if reconciler is not None:
             await reconciler.undrained(thread_id)
 
-    erasure = Erasure(
-        backend=backend,
-        maintenance=maintenance,
-        engine=engine,
-        owners=owners,
-        standby=standby,
-        journal=journal,
-        tombstones=tombstones,
+    erased = ErasedThreads(
+        tombstones,
+        owners,
+        standby,
+        journal,
         undrained=undrained,
-        note=note,
-        apart=APART,
         tell=lambda what: telemetry.emit(Notice("ERROR", what)),
+        seconds=config.deadline,
+    )
+    erasure = Erasure(
+        maintenance,
+        engine,
+        owners,
+        standby,
+        journal,
+        erased,
+        note,
+        database=backend.database_id(),
+        apart=APART,
         seconds=config.deadline,
         patience=2 * max(config.probe_interval, config.probe_backoff_max),
     )
@@ -168,8 +176,8 @@ async def assemble(
         )
         stack.push_async_callback(takeover.close)
         if tombstones.directory is not None:
-            reconciler.before_drain = erasure.before_drain
-        besides += [journal_check.check, takeover.look, erasure.look]
+            reconciler.before_drain = erased.before_drain
+        besides += [journal_check.check, takeover.look, erased.look]
         if engine.others is not None:
             engine.others.take_over = takeover.take_over
             stack.push_async_callback(engine.others.close)
