@@ -20,17 +20,12 @@ from psycopg.errors import InvalidTextRepresentation
 from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Heads, Judge, TablesBackend
-from enhanced_checkpointing.backends.postgres import failures as postgres_refusals
-from enhanced_checkpointing.backends.postgres import maintenance as postgres_retention
-from enhanced_checkpointing.backends.postgres import rows
-from enhanced_checkpointing.backends.postgres import saver as postgres_reading
-from enhanced_checkpointing.backends.postgres import saver as postgres_selection
-from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres import failures, maintenance, rows, saver
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections, got_lock
 from enhanced_checkpointing.backends.postgres.failures import LostSessionError, classify_postgres
 from enhanced_checkpointing.backends.postgres.listing import PostgresThreads, ThreadIndex, is_valid
 from enhanced_checkpointing.backends.postgres.maintenance import MaintainedPooledSaver
-from enhanced_checkpointing.backends.postgres.rows import probe_statement, statements
-from enhanced_checkpointing.backends.postgres.saver import says_moved, upon_heads
+from enhanced_checkpointing.backends.postgres.rows import probe_statement, says_moved, statements, upon_heads, wake
 from enhanced_checkpointing.backends.postgres.wire import execute
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -163,7 +158,7 @@ class PostgresBackend(TablesBackend):
         return ()  # it takes bytes as they are
 
     write_that_stays = staticmethod(rows.the_write_that_stays)
-    selection = staticmethod(postgres_selection.selection)
+    selection = staticmethod(saver.selection)
 
     def database_id(self) -> str:
         assert self.config.connection_string is not None
@@ -173,7 +168,7 @@ class PostgresBackend(TablesBackend):
         return classify_postgres(error)
 
     def check(self, operation: Operation) -> None:
-        postgres_refusals.check(operation)
+        failures.check(operation)
 
     async def apply_batch(self, operations: Sequence[Operation]) -> None:
         prepared = statements(operations)
@@ -181,7 +176,7 @@ class PostgresBackend(TablesBackend):
             return
         await self._await_lost_sessions({operation.thread_id for operation in operations})
         async with self._connections.borrow() as connection:
-            await execute(connection, [*postgres_retention.wake(operations), *prepared])
+            await execute(connection, [*wake(operations), *prepared])
 
     async def apply_all(self, operations: Sequence[Operation], heads: Heads) -> bool:
         if not heads:
@@ -191,7 +186,7 @@ class PostgresBackend(TablesBackend):
         await self._await_lost_sessions({thread_id})
         try:
             async with self._connections.borrow() as connection:
-                woken = postgres_retention.wake(operations)
+                woken = wake(operations)
                 await execute(connection, [*upon_heads(thread_id, heads), *woken, *statements(operations)])
         except InvalidTextRepresentation as error:
             if says_moved(error):
@@ -203,7 +198,7 @@ class PostgresBackend(TablesBackend):
         return await self._pooled.aget_or_anything(config)
 
     def read_thread(self, thread_id: str) -> Chunks:
-        return postgres_reading.read_thread(self._connections, self.serializer, thread_id)
+        return saver.read_thread(self._connections, self.serializer, thread_id)
 
     async def _await_lost_sessions(self, thread_ids: Iterable[str]) -> None:
         for thread_id in thread_ids:
@@ -252,15 +247,15 @@ class PostgresBackend(TablesBackend):
         return await self._thread_index.make(seconds)
 
     async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
-        return await postgres_retention.annotate(self._connections, thread_id, changes)
+        return await maintenance.annotate(self._connections, thread_id, changes)
 
     async def delete_if(self, thread_ids: Sequence[str], judge: Judge) -> Sequence[str]:
         await self._await_lost_sessions(thread_ids)
-        return await postgres_retention.delete_if(self._connections, self._pooled, thread_ids, judge)
+        return await maintenance.delete_if(self._connections, self._pooled, thread_ids, judge)
 
     @asynccontextmanager
     async def sole(self, name: str) -> AsyncIterator[bool]:
-        async with postgres_retention.sole(self._connections, name, self.config.deadline) as is_sole:
+        async with maintenance.sole(self._connections, name, self.config.deadline) as is_sole:
             yield is_sole
 
     async def close(self) -> None:
@@ -272,27 +267,15 @@ class PostgresBackend(TablesBackend):
         The lock is only ever tried, never waited for: `CREATE INDEX CONCURRENTLY` waits for all transactions with a
         snapshot, and a session that waits for a lock has one, so that waiting would be a deadlock.
         """
-        if self._connections.behind_pooler:
-            await self._migrate_in_one_transaction(connection)
-            return
-        async with self._connections.alone() as keeper:  # holds the lock, which belongs to its transaction
-            while not await _tables_are_current(connection):
-                async with keeper.transaction():
-                    if await _got_setup_lock(keeper):
+        async with self._connections.keeper(connection) as keeper:
+            while True:
+                async with self._connections.in_schema(keeper), keeper.transaction():
+                    if await _tables_are_current(connection):
+                        return
+                    if await got_lock(keeper, TRY_SETUP_LOCK):
                         await self._create_tables(connection)
                         return
                 await asyncio.sleep(SETUP_POLL_SECONDS)
-
-    async def _migrate_in_one_transaction(self, connection: AsyncConnection[DictRow]) -> None:
-        """Behind a transaction pooler a session, and with it the schema setting, lasts no longer than a transaction."""
-        while True:
-            async with self._connections.in_schema(connection), connection.transaction():
-                if await _tables_are_current(connection):
-                    return
-                if await _got_setup_lock(connection):
-                    await self._create_tables(connection)
-                    return
-            await asyncio.sleep(SETUP_POLL_SECONDS)
 
     async def _create_tables(self, connection: AsyncConnection[DictRow]) -> None:
         if self.config.postgres_schema:
@@ -312,12 +295,6 @@ async def _tables_are_current(connection: AsyncConnection[DictRow]) -> bool:
     cursor = await connection.execute("SELECT max(v) AS newest FROM checkpoint_migrations")
     row = await cursor.fetchone()
     return row is not None and row["newest"] is not None and row["newest"] >= len(AsyncPostgresSaver.MIGRATIONS) - 1
-
-
-async def _got_setup_lock(connection: AsyncConnection[DictRow]) -> bool:
-    cursor = await connection.execute(TRY_SETUP_LOCK)
-    row = await cursor.fetchone()
-    return row is not None and bool(row["locked"])
 
 
 async def _check_privileges(connection: AsyncConnection[DictRow]) -> None:

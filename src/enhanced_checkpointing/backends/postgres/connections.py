@@ -519,6 +519,16 @@ class PostgresConnections:
                 connection = await stack.enter_async_context(self.borrow())
             yield connection
 
+    @asynccontextmanager
+    async def keeper(self, connection: Connection) -> AsyncIterator[Connection]:
+        """A connection whose transaction may hold a lock while `connection`, from `alone`, does what cannot be done in
+        one. Behind a transaction pooler a session lasts no longer than a transaction, and it is `connection` itself."""
+        if self.behind_pooler:
+            yield connection
+            return
+        async with self.alone() as keeper:
+            yield keeper
+
     def in_schema(self, connection: Connection) -> AbstractAsyncContextManager[None]:
         """Where our settings hold on a connection from `alone`, behind a transaction pooler in one transaction."""
         return self._settings.hold(connection)
@@ -575,3 +585,9 @@ class PostgresConnections:
         self._used_at[connection] = time.monotonic()
         self._noise.claim(connection)
         await self._settings.configure(connection)
+
+
+async def got_lock(connection: Connection, attempt: str | sql.SQL | sql.Composed) -> bool:
+    """Whether a statement that tries a lock, and says `locked`, got it."""
+    row = await (await connection.execute(attempt)).fetchone()
+    return row is not None and bool(row["locked"])

@@ -13,7 +13,7 @@ from psycopg import Error as PsycopgError
 from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.listing import Cursor, Naming, Top, Total, note, top_of
-from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections, got_lock
 from enhanced_checkpointing.backends.stored_values import is_unicode
 from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.identifiers import USER_ID
@@ -222,31 +222,28 @@ class ThreadIndex:
         return self.missing_because is None
 
     async def _make(self, connection: AsyncConnection[DictRow], seconds: float | None) -> str | None:
-        if self._connections.behind_pooler:
-            return await self._make_in_one_transaction(connection, seconds)
-        if await is_valid(connection):
+        """Behind a transaction pooler all of it is one transaction, for which writes wait."""
+        in_one = self._connections.behind_pooler
+        if not in_one and await is_valid(connection):
             return None
-        async with self._connections.alone() as keeper, keeper.transaction():
-            if not await _got_lock(keeper):
-                return "another process is making it"
-            await _limit(connection, "SET", seconds)
-            if not await is_valid(connection):
-                await connection.execute(DROP_SQL)  # what is left of an attempt that was broken off
-                await connection.execute(CREATE_SQL.format("CONCURRENTLY"))
-        return None
-
-    async def _make_in_one_transaction(self, connection: AsyncConnection[DictRow], seconds: float | None) -> str | None:
-        """Behind a transaction pooler, where writes wait meanwhile."""
-        async with self._connections.in_schema(connection), connection.transaction():
+        async with (
+            self._connections.keeper(connection) as keeper,
+            self._connections.in_schema(keeper),
+            keeper.transaction(),
+        ):
             state = await _state(connection)
             if state["valid"]:
                 return None
-            if state["size"] > SMALL_TABLE:
+            if in_one and state["size"] > SMALL_TABLE:
                 return "the table is large, and behind a transaction pooler writes would wait: use a direct connection"
-            if not await _got_lock(connection):
+            if not await got_lock(keeper, TRY_LOCK_SQL):
                 return "another process is making it"
-            await _limit(connection, "SET LOCAL", seconds)
-            await connection.execute(CREATE_SQL.format(""))
+            await _limit(connection, "SET LOCAL" if in_one else "SET", seconds)
+            if in_one:
+                await connection.execute(CREATE_SQL.format(""))
+            elif not await is_valid(connection):
+                await connection.execute(DROP_SQL)  # what is left of an attempt that was broken off
+                await connection.execute(CREATE_SQL.format("CONCURRENTLY"))
         return None
 
 
@@ -254,11 +251,6 @@ async def _limit(connection: AsyncConnection[DictRow], scope: str, seconds: floa
     if seconds is not None:
         milliseconds = max(1, int(1000 * seconds))
         await connection.execute(sql.SQL("{} statement_timeout = {}").format(sql.SQL(scope), milliseconds))
-
-
-async def _got_lock(connection: AsyncConnection[DictRow]) -> bool:
-    row = await (await connection.execute(TRY_LOCK_SQL)).fetchone()
-    return row is not None and bool(row["locked"])
 
 
 async def is_valid(connection: AsyncConnection[DictRow]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -23,10 +22,10 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.base import Judge
-from enhanced_checkpointing.backends.postgres.connections import PostgresConnections, cut
+from enhanced_checkpointing.backends.postgres.connections import PostgresConnections, cut, got_lock
 from enhanced_checkpointing.backends.postgres.rows import DELETE_SQL, text_array
 from enhanced_checkpointing.backends.postgres.saver import NEWEST_FORMAT, SELECT_SQL, PooledSaver, value_of
-from enhanced_checkpointing.backends.postgres.wire import Statement, execute, fetch
+from enhanced_checkpointing.backends.postgres.wire import execute, fetch
 from enhanced_checkpointing.backends.pruning import (
     COUNTERS,
     VERSIONED_DELTA,
@@ -42,8 +41,6 @@ from enhanced_checkpointing.backends.pruning import (
     prune_each,
     refuse_copy,
 )
-from enhanced_checkpointing.identifiers import is_old
-from enhanced_checkpointing.operations import Operation, Put
 from enhanced_checkpointing.serialization import without_objects
 
 Connection = AsyncConnection[DictRow]
@@ -263,13 +260,6 @@ SENDS_SQL = f"""
 SELECT 1 FROM checkpoint_writes
 WHERE thread_id = $1::text AND checkpoint_ns = '' AND checkpoint_id = $2::text AND channel = '{TASKS}' LIMIT 1
 """
-# Whoever goes on with an old thread changes the row that he goes on from, in the same transaction, so that whoever
-# deletes the thread just then finds it changed. Otherwise a value that is there already, and so is not inserted with
-# the new checkpoint that has it too, could be deleted before that is committed.
-WAKE_SQL = """
-UPDATE checkpoints SET metadata = metadata
-WHERE thread_id = $1::text AND checkpoint_ns = $2::text AND checkpoint_id = $3::text
-"""
 # In the order of writers, and without waiting for them: nobody ever waits in a circle.
 LOCK_HEADS_SQL = """
 SELECT FROM checkpoints
@@ -288,19 +278,6 @@ async def annotate(connections: PostgresConnections, thread_id: str, changes: Ma
     statement = ANNOTATE_SQL, [thread_id.encode(), json.dumps(dict(changes)).encode()]
     async with connections.borrow() as connection:
         return bool(await fetch(connection, statement))
-
-
-def wake(operations: Sequence[Operation]) -> list[Statement]:
-    """What is to come, in the same transaction, before statements that go on with old threads."""
-    now = time.time()
-    woken = sorted(
-        {
-            (operation.thread_id, operation.checkpoint_ns, str(operation.parent_checkpoint_id))
-            for operation in operations
-            if isinstance(operation, Put) and is_old(operation.parent_checkpoint_id, now)
-        }
-    )
-    return [(WAKE_SQL, [part.encode() for part in key]) for key in woken]
 
 
 async def delete_if(
@@ -338,22 +315,20 @@ async def sole(connections: PostgresConnections, name: str, seconds: float) -> A
         in_time = asyncio.get_running_loop().call_later(seconds, cut, connection)
         try:
             if not connections.behind_pooler:
-                is_sole = await _try(connection, "pg_try_advisory_lock", name)
+                is_sole = await got_lock(connection, _try_sole("pg_try_advisory_lock", name))
                 in_time.cancel()
                 yield is_sole
                 return
             async with connections.in_schema(connection), connection.transaction():
-                is_sole = await _try(connection, "pg_try_advisory_xact_lock", name)
+                is_sole = await got_lock(connection, _try_sole("pg_try_advisory_xact_lock", name))
                 in_time.cancel()
                 yield is_sole
         finally:
             in_time.cancel()
 
 
-async def _try(connection: AsyncConnection[DictRow], function: str, name: str) -> bool:
-    text = sql.SQL(TRY_SOLE).format(function=sql.SQL(function), name=sql.Literal(name))
-    row = await (await connection.execute(text)).fetchone()
-    return row is not None and bool(row["locked"])
+def _try_sole(function: str, name: str) -> sql.Composed:
+    return sql.SQL(TRY_SOLE).format(function=sql.SQL(function), name=sql.Literal(name))
 
 
 @asynccontextmanager

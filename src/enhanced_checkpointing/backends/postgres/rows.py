@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,11 +23,14 @@ from itertools import count, groupby
 from typing import Any, cast
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointMetadata
+from psycopg import Error
 
+from enhanced_checkpointing.backends.base import Heads
 from enhanced_checkpointing.backends.postgres.wire import Statement
 from enhanced_checkpointing.backends.reading import StoredMetadata
 from enhanced_checkpointing.backends.selection import JsonForm
 from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, is_unicode
+from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites, StoredWrite
 from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer
 
@@ -375,3 +379,60 @@ def _add_writes(rows: dict[str, dict[Row, Row]], operation: PutWrites) -> None:
             rows["special_writes"][key] = row if before is None else (*before[:5], *row[5:])
         elif key not in rows["special_writes"]:
             rows["writes"].setdefault(key, row)
+
+
+# A write that goes on with an old thread changes the row that it goes on from, in the same transaction, so that a
+# deletion of the thread just then finds it changed. Otherwise a value that is there already, and so is not inserted
+# with the new checkpoint that has it too, could be deleted before that is committed.
+WAKE_SQL = """
+UPDATE checkpoints SET metadata = metadata
+WHERE thread_id = $1::text AND checkpoint_ns = $2::text AND checkpoint_id = $3::text
+"""
+
+
+def wake(operations: Sequence[Operation]) -> list[Statement]:
+    """What is to come, in the same transaction, before statements that go on with old threads."""
+    now = time.time()
+    woken = sorted(
+        {
+            (operation.thread_id, operation.checkpoint_ns, str(operation.parent_checkpoint_id))
+            for operation in operations
+            if isinstance(operation, Put) and is_old(operation.parent_checkpoint_id, now)
+        }
+    )
+    return [(WAKE_SQL, [part.encode() for part in key]) for key in woken]
+
+
+MOVED = "another process has written to this thread since"
+"""What the server says, and logs, when a head is not one of those expected."""
+
+# Two processes that drain the same thread at once must each see what the other has written. A statement sees what was
+# committed before it began, so that the lock and the look at the heads cannot be one.
+LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 0))"
+
+# An error is what keeps the statements after it from being done. The text is made of rows, lest it be cast beforehand.
+CHECK_HEADS = f"""
+SELECT (CASE WHEN bool_and(fits) THEN '0' ELSE '{MOVED}' END)::integer
+FROM (
+    SELECT bool_or(head IS NOT DISTINCT FROM (
+        SELECT max(checkpoint_id) FROM checkpoints
+        WHERE thread_id = $1::text AND checkpoint_ns = namespace
+    )) AS fits
+    FROM unnest($2::text[], $3::text[]) AS expected (namespace, head)
+    GROUP BY namespace
+) AS namespaces
+"""
+
+
+def upon_heads(thread_id: str, heads: Heads) -> list[Statement]:
+    """What is to come before statements that are done only if each namespace's newest checkpoint is an expected one."""
+    thread = thread_id.encode()
+    expected = [(namespace.encode(), head) for namespace, known in heads.items() for head in known]
+    namespaces = text_array([namespace for namespace, _ in expected])
+    found = text_array([None if head is None else head.encode() for _, head in expected])
+    return [(LOCK_THREAD, [thread]), (CHECK_HEADS, [thread, namespaces, found])]
+
+
+def says_moved(error: Error) -> bool:
+    """Whether this is the error of a head that is not one of those expected."""
+    return MOVED in (error.diag.message_primary or "")

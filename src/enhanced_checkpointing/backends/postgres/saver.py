@@ -19,57 +19,21 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple, get_
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.types import TASKS
-from psycopg import AsyncConnection, AsyncCursor, Error, errors
+from psycopg import AsyncConnection, AsyncCursor, errors
 from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, DictRow, dict_row
 
-from enhanced_checkpointing.backends.base import Heads
 from enhanced_checkpointing.backends.listing import load_metadata
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres.failures import check_json
-from enhanced_checkpointing.backends.postgres.rows import JSONB, json_of, rows_of, text_array, text_of
-from enhanced_checkpointing.backends.postgres.wire import Row, Statement, fetch, stream
+from enhanced_checkpointing.backends.postgres.rows import JSONB, json_of, rows_of, text_of
+from enhanced_checkpointing.backends.postgres.wire import Row, fetch, stream
 from enhanced_checkpointing.backends.reading import Chunks, History, WriteRow, in_chunks, inherits_snapshot, writes_of
 from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.backends.stored_values import from_json, is_snapshot, list_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
-
-MOVED = "another process has written to this thread since"
-"""What the server says, and logs, when a head is not one of those expected."""
-
-# Two processes that drain the same thread at once must each see what the other has written. A statement sees what was
-# committed before it began, so that the lock and the look at the heads cannot be one.
-LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 0))"
-
-# An error is what keeps the statements after it from being done. The text is made of rows, lest it be cast beforehand.
-CHECK_HEADS = f"""
-SELECT (CASE WHEN bool_and(fits) THEN '0' ELSE '{MOVED}' END)::integer
-FROM (
-    SELECT bool_or(head IS NOT DISTINCT FROM (
-        SELECT max(checkpoint_id) FROM checkpoints
-        WHERE thread_id = $1::text AND checkpoint_ns = namespace
-    )) AS fits
-    FROM unnest($2::text[], $3::text[]) AS expected (namespace, head)
-    GROUP BY namespace
-) AS namespaces
-"""
-
-
-def upon_heads(thread_id: str, heads: Heads) -> list[Statement]:
-    """What is to come before statements that are done only if each namespace's newest checkpoint is an expected one."""
-    thread = thread_id.encode()
-    expected = [(namespace.encode(), head) for namespace, known in heads.items() for head in known]
-    namespaces = text_array([namespace for namespace, _ in expected])
-    found = text_array([None if head is None else head.encode() for _, head in expected])
-    return [(LOCK_THREAD, [thread]), (CHECK_HEADS, [thread, namespaces, found])]
-
-
-def says_moved(error: Error) -> bool:
-    """Whether this is the error of a head that is not one of those expected."""
-    return MOVED in (error.diag.message_primary or "")
-
 
 LARGEST_LIMIT = 2**63 - 1
 

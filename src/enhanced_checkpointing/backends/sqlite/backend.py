@@ -18,11 +18,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from enhanced_checkpointing.backends.base import INDEX_DEADLINES, PROBE_THREAD, Heads, Judge, TablesBackend
 from enhanced_checkpointing.backends.reading import Chunks
-from enhanced_checkpointing.backends.sqlite import listing as sqlite_index
-from enhanced_checkpointing.backends.sqlite import maintenance as sqlite_retention
-from enhanced_checkpointing.backends.sqlite import rows as sqlite_rows
-from enhanced_checkpointing.backends.sqlite import rows as sqlite_selection
-from enhanced_checkpointing.backends.sqlite import saver as sqlite_reading
+from enhanced_checkpointing.backends.sqlite import listing, maintenance, rows
+from enhanced_checkpointing.backends.sqlite import saver as reading
 from enhanced_checkpointing.backends.sqlite.file import FileIdentity, check_log, classify_sqlite, is_something_else
 from enhanced_checkpointing.backends.sqlite.listing import SqliteThreads
 from enhanced_checkpointing.backends.sqlite.maintenance import MaintainedSqliteSaver
@@ -150,13 +147,13 @@ class SqliteBackend(TablesBackend):
         return self.serializer.freeze(value)
 
     def form_of_metadata(self, metadata: CheckpointMetadata) -> CheckpointMetadata:
-        return sqlite_rows.JSON_TEXT.of_metadata(metadata)
+        return rows.JSON_TEXT.of_metadata(metadata)
 
     def lost_types(self, operation: Operation) -> Collection[str]:
-        return super().lost_types(operation) if sqlite_rows.needs_objects(operation, self.serializer) else ()
+        return super().lost_types(operation) if rows.needs_objects(operation, self.serializer) else ()
 
-    write_that_stays = staticmethod(sqlite_rows.the_write_that_stays)
-    selection = staticmethod(sqlite_selection.selection)
+    write_that_stays = staticmethod(rows.the_write_that_stays)
+    selection = staticmethod(rows.selection)
 
     def database_id(self) -> str:
         return MEMORY if self._in_memory else os.path.realpath(self._path)
@@ -165,7 +162,7 @@ class SqliteBackend(TablesBackend):
         return classify_sqlite(error)
 
     def check(self, operation: Operation) -> None:
-        sqlite_rows.check(operation)
+        rows.check(operation)
         if isinstance(operation, Put):
             self._check_numbers([*operation.values.values()])
 
@@ -206,7 +203,7 @@ class SqliteBackend(TablesBackend):
             return await question(saver)
 
     def read_thread(self, thread_id: str) -> Chunks:
-        return sqlite_reading.read_thread(self._alone, self.serializer, thread_id)
+        return reading.read_thread(self._alone, self.serializer, thread_id)
 
     async def _alone(self, work: Callable[[sqlite3.Connection], T]) -> T:
         async with self._held() as saver:
@@ -216,30 +213,30 @@ class SqliteBackend(TablesBackend):
         return MaintainedSqliteSaver
 
     async def annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
-        return await self._alone(lambda connection: sqlite_retention.annotate(connection, thread_id, changes))
+        return await self._alone(lambda connection: maintenance.annotate(connection, thread_id, changes))
 
     async def delete_if(self, thread_ids: Sequence[str], judge: Judge) -> Sequence[str]:
         serializer = self.serializer
-        return await self._alone(lambda one: sqlite_retention.delete_if(one, serializer, thread_ids, judge))
+        return await self._alone(lambda one: maintenance.delete_if(one, serializer, thread_ids, judge))
 
     @asynccontextmanager
     async def sole(self, name: str) -> AsyncIterator[bool]:
-        with sqlite_retention.sole(None if self._in_memory else Path(f"{self._path}.{name}.lock")) as is_sole:
+        with maintenance.sole(None if self._in_memory else Path(f"{self._path}.{name}.lock")) as is_sole:
             yield is_sole
 
     async def has_thread_index(self) -> bool:
         async with self._held() as saver:
-            return await sqlite_index.is_there(saver.conn)
+            return await listing.is_there(saver.conn)
 
     async def make_thread_index(self, seconds: float | None = None) -> bool:
         if await self.has_thread_index():
             self._index_missing_because = None
         elif self._in_memory:
-            self._index_missing_because = await sqlite_index.make((await self.connected()).conn, None)
+            self._index_missing_because = await listing.make((await self.connected()).conn, None)
         else:
             connection = await self._connect()
             try:
-                self._index_missing_because = await sqlite_index.make(connection, seconds)
+                self._index_missing_because = await listing.make(connection, seconds)
             finally:
                 await connection.close()
         return self._index_missing_because is None

@@ -212,7 +212,7 @@ def _see_that_it_makes_the_same(put: Put, thawed: Mapping[str, Any], serializer:
 def _plain_values(put: Put, serializer: SharingSerializer) -> dict[str, Any]:
     """The values as bytes that are not sealed, or as they are."""
     return {
-        channel: unsealed(value, serializer) if type(value) is Serialized else value
+        channel: unsealed(value, serializer) if type(value) is Serialized and "+" in value.tag else value
         for channel, value in put.values.items()
     }
 
