@@ -29,7 +29,7 @@ _IDS = "thread_id", "checkpoint_ns", "checkpoint_id", USER_ID
 """Those that a config names."""
 
 OLD_SECONDS = 3600
-"""What was made within an hour is not deleted as old by anybody in their senses."""
+"""Seconds: nothing that was made within an hour is deleted as old."""
 
 
 def text_of(value: object, name: str) -> str:
@@ -153,7 +153,7 @@ def with_text_user(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_old(checkpoint_id: str | None, now: float) -> bool:
-    """Whether a checkpoint is so old that its thread may be deleted while somebody goes on with it; to a minute."""
+    """Whether a checkpoint is so old that its thread may be deleted while a run goes on with it; to a minute."""
     if checkpoint_id is None:
         return False
     if checkpoint_id[14:15] == "6" and len(checkpoint_id) == 36:  # as LangGraph makes them: they sort by time

@@ -1,7 +1,7 @@
 """START HERE: opens everything in one place, in order, and hands out the saver; closes it in reverse.
 
 settings -> config -> backend -> journal -> breaker, guard -> standby -> engine -> saver    (upkeep/assembly.py)
-                      prober, reconciler run beside them, in one task group                  (upkeep/supervisor.py)
+                      prober, reconciler run beside them, in one task group                  (upkeep/lifecycle.py)
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.settings import CheckpointerSettings
 from enhanced_checkpointing.threads.methods import ThreadComponents, ThreadMethods
 from enhanced_checkpointing.tombstones import Tombstones
-from enhanced_checkpointing.upkeep import life, status
+from enhanced_checkpointing.upkeep import lifecycle
 from enhanced_checkpointing.upkeep.assembly import assemble, background
 from enhanced_checkpointing.upkeep.components import Components
-from enhanced_checkpointing.upkeep.supervisor import Supervisor
+from enhanced_checkpointing.upkeep.lifecycle import Supervisor
 
 TURN_SECONDS = 0.01
 """Pause between two looks whether another start or stop of the same manager has ended."""
@@ -209,14 +209,14 @@ class EnhancedCheckpointerManager(ThreadMethods):
         parts = self._components  # once: it may be closed meanwhile, in the thread of its own loop
         if parts is None:
             return health.report_closed(self._companions.reports, enabled=self.config.enabled)
-        return status.report(parts, self.config, self._companions.reports)
+        return parts.report(self.config, self._companions.reports)
 
     @property
     def dead_letters(self) -> list[dict[str, Any]]:
         """What the primary refused for good and the journal keeps, without I/O: of each operation its `thread_id`,
         `operation`, `journaled_at` (wall-clock seconds) and the primary's `error`, without secrets."""
         parts = self._components
-        return status.dead_letters(parts) if parts is not None else []
+        return parts.dead_letters() if parts is not None else []
 
     # Opening and closing, in order
 
@@ -224,7 +224,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         supervisor = Supervisor(
             open_all=self._open,
             background=background,
-            before_closing=lambda parts: life.last_drain(parts, self.config),
+            before_closing=lambda parts: lifecycle.last_drain(parts, self.config),
             telemetry=self._telemetry,
         )
         self._components = await supervisor.start()
@@ -236,7 +236,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
             self._supervisor = None
 
     async def _close_companions(self) -> None:
-        for fault in await self._companions.close(life.SETTLE_SECONDS):
+        for fault in await self._companions.close(lifecycle.SETTLE_SECONDS):
             self._telemetry.emit(Notice("WARNING", fault))
 
     async def _open(self, stack: AsyncExitStack) -> Components:
@@ -251,7 +251,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         journal = await open_journal(config, serializer, telemetry, home=backend.database_id())
         if journal is not None:
             stack.push_async_callback(journal.close)
-            stack.callback(life.tell_backlog, journal, telemetry)
+            stack.callback(lifecycle.tell_backlog, journal, telemetry)
 
         self._components = await assemble(
             stack,
@@ -267,7 +267,7 @@ class EnhancedCheckpointerManager(ThreadMethods):
         )
         stack.callback(self._forget_components)
         telemetry.observe(self._gauges)
-        await life.first_contact(self._components, require_primary=config.require_primary)
+        await lifecycle.first_contact(self._components, require_primary=config.require_primary)
         return self._components
 
     def _forget_components(self) -> None:
@@ -292,11 +292,11 @@ class EnhancedCheckpointerManager(ThreadMethods):
 
     @property
     def _primary_healthy(self) -> bool:
-        return status.primary_healthy(self._components) if self._components is not None else not self.config.enabled
+        return self._components.primary_healthy() if self._components is not None else not self.config.enabled
 
     def _gauges(self) -> Gauges:
         parts = self._components
-        return status.gauges(parts) if parts is not None else Gauges()
+        return parts.gauges() if parts is not None else Gauges()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:

@@ -76,7 +76,7 @@ def may_use(owner: str | None, shared_with: Iterable[str], user: str) -> bool:
 
 
 def ownership_of(metadata: Mapping[str, Any]) -> Ownership | None:
-    """Whose a checkpoint's thread is by its metadata; None: it has no owner. What is no id is nobody's."""
+    """Whose a checkpoint's thread is by its metadata; None: it has no owner. What is no id belongs to no user."""
     if (owner := metadata.get(OWNER)) is None:
         return None
     shared = metadata.get(SHARED_WITH)

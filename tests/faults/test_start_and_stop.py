@@ -19,7 +19,7 @@ from enhanced_checkpointing import (
     EnhancedCheckpointerManager,
 )
 from enhanced_checkpointing.cli.demo.postgres_server import LocalPostgres
-from enhanced_checkpointing.upkeep.life import SETTLE_SECONDS
+from enhanced_checkpointing.upkeep.lifecycle import SETTLE_SECONDS
 from tests.support.checkpointer import (
     FAST,
     SwitchedSqlite,

@@ -12,7 +12,7 @@ from enhanced_checkpointing.errors import CheckpointerConfigurationError
 from enhanced_checkpointing.journal.durable import DurableJournal
 from enhanced_checkpointing.operations import Operation
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.upkeep import life
+from enhanced_checkpointing.upkeep import lifecycle
 from enhanced_checkpointing.upkeep.assembly import Nature, assemble, background
 from enhanced_checkpointing.upkeep.components import Components
 from tests.simulation.disk import SimulatedDisk, SimulatedWorker
@@ -96,7 +96,7 @@ class Process:
             nature=Nature(world.clock, world.wall_clock, world.random.random),
             watch=self._breaker_moved,
         )
-        await life.first_contact(self._components, require_primary=False)
+        await lifecycle.first_contact(self._components, require_primary=False)
         for name, run in background(self._components).items():
             self.background[name] = asyncio.ensure_future(run())
             self.background[name].set_name(name)
@@ -105,7 +105,7 @@ class Process:
     async def close(self, drain_seconds: float) -> bool:
         """What the manager does at its end; True if everything was drained."""
         self.parts.bridge.close()
-        await self.parts.engine.close(self.config.deadline + life.SETTLE_SECONDS)
+        await self.parts.engine.close(self.config.deadline + lifecycle.SETTLE_SECONDS)
         assert self.parts.reconciler is not None
         drained = await self.parts.reconciler.wait_drained(drain_seconds)
         for task in self.background.values():

@@ -13,7 +13,7 @@ from enhanced_checkpointing.observability.events import Notice
 from enhanced_checkpointing.operations import DeleteThread, Put
 from enhanced_checkpointing.recovery.orphans import WARM_TOGETHER, warm_from
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.upkeep.life import tell_backlog
+from enhanced_checkpointing.upkeep.lifecycle import tell_backlog
 from tests.support.author import Author, config_of
 from tests.support.journals import add, durable_journal, opened_journal
 from tests.support.recorder import Recorder

@@ -255,7 +255,7 @@ class OwnerCheck:
         return not self._enforced or own is None or own.owner in (ownership.owner, user)
 
     def _marked(self, config: RunnableConfig, metadata: CheckpointMetadata, ownership: Ownership) -> CheckpointMetadata:
-        """In an owner's listing a thread stays whoever has written last: in a fork LangGraph names no user."""
+        """In an owner's listing a thread stays, no matter who has written last: in a fork LangGraph names no user."""
         marked = ownership.recorded_in(metadata)
         if self._enforced and _named_user(config, metadata) != ownership.owner:
             marked[USER_ID] = ownership.owner

@@ -94,7 +94,7 @@ async def _wanted(every: AsyncGenerator[Entry, None], everything: bool) -> Async
 
 
 def _note_unknown(found: Comparison, entry: Entry) -> None:
-    """Of writes without a checkpoint none is unknown: nobody could have gone on from there."""
+    """Of writes without a checkpoint none is unknown: no run can go on from there."""
     if entry.checkpoint is None:
         found.changed += 1
         found.note(entry, "are in the target only")
@@ -265,7 +265,7 @@ def _callers(checkpoint_ns: str) -> Iterator[str]:
 
 
 def _is_newer(label: Label, than: Label) -> bool:
-    """Whether somebody has marked or used the source's copy after the target's; a mark is never taken back in place."""
+    """Whether the source's copy was marked or used after the target's; a mark is never taken back in place."""
     if than.status is not None and label.status is None:
         return False
     at, before = _time(label.touched_at), _time(than.touched_at)

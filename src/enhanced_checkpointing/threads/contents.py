@@ -1,4 +1,4 @@
-"""What a thread consists of, told apart so that two copies of it can be compared as they are read (`comparing`). Pure.
+"""What a thread consists of, told apart so that two copies of it can be compared as they are read (`comparison`). Pure.
 
 Values are compared by their bytes, documents by what they say: PostgreSQL orders the keys of a document in its own way
 and writes large floats without a point.
@@ -29,7 +29,7 @@ _PERHAPS_CHANGED = re.compile(r"\de\+|-0\.0")
 """What a number may look like that PostgreSQL gives back as another one."""
 
 Mark = bytes
-"""A short stand-in for a value: the same for the same value, and for no other that anybody will ever meet."""
+"""A short stand-in for a value: the same for the same value, and in practice for no other."""
 
 
 @dataclass(frozen=True, slots=True)

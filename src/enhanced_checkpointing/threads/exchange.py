@@ -111,7 +111,7 @@ async def _named(backend: Backend, thread_ids: Sequence[str]) -> AsyncGenerator[
 
 
 async def _exported(thread: Source, write: Callable[[Mapping[str, Any]], int]) -> Report:
-    """Write the lines of a thread. One that cannot be read to its end has no last line: nobody will import it."""
+    """Write the lines of a thread. One that cannot be read to its end has no last line, and is not imported."""
     writer, size = Writer(thread.thread_id, thread.serializer), 0
     try:
         async with aclosing(attributed("source", thread.classify, thread.read())) as chunks:

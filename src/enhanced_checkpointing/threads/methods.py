@@ -102,7 +102,7 @@ class ThreadMethods:
 
         Each is a dict of plain JSON types: `thread_id`; of its newest checkpoint `checkpoint_id`, `updated_at` (ISO
         8601), `step` and `metadata`; of all of them `checkpoints` (how many) and `size` (about how many bytes);
-        `user_id`, whom its newest checkpoint names that names anybody; and `status`: active, completed or failed.
+        `user_id`, of its newest checkpoint that names a user; and `status`: active, completed or failed.
 
         What a user's listing costs does not grow with the threads of others. Without a user every thread is looked at.
 
@@ -179,7 +179,7 @@ class ThreadMethods:
 
         A user's threads are those that the user owns, and those without an owner that name the user. With both, the
         thread is erased only if it belongs to no other user; with `thread_ownership="record"`, which refuses nothing,
-        it is erased whoever owns it. Quarantined branches of an outage go with their thread, but for a user none that
+        its owner does not matter. Quarantined branches of an outage go with their thread, but for a user none that
         another user owns.
 
         In an outage a thread is erased from the journal now, and from the database when that is back: `pending` says
@@ -253,14 +253,14 @@ class ThreadMethods:
 
         Raises:
             CheckpointNotFoundError: there is no such thread.
-            CheckpointUnavailableError: in an outage, when nobody knows the thread's newest checkpoint.
+            CheckpointUnavailableError: in an outage, when the thread's newest checkpoint is not known.
         """
         await self._mark(thread_id, COMPLETED, user_id)
 
     mark_completed_sync = _sync(mark_completed)
 
     async def mark_failed(self, thread_id: str, *, user_id: str | None = None) -> None:
-        """Say that a thread has failed and nobody goes on with it; else as `mark_completed`."""
+        """Say that a thread has failed and is given up; else as `mark_completed`."""
         await self._mark(thread_id, FAILED, user_id)
 
     mark_failed_sync = _sync(mark_failed)

@@ -85,7 +85,7 @@ class ThreadState:
     journaled: bool = False
     """Whether our journal holds anything of it."""
     unfinished: str | None = None
-    """What it waits for; None: nothing, or nobody has looked yet."""
+    """What it waits for; None: nothing, or it was not looked at yet."""
     read_at: datetime | None = None
     """When this process last read it."""
 
@@ -163,7 +163,7 @@ def wants_touch(head: ThreadHead, read_at: datetime, policy: RetentionPolicy) ->
 
 
 def touched_at(metadata: Mapping[str, Any]) -> datetime | None:
-    """When somebody last said that a thread is in use."""
+    """When a thread was last said to be in use."""
     try:
         told = datetime.fromisoformat(str(metadata[TOUCHED_AT]))
     except (KeyError, ValueError):
@@ -172,7 +172,7 @@ def touched_at(metadata: Mapping[str, Any]) -> datetime | None:
 
 
 def is_interrupted(found: CheckpointTuple) -> bool:
-    """Whether somebody may still go on with a thread from its newest root checkpoint: it asks a human something, or
+    """Whether a thread may still go on from its newest root checkpoint: it asks a human something, or
     stopped before a node that was to run."""
     return unfinished(found) is not None
 
@@ -181,7 +181,7 @@ def unfinished(found: CheckpointTuple) -> str | None:
     """What a thread waits for, as a reason to keep it; None: nothing.
 
     A question is always waited for. A node that has not run counts unless it failed, or the thread is marked as failed:
-    nothing else tells a breakpoint from a run that died. Where nobody can tell, the thread waits unless it is marked.
+    nothing else tells a breakpoint from a run that died. Where that is not known, the thread waits unless it is marked.
     """
     if not isinstance(found.checkpoint, dict):
         return "its checkpoint cannot be read without making objects of it"
@@ -193,7 +193,7 @@ def unfinished(found: CheckpointTuple) -> str | None:
     if _is_triggered(found):
         return "a node of it was triggered and has not run"
     if status_of(found.metadata) != COMPLETED and not _is_of_known_kind(found) and _is_anything_unseen(found):
-        return "nobody can tell whether it waits, as its graph is not of a kind that is known; it goes if it is marked"
+        return "it may wait, as its graph is not of a known kind; it goes if it is marked"
     return None
 
 
@@ -277,7 +277,7 @@ class Sweep:
     """Threads that were read, which is written into them now."""
     checkpoints: int = 0
     size: int = 0
-    """How many checkpoints went, and about how many bytes; of what would be pruned nobody knows."""
+    """How many checkpoints went, and about how many bytes; what pruning would free is not known."""
     kept: Mapping[str, int] = field(default_factory=dict)
     """Threads that were left as they are, by the reason."""
     retired: tuple[Retired, ...] = ()

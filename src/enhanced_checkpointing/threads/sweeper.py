@@ -24,9 +24,11 @@ from enhanced_checkpointing.backends.listing import THREAD_STATUS, TOUCHED_AT, T
 from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted, redact
 from enhanced_checkpointing.journal.inspect import held_in
 from enhanced_checkpointing.observability.events import Notice, Telemetry, ThreadRetired
-from enhanced_checkpointing.resilience.breaker import Clock
+from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
+from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import NOT_STORED, CallFailed, cold, explained, unavailable
+from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.saver.maintenance import Maintenance
 from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import without_objects
@@ -61,7 +63,9 @@ LONGEST_REST = 1.0
 """Seconds."""
 REST, REST_PER_CALL = 4.0, 0.25
 """How long to rest after a step, in times of what it took: always, and more for each live call that is with the primary
-then. A busy server makes steps, and so rests, longer, whoever keeps it busy."""
+then. A busy server makes steps, and so rests, longer, whatever keeps it busy."""
+UNREADABLE_AT_ONCE, UNREADABLE_NAMED = 25, 5
+"""Unreadable threads that are looked at after a probe, and that a message names."""
 OWNER = "retention"
 """The name under which one of all processes sweeps."""
 
@@ -94,7 +98,7 @@ class Sweeper:
         """The time of day."""
         self._note = note
         self._journal_dir = journal_dir
-        """Where other processes of this machine have their journals; None: nobody else has any."""
+        """Where other processes of this machine have their journals; None: there are none."""
         self._after: str | None = None
         """Where the last sweep that was to be resumed was stopped."""
 
@@ -154,7 +158,7 @@ class Sweeper:
                     long.append(head)
                 case Keep(reason):
                     sweep.kept[reason] += 1
-        if doomed or long:  # while others were dealt with, somebody may have begun to journal one of these
+        if doomed or long:  # while others were dealt with, one of these may have been journaled
             sweep.held_elsewhere = await self._held_elsewhere()
         for start in range(0, len(doomed), DELETED_AT_ONCE):
             await self._delete(sweep, doomed[start : start + DELETED_AT_ONCE])
@@ -319,7 +323,7 @@ class Sweeper:
 
 
 def _why(error: CheckpointUnavailableError, sweep: UnderWay) -> str:
-    """On one line, and without what is said to somebody whose write it was."""
+    """On one line, and without what is meant for the caller of a write."""
     untouched = "" if sweep.looked_at else "Nothing was deleted."
     return " ".join(redact(error).replace(NOT_STORED, untouched).split())
 
@@ -421,3 +425,41 @@ class RetentionScheduler:
             await asyncio.sleep(pause)
             sweep = await self._sweeper.run(resume=True)
             pause = self._interval if sweep.stopped is None else min(self._interval, AFTER_AN_OUTAGE)
+
+
+class UnreadableThreads:
+    """Tells of threads whose metadata cannot be read, once each, and finds out when they can be again or are gone.
+
+    Looks after each probe. Listings find such threads; without any, this asks the primary for nothing.
+    """
+
+    def __init__(
+        self, backend: Backend, guard: Guard, breaker: Breaker, telemetry: Telemetry, clock: Clock, seconds: float
+    ) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._seconds = seconds
+        self._guard = guard
+        self._breaker = breaker
+        self._telemetry = telemetry
+        self._told: frozenset[str] = frozenset()
+
+    async def look(self) -> None:
+        known = self._backend.unreadable
+        fresh = {thread_id: why for thread_id, why in known.items() if thread_id not in self._told}
+        if fresh:
+            named = ", ".join(f"{quoted(one)} ({why})" for one, why in [*fresh.items()][:UNREADABLE_NAMED])
+            more = f" and {len(fresh) - UNREADABLE_NAMED} more" if len(fresh) > UNREADABLE_NAMED else ""
+            what = (
+                f"threads cannot be listed, and retention leaves them alone: {named}{more}. All others are. Mend the "
+                "metadata of their newest checkpoint, or delete them: checkpointing threads delete"
+            )
+            self._telemetry.emit(Notice("WARNING", what))
+        self._told = frozenset(known)
+        if known and not self._breaker.is_open:
+            some = [*known][:UNREADABLE_AT_ONCE]
+            try:
+                deadline = Deadline(self._clock, self._seconds)
+                await self._guard.once("describe", lambda: self._backend.describe(some), deadline=deadline)
+            except CallFailed:
+                return  # the next probe says why

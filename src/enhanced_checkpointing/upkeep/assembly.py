@@ -35,11 +35,10 @@ from enhanced_checkpointing.threads.erased import ErasedThreads
 from enhanced_checkpointing.threads.erasure import Erasure
 from enhanced_checkpointing.threads.methods import ThreadComponents
 from enhanced_checkpointing.threads.retention import policy_of
-from enhanced_checkpointing.threads.sweeper import Marks, RetentionScheduler, Sweeper
+from enhanced_checkpointing.threads.sweeper import Marks, RetentionScheduler, Sweeper, UnreadableThreads
 from enhanced_checkpointing.tombstones import Tombstones
-from enhanced_checkpointing.upkeep import life, status
+from enhanced_checkpointing.upkeep import lifecycle
 from enhanced_checkpointing.upkeep.components import Components
-from enhanced_checkpointing.upkeep.unreadable import UnreadableThreads
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ async def assemble(
         telemetry=telemetry,
         retries=config.retries,
     )
-    stack.push_async_callback(guard.settle, life.SETTLE_SECONDS)
+    stack.push_async_callback(guard.settle, lifecycle.SETTLE_SECONDS)
 
     standby = Standby(
         serializer,
@@ -109,7 +108,7 @@ async def assemble(
         wall_clock=nature.wall_clock,
     )
     engine = Engine(core)
-    stack.push_async_callback(engine.close, config.deadline + life.SETTLE_SECONDS)
+    stack.push_async_callback(engine.close, config.deadline + lifecycle.SETTLE_SECONDS)
     tombstones = tombstones or Tombstones(None, backend.database_id())
     note = note or Notes()
     owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
@@ -121,7 +120,7 @@ async def assemble(
         engine.writes.quarantined.add(thread_id)
         owners.forget([thread_id])
 
-    outages = Outages(backend.name, telemetry, lambda: status.counts(parts), clock)
+    outages = Outages(backend.name, telemetry, lambda: parts.counts(), clock)
     journal_check, reconciler = None, None
 
     async def undrained(thread_id: str) -> None:
