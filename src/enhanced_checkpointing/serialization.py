@@ -306,6 +306,15 @@ def unsealed(value: Serialized, serializer: SharingSerializer) -> Serialized:
     inner = serializer.inner
     if not ("+" in value.tag and is_encrypting(inner) and has_known_format(inner)):
         return value
+    return decrypted(value, inner)
+
+
+def decrypted(value: Serialized, inner: EncryptedSerializer) -> Serialized:
+    """What this serializer has sealed, opened.
+
+    Raises:
+        CheckpointCorruptionError: its key does not open it.
+    """
     tag, cipher = value.tag.split("+", 1)
     try:
         return Serialized(tag, inner.cipher.decrypt(cipher, value.data))

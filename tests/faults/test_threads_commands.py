@@ -398,6 +398,7 @@ def test_sealed_values_are_shown_with_the_application_s_serializer_only() -> Non
         "from tests.support.cipher import *\n"
         "from langgraph.checkpoint.serde.encrypted import EncryptedSerializer\n"
         "seal = EncryptedSerializer(StreamCipher(b'key'))\n"
+        "other = EncryptedSerializer(StreamCipher(b'another key'))\n"
     )
     sys.path.insert(0, os.getcwd())
     try:
@@ -414,6 +415,13 @@ def test_sealed_values_are_shown_with_the_application_s_serializer_only() -> Non
         assert (ended.code, "--serde" in ended.err) == (1, True)
         ended = threads("show", "secret", "--sqlite", FILE, "--serde", "sealing:seal")
         assert (ended.code, "first: why None" in ended.words) == (0, True)
+        for name in ("show", "history", "diff"):
+            ended = threads(name, "secret", "--sqlite", FILE, "--serde", "sealing:other")
+            assert (ended.code, "it was encrypted with another key" in ended.err, "doctor" in ended.err) == (
+                1,
+                True,
+                False,
+            )
         assert threads("prune", "secret", "--yes", "--sqlite", FILE).code == 0
     finally:
         sys.path.remove(os.getcwd())

@@ -15,7 +15,15 @@ from langgraph.checkpoint.serde.jsonplus import EXT_DELTA_SNAPSHOT, JsonPlusSeri
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from enhanced_checkpointing.cli.output import one_line, one_size
-from enhanced_checkpointing.serialization import BYTEARRAY, BYTES, MSGPACK, NULL, SharingSerializer
+from enhanced_checkpointing.serialization import (
+    BYTEARRAY,
+    BYTES,
+    MSGPACK,
+    NULL,
+    Serialized,
+    SharingSerializer,
+    decrypted,
+)
 from enhanced_checkpointing.threads.exchange_lines import OBJECTS
 
 _NOT_STRINGS = ormsgpack.OPT_NON_STR_KEYS
@@ -62,8 +70,8 @@ class PlainSerializer(SerializerProtocol):
             return self._kept[int(content)]
         own = self._own
         if isinstance(own, EncryptedSerializer) and "+" in tag:
-            tag, cipher = tag.split("+", 1)
-            return _decoded(tag, own.cipher.decrypt(cipher, content))
+            opened = decrypted(Serialized(tag, content), own)
+            return _decoded(opened.tag, opened.data)
         if own is None or isinstance(own, (EncryptedSerializer, JsonPlusSerializer)):
             return _decoded(tag, content)
         return _plain(SharingSerializer(own).loads_typed((tag, content)))
