@@ -33,7 +33,6 @@ from enhanced_checkpointing.cli.output import (
     exit_code_of,
     failed,
     fine,
-    listed,
     one_size,
     paragraph,
     plural,
@@ -44,6 +43,7 @@ from enhanced_checkpointing.config import (
     create_memory_checkpointer,
     create_postgres_checkpointer,
 )
+from enhanced_checkpointing.errors import listed
 from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog
 
 POSTGRES = create_postgres_checkpointer("postgresql://db/app")

@@ -16,9 +16,9 @@ from enhanced_checkpointing.audit import Notes, named
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import Options, reading, required
 from enhanced_checkpointing.cli.journal import as_object, exit_code, owner_of
-from enhanced_checkpointing.cli.output import ExitCode, UsageError, listed, paragraph, plural, print_json, stdout
+from enhanced_checkpointing.cli.output import ExitCode, UsageError, paragraph, plural, print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointUnavailableError, quoted, redact
+from enhanced_checkpointing.errors import CheckpointUnavailableError, listed, quoted, redact
 from enhanced_checkpointing.journal.api import DeadLetter, Journal
 from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog, survey
 from enhanced_checkpointing.journal.opening import open_journal, signer_of

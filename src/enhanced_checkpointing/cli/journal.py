@@ -18,7 +18,6 @@ from enhanced_checkpointing.cli.output import (
     ExitCode,
     UsageError,
     age,
-    listed,
     one_size,
     paragraph,
     plural,
@@ -26,7 +25,7 @@ from enhanced_checkpointing.cli.output import (
     stdout,
 )
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.errors import listed, redact
 from enhanced_checkpointing.journal.disk import QUARANTINE
 from enhanced_checkpointing.journal.inspect import DeadLetterRecord, Owner, Survey, SurveyedLog, survey
 from enhanced_checkpointing.journal.opening import signer_of

@@ -373,10 +373,3 @@ def ask(
     console.print(Text(f"{question} [y/N] ", style="bold"), end="", soft_wrap=True)
     if input().strip().lower() not in ("y", "yes"):
         raise UsageError(otherwise)
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Some names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 
-from enhanced_checkpointing.errors import CheckpointerConfigurationError
+from enhanced_checkpointing.errors import CheckpointerConfigurationError, listed
 from enhanced_checkpointing.journal import codec
 from enhanced_checkpointing.journal.disk import Disk, reason
 from enhanced_checkpointing.journal.format import (
@@ -352,9 +352,6 @@ def _keep_copy(disk: Disk, name: str) -> list[str]:
 MEMORY = "memory"
 """The home of what a primary in memory did not take."""
 
-FILES_NAMED = 5
-"""Files that a message names."""
-
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
@@ -476,9 +473,8 @@ def foreign_notices(foreign: Mapping[str, str], known: Mapping[str, str]) -> Ite
 
 def stray_notice(strays: Sequence[str]) -> str:
     """What is said of files that nobody here has made."""
-    more = f" and {len(strays) - FILES_NAMED} more" if len(strays) > FILES_NAMED else ""
-    named = ", ".join(map(repr, strays[:FILES_NAMED]))
-    return f"in the journal's directory are files that are not the journal's, and are ignored: {named}{more}"
+    named = listed(map(repr, strays))
+    return f"in the journal's directory are files that are not the journal's, and are ignored: {named}"
 
 
 def _is_dead(disk: Disk, identity: str) -> bool:

@@ -9,7 +9,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
 from enhanced_checkpointing.backends.base import Backend
-from enhanced_checkpointing.errors import MOST_SHOWN, shortened
+from enhanced_checkpointing.errors import MOST_SHOWN, listed, shortened
 from enhanced_checkpointing.observability.events import OperationScope
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed, explained, unavailable
@@ -20,9 +20,6 @@ T = TypeVar("T")
 
 PATIENCE = 12
 """How many ordinary deadlines a maintenance call may take: pruning a long thread is slow, and rightly so."""
-
-MOST_NAMED = 5
-"""Threads that a message names."""
 
 
 class Maintenance:
@@ -122,7 +119,7 @@ class Maintenance:
             CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet.
         """
         scope = OperationScope(operation, self._backend.name, None)
-        about = f"threads {_named(thread_ids)}" if thread_ids else "all threads"
+        about = f"threads {listed(shortened(one, MOST_SHOWN) for one in thread_ids)}" if thread_ids else "all threads"
         with self._telemetry.operation(scope):
             deadline = Deadline(self._clock, patience * self._seconds)
             let_go = await self._others_let_go(thread_ids, frozen=frozen)
@@ -150,8 +147,3 @@ class Maintenance:
         deadline = Deadline(self._clock, self._seconds)
         threads: Sequence[str | None] = [None] if thread_ids is None else thread_ids
         return all([await others.let_go(thread_id, deadline, frozen=frozen) for thread_id in threads])
-
-
-def _named(thread_ids: Sequence[str]) -> str:
-    more = f" and {len(thread_ids) - MOST_NAMED} more" if len(thread_ids) > MOST_NAMED else ""
-    return ", ".join(shortened(one, MOST_SHOWN) for one in thread_ids[:MOST_NAMED]) + more

@@ -21,7 +21,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from enhanced_checkpointing.audit import Notes
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.listing import THREAD_STATUS, TOUCHED_AT, ThreadHead
-from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, quoted, redact
+from enhanced_checkpointing.errors import CheckpointNotFoundError, CheckpointUnavailableError, listed, quoted, redact
 from enhanced_checkpointing.journal.inspect import held_in
 from enhanced_checkpointing.observability.events import Notice, Telemetry, ThreadRetired
 from enhanced_checkpointing.resilience.breaker import Breaker, Clock
@@ -64,8 +64,8 @@ LONGEST_REST = 1.0
 REST, REST_PER_CALL = 4.0, 0.25
 """How long to rest after a step, in times of what it took: always, and more for each live call that is with the primary
 then. A busy server makes steps, and so rests, longer, whatever keeps it busy."""
-UNREADABLE_AT_ONCE, UNREADABLE_NAMED = 25, 5
-"""Unreadable threads that are looked at after a probe, and that a message names."""
+UNREADABLE_AT_ONCE = 25
+"""Unreadable threads that are looked at after a probe."""
 OWNER = "retention"
 """The name under which one of all processes sweeps."""
 
@@ -448,10 +448,9 @@ class UnreadableThreads:
         known = self._backend.unreadable
         fresh = {thread_id: why for thread_id, why in known.items() if thread_id not in self._told}
         if fresh:
-            named = ", ".join(f"{quoted(one)} ({why})" for one, why in [*fresh.items()][:UNREADABLE_NAMED])
-            more = f" and {len(fresh) - UNREADABLE_NAMED} more" if len(fresh) > UNREADABLE_NAMED else ""
+            named = listed(f"{quoted(one)} ({why})" for one, why in fresh.items())
             what = (
-                f"threads cannot be listed, and retention leaves them alone: {named}{more}. All others are. Mend the "
+                f"threads cannot be listed, and retention leaves them alone: {named}. All others are. Mend the "
                 "metadata of their newest checkpoint, or delete them: checkpointing threads delete"
             )
             self._telemetry.emit(Notice("WARNING", what))

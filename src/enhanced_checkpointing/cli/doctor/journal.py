@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enhanced_checkpointing.audit import HEAD, LOG, AuditTrail
-from enhanced_checkpointing.cli.output import Finding, age, failed, fine, listed, one_size, plural, warning
+from enhanced_checkpointing.cli.output import Finding, age, failed, fine, one_size, plural, warning
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import listed
 from enhanced_checkpointing.journal.disk import RealDisk, memory_filesystem, network_filesystem, reason
 from enhanced_checkpointing.journal.format import Signer
 from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog, survey

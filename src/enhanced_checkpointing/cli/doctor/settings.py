@@ -16,8 +16,9 @@ from dotenv import dotenv_values
 from packaging.requirements import Requirement
 
 from enhanced_checkpointing.cli.configuration import DEFAULT, INSTALL_PSYCOPG, Options, Reading
-from enhanced_checkpointing.cli.output import Finding, failed, fine, listed, warning
+from enhanced_checkpointing.cli.output import Finding, failed, fine, warning
 from enhanced_checkpointing.config import CheckpointerConfig
+from enhanced_checkpointing.errors import listed
 from enhanced_checkpointing.settings import unknown_variables
 
 OURS = ("DATABASE_URL", "POSTGRES_URL", "DEV_USE_SQLITE", "SQLITE_PATH")

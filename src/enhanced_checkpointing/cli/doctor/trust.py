@@ -17,9 +17,9 @@ from enhanced_checkpointing.audit import AuditTrail
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.listing import HeadQuery
 from enhanced_checkpointing.cli.database import Primary
-from enhanced_checkpointing.cli.output import Finding, fine, listed, plural, skipped, warning
+from enhanced_checkpointing.cli.output import Finding, fine, plural, skipped, warning
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import redact
+from enhanced_checkpointing.errors import listed, redact
 from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.resilience.failures import CallFailed
 from enhanced_checkpointing.serialization import Serialized, types_in

@@ -19,11 +19,11 @@ from enhanced_checkpointing.backends.listing import ThreadHead
 from enhanced_checkpointing.cli.configuration import Options, reading, required
 from enhanced_checkpointing.cli.database import Primary, imported_serializer, opened_primary
 from enhanced_checkpointing.cli.journal import owner_of
-from enhanced_checkpointing.cli.output import RefusedError, UsageError, listed, plural
+from enhanced_checkpointing.cli.output import RefusedError, UsageError, plural
 from enhanced_checkpointing.cli.threads.checkpoint import View, delta_channels, is_sealed, rebuilt, view_of
 from enhanced_checkpointing.cli.values import PlainSerializer
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointerError, quoted, redact
+from enhanced_checkpointing.errors import CheckpointerError, listed, quoted, redact
 from enhanced_checkpointing.journal.disk import reason
 from enhanced_checkpointing.journal.inspect import Owner, Survey, survey
 from enhanced_checkpointing.journal.recovery import belongs

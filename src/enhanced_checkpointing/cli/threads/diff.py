@@ -14,7 +14,6 @@ from enhanced_checkpointing.cli.output import (
     ExitCode,
     RefusedError,
     UsageError,
-    listed,
     one_line,
     paragraph,
     print_json,
@@ -23,6 +22,7 @@ from enhanced_checkpointing.cli.output import (
 from enhanced_checkpointing.cli.threads.checkpoint import Message, View, conversation_of
 from enhanced_checkpointing.cli.threads.database import Holding, Store, Target, config_for, journal_notes, run_with
 from enhanced_checkpointing.cli.values import as_json, cut, shown
+from enhanced_checkpointing.errors import listed
 
 MOST_COMPARED = 2000
 """Items of a list that are compared one by one; of longer ones only what both begin and end with."""

@@ -17,7 +17,6 @@ from enhanced_checkpointing.cli.output import (
     ExitCode,
     RefusedError,
     age,
-    listed,
     one_line,
     paragraph,
     plural,
@@ -27,7 +26,7 @@ from enhanced_checkpointing.cli.output import (
 from enhanced_checkpointing.cli.threads.checkpoint import is_inner, nodes_between, view_of
 from enhanced_checkpointing.cli.threads.database import Holding, Store, Target, config_for, journal_notes, run_with
 from enhanced_checkpointing.cli.values import brief
-from enhanced_checkpointing.errors import quoted
+from enhanced_checkpointing.errors import listed, quoted
 from enhanced_checkpointing.operations import checkpoint_id_of, namespace_of
 
 SHORTEST = 13

@@ -28,7 +28,6 @@ from enhanced_checkpointing.cli.output import (
     ExitCode,
     UsageError,
     age,
-    listed,
     one_line,
     one_size,
     paragraph,
@@ -37,7 +36,7 @@ from enhanced_checkpointing.cli.output import (
     stdout,
 )
 from enhanced_checkpointing.cli.threads.database import Store, Target, config_for, run_with
-from enhanced_checkpointing.errors import quoted
+from enhanced_checkpointing.errors import listed, quoted
 from enhanced_checkpointing.threads.methods import Entry, listed_entry
 
 WIDEST = 100_000

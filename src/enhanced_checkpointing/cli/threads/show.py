@@ -17,7 +17,6 @@ from enhanced_checkpointing.cli.output import (
     RefusedError,
     age,
     clean,
-    listed,
     one_line,
     one_size,
     paragraph,
@@ -28,7 +27,7 @@ from enhanced_checkpointing.cli.output import (
 from enhanced_checkpointing.cli.threads.checkpoint import Message, View, as_object, conversation_of
 from enhanced_checkpointing.cli.threads.database import Holding, Store, Target, config_for, journal_notes, run_with
 from enhanced_checkpointing.cli.values import brief, cut, shown
-from enhanced_checkpointing.errors import quoted
+from enhanced_checkpointing.errors import listed, quoted
 from enhanced_checkpointing.ownership import OWNER
 
 MOST_CHARACTERS, MOST_LINES = 400, 12
