@@ -150,7 +150,7 @@ async def test_fence_spares_the_stranger_whose_process_id_the_pooler_made_up(
             await run_case(CASE, saver_of(manager), "thread")
             backend = manager.components.backend
             assert isinstance(backend, PostgresBackend)
-            backend._connections._lost.remember(stranger.info.backend_pid, ("thread",))
+            backend._connections.note_lost(stranger.info.backend_pid, ("thread",))
             assert await backend.fence("thread") is True
             assert backend.gauges()["lost_sessions"] == 0
         if through_pooler:

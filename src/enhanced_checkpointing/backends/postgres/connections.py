@@ -203,35 +203,6 @@ class LostSession:
     lost_at: float
 
 
-class LostSessions:
-    """Remembers them, and ends those of one thread when that thread is to be written again."""
-
-    def __init__(self) -> None:
-        self._sessions: list[LostSession] = []
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def remember(self, process_id: int, thread_ids: Collection[str]) -> None:
-        """A write to these threads was left behind on this session just now."""
-        self._sessions.append(LostSession(process_id, frozenset(thread_ids), time.monotonic()))
-
-    def forget_all(self) -> None:
-        """None of them can be ended from here."""
-        self._sessions.clear()
-
-    def may_still_write(self, thread_id: str) -> bool:
-        """Whether a session on which a write to this thread was left behind is not known to be gone."""
-        return any(thread_id in session.thread_ids for session in self._sessions)
-
-    async def end(self, thread_id: str, connection: AsyncConnection[DictRow]) -> bool:
-        """End the sessions of one thread over another connection; True when none of them can commit any more."""
-        mine = [session for session in self._sessions if thread_id in session.thread_ids]
-        gone = [session for session in mine if await _terminate(connection, session)]
-        self._sessions = [session for session in self._sessions if session not in gone]
-        return len(gone) == len(mine)
-
-
 async def _terminate(connection: AsyncConnection[DictRow], session: LostSession) -> bool:
     """End one session and tell whether it is gone; a newer session that got the same process id is left alone."""
     cursor = await connection.execute(
@@ -401,7 +372,8 @@ class PostgresConnections:
         self._settings = SessionSettings(config.postgres_schema)
         self._pool: ConnectionPool | None = None
         self._pools_made = 0
-        self._lost = LostSessions()
+        self._lost: list[LostSession] = []
+        """Sessions on which a write was left behind, and which are not known to be gone."""
         self._used_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         self._broke_at = float("-inf")
         self._closing: set[asyncio.Task[None]] = set()
@@ -464,7 +436,7 @@ class PostgresConnections:
             elif connection.broken:
                 self._broke_at = time.monotonic()
                 if attempt is not None and attempt.writes:
-                    self._lost.remember(process_id, attempt.subjects)
+                    self.note_lost(process_id, attempt.subjects)
             raise
         finally:
             self._used_at[connection] = time.monotonic()
@@ -547,9 +519,13 @@ class PostgresConnections:
             "lost_sessions": len(self._lost),
         }
 
+    def note_lost(self, process_id: int, thread_ids: Collection[str]) -> None:
+        """A write to these threads was left behind on this session just now."""
+        self._lost.append(LostSession(process_id, frozenset(thread_ids), time.monotonic()))
+
     def may_still_write(self, thread_id: str) -> bool:
         """Whether a write to this thread was left behind on a session that is not known to be gone."""
-        return self._lost.may_still_write(thread_id)
+        return any(thread_id in session.thread_ids for session in self._lost)
 
     async def fence(self, thread_id: str) -> bool:
         """End the sessions that writes to `thread_id` were left behind on; True when none can commit any more.
@@ -558,11 +534,14 @@ class PostgresConnections:
         a stranger: there, nothing is fenced.
         """
         if self.behind_pooler:
-            self._lost.forget_all()
-        if not self._lost.may_still_write(thread_id):
+            self._lost.clear()
+        if not self.may_still_write(thread_id):
             return True
         async with self.alone() as connection:
-            return await self._lost.end(thread_id, connection)
+            mine = [session for session in self._lost if thread_id in session.thread_ids]
+            gone = [session for session in mine if await _terminate(connection, session)]
+            self._lost = [session for session in self._lost if session not in gone]
+            return len(gone) == len(mine)
 
     def _any_open(self) -> bool:
         """Whether there is any connection of ours: idle, being configured, or a probe's that is about to end."""
@@ -570,7 +549,7 @@ class PostgresConnections:
 
     def _sever(self, connection: Connection, process_id: int, attempt: Attempt) -> None:
         if attempt.writes:
-            self._lost.remember(process_id, attempt.subjects)
+            self.note_lost(process_id, attempt.subjects)
         self._broke_at = time.monotonic()
         cut(connection)
 

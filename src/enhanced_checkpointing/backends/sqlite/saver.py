@@ -70,7 +70,12 @@ class OneHopSaver(AsyncSqliteSaver):
 
     def _commit(self, connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
         """Returns only if what was committed is in the file that others find."""
-        _commit(connection, statements)
+        if len(statements) == 1 and len(statements[0][1]) == 1:
+            _commit_one(connection, statements[0][0], statements[0][1][0])
+        else:
+            with connection:  # by itself, since its caller may be cancelled
+                for text, rows in statements:
+                    connection.executemany(text, rows)
         if self.place is not None:
             self.place.check()
 
@@ -142,15 +147,6 @@ class _RollingBackLock(asyncio.Lock):
                 await self._connection.rollback()
         finally:
             self.release()
-
-
-def _commit(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
-    if len(statements) == 1 and len(statements[0][1]) == 1:
-        _commit_one(connection, statements[0][0], statements[0][1][0])
-        return
-    with connection:  # by itself, since whoever waits for it may be cancelled
-        for text, rows in statements:
-            connection.executemany(text, rows)
 
 
 def _commit_one(connection: sqlite3.Connection, text: str, row: Row) -> None:
