@@ -33,6 +33,7 @@ from enhanced_checkpointing.resilience.breaker import Breaker, BreakerSettings
 from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.resilience.failures import Failure, FailureKind
 from enhanced_checkpointing.resilience.guard import Guard
+from enhanced_checkpointing.saver.core import Core
 from enhanced_checkpointing.serialization import SharingSerializer, widen_allowlist
 from enhanced_checkpointing.standby.cache import Standby
 from enhanced_checkpointing.testing import FlakySaver
@@ -130,7 +131,7 @@ class Setting:
             telemetry=self.recorder,
             retries=config.retries,
         )
-        self.reconciler = Reconciler(
+        core = Core.of(
             config=config,
             backend=self.backend,
             guard=guard,
@@ -139,9 +140,9 @@ class Setting:
             standby=self.standby,
             serializer=self.serializer,
             telemetry=self.recorder,
-            on_drained=self._quiet,
             clock=now,
         )
+        self.reconciler = Reconciler(core, self.journal, on_drained=self._quiet)
 
     def _quiet(self) -> None:
         self.quiet += 1

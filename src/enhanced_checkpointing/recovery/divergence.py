@@ -12,17 +12,15 @@ from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 
-from enhanced_checkpointing.backends.base import Backend, Heads
+from enhanced_checkpointing.backends.base import Heads
 from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.journal.api import UNKNOWN, Journal, JournalEntry
-from enhanced_checkpointing.observability.events import Diverged, Notice, Telemetry
+from enhanced_checkpointing.observability.events import Diverged, Notice
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, checkpoint_id_of, operations_of
 from enhanced_checkpointing.ownership import ownership_of
-from enhanced_checkpointing.resilience.breaker import Clock
-from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
-from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.serialization import SharingSerializer, without_objects
+from enhanced_checkpointing.saver.core import Core
+from enhanced_checkpointing.serialization import without_objects
 
 APART = "~outage~"
 """Stands in the id of a sibling between that of its thread and that of its first own checkpoint."""
@@ -124,11 +122,10 @@ UNREADABLE = "unreadable"
 class DrainCalls:
     """Every method raises `CallFailed` for what the primary did not do."""
 
-    def __init__(self, backend: Backend, guard: Guard, clock: Clock, seconds: float) -> None:
-        self._backend = backend
-        self._guard = guard
-        self._clock = clock
-        self._seconds = seconds
+    def __init__(self, core: Core) -> None:
+        self._backend = core.backend
+        self._guard = core.guard
+        self._deadline = core.deadline
 
     async def fence(self, thread_id: str) -> bool:
         """End the sessions that writes to a thread were left behind on; False if one still lives."""
@@ -205,9 +202,6 @@ class DrainCalls:
                 raise
             return UNREADABLE
 
-    def _deadline(self) -> Deadline:
-        return Deadline(self._clock, self._seconds)
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -224,27 +218,17 @@ class Target:
 class Branches:
     """Compares the heads in the primary with those that the journal grew from, and tells of what diverged.
 
-    With `apart`, a branch that diverged goes to a sibling thread, and `on_quarantined` hears of it. The
-    branch of another owner always does.
+    Where the configuration says so, a branch that diverged goes to a sibling thread, and `on_quarantined` hears of it.
+    The branch of another owner always does.
     """
 
-    def __init__(
-        self,
-        *,
-        backend: Backend,
-        calls: DrainCalls,
-        journal: Journal,
-        serializer: SharingSerializer,
-        telemetry: Telemetry,
-        apart: bool,
-        on_quarantined: Callable[[str], None],
-    ) -> None:
-        self._backend = backend
+    def __init__(self, core: Core, calls: DrainCalls, journal: Journal, on_quarantined: Callable[[str], None]) -> None:
+        self._backend = core.backend
         self._calls = calls
         self._journal = journal
-        self._serializer = serializer
-        self._telemetry = telemetry
-        self._apart = apart
+        self._serializer = core.serializer
+        self._telemetry = core.telemetry
+        self._apart = core.config.on_divergence == "quarantine"
         self._on_quarantined = on_quarantined
         self.diverged = 0
         """Divergences found so far."""

@@ -10,8 +10,6 @@ from enum import Enum
 from itertools import accumulate, takewhile
 from typing import Any
 
-from enhanced_checkpointing.backends.base import Backend
-from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import (
     CheckpointCorruptionError,
     CheckpointUnavailableError,
@@ -24,7 +22,6 @@ from enhanced_checkpointing.observability.events import (
     ConfigurationFault,
     DeadLettered,
     Notice,
-    Telemetry,
     ThreadDrained,
 )
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put
@@ -36,12 +33,9 @@ from enhanced_checkpointing.recovery.divergence import (
     is_mark,
     moved_to,
 )
-from enhanced_checkpointing.resilience.breaker import Breaker, Clock
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed, FailureKind
-from enhanced_checkpointing.resilience.guard import Guard
-from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.standby.cache import Standby
+from enhanced_checkpointing.saver.core import Core
 
 CHUNK = 4
 CHUNK_BYTES = 1024 * 1024
@@ -84,26 +78,23 @@ class Replay:
 
     def __init__(
         self,
-        *,
-        backend: Backend,
+        core: Core,
         calls: DrainCalls,
         branches: Branches,
         journal: Journal,
-        standby: Standby,
-        telemetry: Telemetry,
+        *,
         on_drained: Callable[[str], None],
         live_calls: Callable[[], int],
-        clock: Clock,
     ) -> None:
-        self._backend = backend
+        self._backend = core.backend
         self._calls = calls
         self._branches = branches
         self._journal = journal
-        self._standby = standby
-        self._telemetry = telemetry
+        self._standby = core.standby
+        self._telemetry = core.telemetry
         self._on_drained = on_drained
         self._live_calls = live_calls
-        self._clock = clock
+        self._clock = core.clock
         self._forked: set[str] = set()
         """Threads of which the primary has a branch that the warm copy lacks; until they are drained."""
         self._unreadable: set[str] = set()
@@ -326,47 +317,22 @@ class Reconciler:
 
     def __init__(
         self,
-        *,
-        config: CheckpointerConfig,
-        backend: Backend,
-        guard: Guard,
-        breaker: Breaker,
+        core: Core,
         journal: Journal,
-        standby: Standby,
-        serializer: SharingSerializer,
-        telemetry: Telemetry,
+        *,
         on_drained: Callable[[], None],
         on_quarantined: Callable[[str], None] = lambda _: None,
         on_thread_drained: Callable[[str], None] = lambda _: None,
         live_calls: Callable[[], int] = lambda: 0,
-        clock: Clock = time.monotonic,
     ) -> None:
-        self._config = config
-        self._breaker = breaker
+        self._concurrency = core.config.drain_concurrency
+        self._breaker = core.breaker
         self._journal = journal
         self._on_drained = on_drained
-        self._clock = clock
-        calls = DrainCalls(backend, guard, clock, config.deadline)
-        self._branches = Branches(
-            backend=backend,
-            calls=calls,
-            journal=journal,
-            serializer=serializer,
-            telemetry=telemetry,
-            apart=config.on_divergence == "quarantine",
-            on_quarantined=on_quarantined,
-        )
-        self._replay = Replay(
-            backend=backend,
-            calls=calls,
-            branches=self._branches,
-            journal=journal,
-            standby=standby,
-            telemetry=telemetry,
-            on_drained=on_thread_drained,
-            live_calls=live_calls,
-            clock=clock,
-        )
+        self._clock = core.clock
+        calls = DrainCalls(core)
+        self._branches = Branches(core, calls, journal, on_quarantined)
+        self._replay = Replay(core, calls, self._branches, journal, on_drained=on_thread_drained, live_calls=live_calls)
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
         self.before_drain: Callable[[str], Awaitable[bool]] = _nothing_first
@@ -425,7 +391,7 @@ class Reconciler:
     async def drain_all(self) -> bool:
         """Drain what waits now, several threads at a time, oldest first; True when nothing is left waiting."""
         waiting = iter(self._journal.waiting_threads())
-        await asyncio.gather(*(self._drain_each(waiting) for _ in range(self._config.drain_concurrency)))
+        await asyncio.gather(*(self._drain_each(waiting) for _ in range(self._concurrency)))
         done = not self._breaker.is_open and not self._journal.anything_waits()
         if done:
             self._on_drained()

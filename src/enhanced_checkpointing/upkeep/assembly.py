@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -73,9 +73,61 @@ async def assemble(
         watch(opened, reason)
         _breaker_moved(parts, opened, reason)
 
-    clock = nature.clock
-    breaker_settings = BreakerSettings(failures_in_row=config.breaker_failures, slow_after=config.deadline / 2)
-    breaker = Breaker(clock, breaker_settings, breaker_moved)
+    core = await _core(stack, config, backend, journal, serializer, telemetry, nature, breaker_moved)
+    engine = Engine(core)
+    stack.push_async_callback(engine.close, config.deadline + lifecycle.SETTLE_SECONDS)
+    tombstones, note = tombstones or Tombstones(None, backend.database_id()), note or Notes()
+    owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
+    maintenance = Maintenance(engine, changed=owners.forget)
+    bridge = LoopBridge(asyncio.get_running_loop())
+    stack.callback(bridge.close)
+    outages = Outages(backend.name, telemetry, lambda: parts.counts(), nature.clock)
+    recovery = _recovery(stack, core, journal, engine, owners, outages) if journal is not None else None
+    reconciler = recovery.reconciler if recovery is not None else None
+    erased, erasure = _erasing(core, engine, owners, maintenance, tombstones, note, reconciler)
+    unreadable = UnreadableThreads(backend, core.guard, core.breaker, telemetry, nature.clock, config.deadline)
+    besides = [unreadable.look, note.look]
+    if recovery is not None:
+        besides += [recovery.journal_check.check, recovery.takeover.look, erased.look]
+    prober = _prober(stack, core, engine, besides, nature)
+    marks = Marks(engine, maintenance, core.standby)
+    sweeper = _sweeper(core, engine, maintenance, marks, note)
+    saver = saver_class_for(backend.saver_type())(engine, owners, maintenance, bridge, serializer, note)
+    presumes = engine.newcomers.presumes
+    parts = Components(
+        loop=asyncio.get_running_loop(),
+        backend=backend,
+        breaker=core.breaker,
+        guard=core.guard,
+        journal=journal,
+        journal_check=recovery.journal_check if recovery is not None else None,
+        standby=core.standby,
+        engine=engine,
+        bridge=bridge,
+        saver=saver,
+        threads=ThreadComponents(saver, maintenance, bridge, marks, sweeper, owners, presumes, erasure),
+        prober=prober,
+        reconciler=reconciler,
+        outages=outages,
+        sweeper=sweeper,
+        scheduler=_scheduler(engine, sweeper, config, nature),
+        note=note,
+    )
+    return parts
+
+
+async def _core(
+    stack: AsyncExitStack,
+    config: CheckpointerConfig,
+    backend: Backend,
+    journal: Journal | None,
+    serializer: SharingSerializer,
+    telemetry: Telemetry,
+    nature: Nature,
+    breaker_moved: Callable[[bool, str], None],
+) -> Core:
+    settings = BreakerSettings(failures_in_row=config.breaker_failures, slow_after=config.deadline / 2)
+    breaker = Breaker(nature.clock, settings, breaker_moved)
     guard = Guard(
         backend.name,
         breaker=breaker,
@@ -85,7 +137,6 @@ async def assemble(
         retries=config.retries,
     )
     stack.push_async_callback(guard.settle, lifecycle.SETTLE_SECONDS)
-
     standby = Standby(
         serializer,
         config.standby_max_bytes,
@@ -95,7 +146,7 @@ async def assemble(
     )
     if journal is not None:
         await orphans.warm_from(journal, standby)
-    core = Core.of(
+    return Core.of(
         config=config,
         backend=backend,
         guard=guard,
@@ -104,136 +155,136 @@ async def assemble(
         standby=standby,
         serializer=serializer,
         telemetry=telemetry,
-        clock=clock,
+        clock=nature.clock,
         wall_clock=nature.wall_clock,
     )
-    engine = Engine(core)
-    stack.push_async_callback(engine.close, config.deadline + lifecycle.SETTLE_SECONDS)
-    tombstones = tombstones or Tombstones(None, backend.database_id())
-    note = note or Notes()
-    owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
-    maintenance = Maintenance(engine, changed=owners.forget)
-    bridge = LoopBridge(asyncio.get_running_loop())
-    stack.callback(bridge.close)
 
+
+@dataclass(frozen=True, slots=True)
+class _Recovery:
+    """What there is with a journal only."""
+
+    journal_check: JournalCheck
+    reconciler: Reconciler
+    takeover: Takeover
+
+
+def _recovery(
+    stack: AsyncExitStack, core: Core, journal: Journal, engine: Engine, owners: OwnerCheck, outages: Outages
+) -> _Recovery:
     def quarantined(thread_id: str) -> None:
         engine.writes.quarantined.add(thread_id)
         owners.forget([thread_id])
 
-    outages = Outages(backend.name, telemetry, lambda: parts.counts(), clock)
-    journal_check, reconciler = None, None
+    seconds = core.config.deadline
+    journal_check = JournalCheck(journal, core.telemetry, core.clock, seconds)
+    stack.push_async_callback(journal_check.close)
+    reconciler = Reconciler(
+        core,
+        journal,
+        on_drained=outages.drained,
+        on_quarantined=quarantined,
+        on_thread_drained=engine.newcomers.drained,
+        live_calls=engine.live_calls,
+    )
+    stack.push_async_callback(reconciler.close)
+    engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
+    takeover = Takeover(
+        journal, core.standby, core.clock, seconds, undrained=reconciler.undrained, wake=reconciler.wake
+    )
+    stack.push_async_callback(takeover.close)
+    if engine.others is not None:
+        engine.others.take_over = takeover.take_over
+        stack.push_async_callback(engine.others.close)
+    return _Recovery(journal_check, reconciler, takeover)
 
-    async def undrained(thread_id: str) -> None:
-        if reconciler is not None:
-            await reconciler.undrained(thread_id)
 
+def _erasing(
+    core: Core,
+    engine: Engine,
+    owners: OwnerCheck,
+    maintenance: Maintenance,
+    tombstones: Tombstones,
+    note: Notes,
+    reconciler: Reconciler | None,
+) -> tuple[ErasedThreads, Erasure]:
+    config = core.config
     erased = ErasedThreads(
         tombstones,
         owners,
-        standby,
-        journal,
-        undrained=undrained,
-        tell=lambda what: telemetry.emit(Notice("ERROR", what)),
+        core.standby,
+        core.journal,
+        undrained=reconciler.undrained if reconciler is not None else _nothing_drains,
+        tell=lambda what: core.telemetry.emit(Notice("ERROR", what)),
         seconds=config.deadline,
     )
+    if reconciler is not None and tombstones.directory is not None:
+        reconciler.before_drain = erased.before_drain
     erasure = Erasure(
         maintenance,
         engine,
         owners,
-        standby,
-        journal,
+        core.standby,
+        core.journal,
         erased,
         note,
-        database=backend.database_id(),
+        database=core.backend.database_id(),
         apart=APART,
         seconds=config.deadline,
         patience=2 * max(config.probe_interval, config.probe_backoff_max),
     )
-    besides = [UnreadableThreads(backend, guard, breaker, telemetry, clock, config.deadline).look, note.look]
-    if journal is not None:
-        journal_check = JournalCheck(journal, telemetry, clock, config.deadline)
-        stack.push_async_callback(journal_check.close)
-        reconciler = Reconciler(
-            config=config,
-            backend=backend,
-            guard=guard,
-            breaker=breaker,
-            journal=journal,
-            standby=standby,
-            serializer=serializer,
-            telemetry=telemetry,
-            on_drained=outages.drained,
-            on_quarantined=quarantined,
-            on_thread_drained=engine.newcomers.drained,
-            live_calls=engine.live_calls,
-            clock=clock,
-        )
-        stack.push_async_callback(reconciler.close)
-        engine.journaling.on_journaled, engine.drain_first = reconciler.wake, reconciler.drain_first
-        takeover = Takeover(
-            journal, standby, clock, config.deadline, undrained=reconciler.undrained, wake=reconciler.wake
-        )
-        stack.push_async_callback(takeover.close)
-        if tombstones.directory is not None:
-            reconciler.before_drain = erased.before_drain
-        besides += [journal_check.check, takeover.look, erased.look]
-        if engine.others is not None:
-            engine.others.take_over = takeover.take_over
-            stack.push_async_callback(engine.others.close)
+    return erased, erasure
+
+
+async def _nothing_drains(_: str) -> None:
+    """Without a journal no thread is being drained."""
+
+
+def _prober(
+    stack: AsyncExitStack,
+    core: Core,
+    engine: Engine,
+    besides: Sequence[Callable[[], Awaitable[None]]],
+    nature: Nature,
+) -> Prober:
     prober = Prober(
-        config=config,
-        backend=backend,
-        guard=guard,
-        breaker=breaker,
-        telemetry=telemetry,
+        config=core.config,
+        backend=core.backend,
+        guard=core.guard,
+        breaker=core.breaker,
+        telemetry=core.telemetry,
         on_contact=engine.newcomers.contact,
         besides=besides,
-        clock=clock,
+        clock=core.clock,
         jitter=nature.chance,
     )
     stack.push_async_callback(prober.close)
-    guard.on_doubt = prober.doubt
+    core.guard.on_doubt = prober.doubt
+    return prober
 
-    marks = Marks(engine, maintenance, standby)
-    sweeper = Sweeper(
-        backend=backend,
+
+def _sweeper(core: Core, engine: Engine, maintenance: Maintenance, marks: Marks, note: Notes) -> Sweeper:
+    config = core.config
+    return Sweeper(
+        backend=core.backend,
         maintenance=maintenance,
         engine=engine,
         marks=marks,
-        telemetry=telemetry,
+        telemetry=core.telemetry,
         policy=policy_of(config),
         journal_dir=config.journal_dir if config.backend_name != "memory" else None,
         note=note,
-        clock=clock,
+        clock=core.clock,
     )
-    scheduler = None
-    if config.retention == "on":
-        engine.reads = Reads(nature.wall_clock)
-        scheduler = RetentionScheduler(sweeper, config.retention_interval, chance=nature.chance)
 
-    saver = saver_class_for(backend.saver_type())(engine, owners, maintenance, bridge, serializer, note)
-    parts = Components(
-        loop=asyncio.get_running_loop(),
-        backend=backend,
-        breaker=breaker,
-        guard=guard,
-        journal=journal,
-        journal_check=journal_check,
-        standby=standby,
-        engine=engine,
-        bridge=bridge,
-        saver=saver,
-        threads=ThreadComponents(
-            saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, erasure
-        ),
-        prober=prober,
-        reconciler=reconciler,
-        outages=outages,
-        sweeper=sweeper,
-        scheduler=scheduler,
-        note=note,
-    )
-    return parts
+
+def _scheduler(
+    engine: Engine, sweeper: Sweeper, config: CheckpointerConfig, nature: Nature
+) -> RetentionScheduler | None:
+    if config.retention != "on":
+        return None
+    engine.reads = Reads(nature.wall_clock)
+    return RetentionScheduler(sweeper, config.retention_interval, chance=nature.chance)
 
 
 def background(parts: Components) -> dict[str, Callable[[], Awaitable[None]]]:
