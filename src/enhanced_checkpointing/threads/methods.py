@@ -102,7 +102,8 @@ class ThreadMethods:
 
         Each is a dict of plain JSON types: `thread_id`; of its newest checkpoint `checkpoint_id`, `updated_at` (ISO
         8601), `step` and `metadata`; of all of them `checkpoints` (how many) and `size` (about how many bytes);
-        `user_id`, of its newest checkpoint that names a user; and `status`: active, completed or failed.
+        `user_id`, of its newest checkpoint that names a user; and `status`: active, completed or failed. Of metadata
+        above 16 KiB the largest keys are left out, and a key `__left_out__` says so: `get_thread` has them all.
 
         What a user's listing costs does not grow with the threads of others. Without a user every thread is looked at.
 
