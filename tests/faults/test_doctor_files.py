@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from enhanced_checkpointing.backends.sqlite.listing import INDEX
+from enhanced_checkpointing.journal.format import Signer
 from tests.support.checkpointer import opened, saver_of, sqlite
 from tests.support.checkpoints import Thread
+from tests.support.cipher import encrypting
 from tests.support.disks import bound_by_modes, fill, folder_without_root, set_modes, small_disk
 from tests.support.held_directory import held_by_another_process
 from tests.support.journals import add, opened_journal
@@ -301,3 +303,42 @@ def test_missing_driver_is_told_with_the_command_that_installs_it() -> None:
 def test_collector_that_nobody_runs_is_warned_of() -> None:
     ended = doctor(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
     assert_named(ended, "telemetry", status="warning", what="127.0.0.1:1 cannot be reached", fix="4318")
+
+
+# Keys
+
+KEY, OTHER = "a key that is as long as it has to be", "another key, which is as long as that"
+
+
+@pytest.mark.parametrize(("key", "what"), [(None, "CHECKPOINT_JOURNAL_KEY is not set"), (OTHER, "not signed with")])
+def test_key_that_the_journal_was_not_signed_with_is_told(key: str | None, what: str) -> None:
+    async def leave_signed() -> None:
+        async with opened_journal(JOURNAL, signer=Signer(KEY)) as journal:
+            await add(journal, "a")
+
+    path = made()
+    asyncio.run(leave_signed())
+    ended = doctor("--sqlite", path, CHECKPOINT_JOURNAL_KEY=key)
+    assert_named(ended, "journal.key", what=what, fix="the key that")
+    assert KEY not in ended.out
+    assert OTHER not in ended.out
+    sound = doctor("--sqlite", path, CHECKPOINT_JOURNAL_KEY=KEY)
+    assert sound.code == 0
+    assert not [each for each in sound.report["findings"] if each["name"] == "journal.key"]
+
+
+def test_key_that_does_not_decrypt_what_is_stored_is_told_where_the_serializer_is_named() -> None:
+    path = made()
+
+    async def talk() -> None:
+        async with opened(sqlite(path, serde=encrypting())) as manager:
+            await Thread(saver_of(manager), "secret").put()
+
+    asyncio.run(talk())
+    program = "from tests.support.cipher import encrypting\nright, wrong = encrypting(), encrypting(b'another key')\n"
+    Path("keys_of_this_test.py").write_text(program)
+    ended = doctor("--sqlite", path, "--serde", "keys_of_this_test:wrong")
+    assert_named(ended, "database.key", what="1 thread of 1 cannot be decrypted with this key: secret", fix="--serde")
+    assert doctor("--sqlite", path, "--serde", "keys_of_this_test:right").code == 0
+    advised = doctor("--sqlite", path, CHECKPOINT_ENVIRONMENT="production", LANGGRAPH_STRICT_MSGPACK="true")
+    assert "--serde MODULE:NAME" in advised.finding("database.sample")["what"]

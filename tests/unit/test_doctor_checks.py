@@ -13,34 +13,15 @@ from rich.text import Text
 
 from enhanced_checkpointing.cli.configuration import described_connection
 from enhanced_checkpointing.cli.doctor import journal, postgres_checks, sqlite
+from enhanced_checkpointing.cli.doctor.checks import Checks, Finding, Status, exit_code_of, failed, fine, warning
 from enhanced_checkpointing.cli.doctor.journal import JournalFacts
 from enhanced_checkpointing.cli.doctor.postgres import NEWEST_SCHEMA, TABLES, PostgresFacts
-from enhanced_checkpointing.cli.doctor.settings import (
-    check_event_loop,
-    check_local_clock,
-    check_packages,
-    check_psycopg,
-    check_python,
-    check_telemetry,
-)
+from enhanced_checkpointing.cli.doctor.settings import Machine, machine_checks, telemetry_checks
 from enhanced_checkpointing.cli.doctor.sqlite import SqliteFacts
-from enhanced_checkpointing.cli.doctor.trust import check_transport
-from enhanced_checkpointing.cli.output import (
-    ExitCode,
-    Finding,
-    Status,
-    age,
-    exit_code_of,
-    failed,
-    fine,
-    one_size,
-    paragraph,
-    plural,
-    warning,
-)
+from enhanced_checkpointing.cli.doctor.trust import transport_checks
+from enhanced_checkpointing.cli.output import ExitCode, age, one_size, paragraph, plural
 from enhanced_checkpointing.config import (
     CheckpointerConfig,
-    create_memory_checkpointer,
     create_postgres_checkpointer,
 )
 from enhanced_checkpointing.errors import listed
@@ -82,11 +63,11 @@ def facts(**changed: Any) -> PostgresFacts:
 
 
 def judged(found: PostgresFacts, name: str, config: CheckpointerConfig = POSTGRES) -> Finding:
-    return only(postgres_checks.judge(found, config), f"database.{name}")
+    return only(postgres_checks.checks.judge(found, config), f"database.{name}")
 
 
 def test_sound_server_has_nothing_to_mend() -> None:
-    assert {finding.status for finding in postgres_checks.judge(facts(), POSTGRES)} == {Status.FINE}
+    assert {finding.status for finding in postgres_checks.checks.judge(facts(), POSTGRES)} == {Status.FINE}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +108,7 @@ def test_limit_of_the_user_or_the_database_counts_where_it_is_the_smallest() -> 
 
 
 def test_behind_a_pooler_nothing_is_said_of_the_server_s_connections() -> None:
-    found = postgres_checks.judge(facts(behind_pooler=True), POSTGRES)
+    found = postgres_checks.checks.judge(facts(behind_pooler=True), POSTGRES)
     assert only(found, "database.pooler").status is Status.WARNING
     assert not [finding for finding in found if finding.name == "database.connections"]
 
@@ -151,7 +132,7 @@ def test_question_that_was_refused_is_told_and_not_judged() -> None:
 
 def test_file_on_a_network_is_refused_and_little_room_is_warned_of() -> None:
     seen = SqliteFacts(Path("/x/f"), Path("/x"), False, "nfs4", free_bytes=1000)
-    found = sqlite.judge(seen, SQLITE)
+    found = sqlite.checks.judge(seen, SQLITE)
     assert only(found, "database.filesystem").status is Status.FAILED
     assert only(found, "database.room").status is Status.WARNING
 
@@ -167,7 +148,7 @@ def test_file_on_a_network_is_refused_and_little_room_is_warned_of() -> None:
 )
 def test_error_of_a_file_is_explained_by_its_code(code: str, free: int, word: str) -> None:
     seen = SqliteFacts(Path("/x/f"), Path("/x"), True, None, error="words", code=code, free_bytes=free)
-    assert word in only(sqlite.judge(seen, SQLITE), "database.file").what
+    assert word in only(sqlite.checks.judge(seen, SQLITE), "database.file").what
 
 
 # The journal
@@ -229,9 +210,13 @@ def test_backlog_is_ours_where_the_home_is_ours_or_is_not_known() -> None:
 # The machine
 
 
+def machine_findings(config: CheckpointerConfig | None = None, **changed: Any) -> list[Finding]:
+    return machine_checks.judge(Machine(**changed), config)
+
+
 def test_python_that_is_too_old_is_told() -> None:
-    assert only(check_python((3, 10, 1)), "machine.python").status is Status.FAILED
-    assert only(check_python((3, 13, 0)), "machine.python").status is Status.FINE
+    assert only(machine_findings(python=(3, 10, 1)), "machine.python").status is Status.FAILED
+    assert only(machine_findings(python=(3, 13, 0)), "machine.python").status is Status.FINE
 
 
 @pytest.mark.parametrize(
@@ -244,32 +229,51 @@ def test_python_that_is_too_old_is_told() -> None:
 )
 def test_package_outside_of_its_bounds_is_told(version: str | None, status: Status | None, fix: str) -> None:
     required = ["langgraph>=1,<2", 'typer>=9; extra == "cli"']
-    found = [finding for finding in check_packages(required, lambda name: version) if finding.is_problem]
-    assert [(finding.status, finding.fix) for finding in found] == ([] if status is None else [(status, fix)])
+    found = machine_findings(required=required, installed={"langgraph": version, "typer": None})
+    told = [(finding.status, finding.fix) for finding in found if finding.is_problem]
+    assert told == ([] if status is None else [(status, fix)])
 
 
-def test_driver_that_cannot_be_imported_is_told_with_its_words() -> None:
-    def load(name: str) -> object:
-        raise ImportError("no pq wrapper available.\nlibpq library not found")
-
-    (found,) = check_psycopg(load)
+def test_driver_that_cannot_be_imported_is_told_with_its_words_where_postgresql_is_the_primary() -> None:
+    found = only(machine_findings(POSTGRES, driver_error="libpq library not found"), "machine.psycopg")
     assert (found.status, "libpq library not found" in found.what) == (Status.FAILED, True)
-    assert list(check_psycopg(lambda name: None)) == []
+    for sound in (machine_findings(POSTGRES), machine_findings(SQLITE, driver_error="libpq library not found")):
+        assert not [finding for finding in sound if finding.name == "machine.psycopg"]
 
 
 def test_event_loop_of_windows_is_warned_of_unless_the_manager_has_its_own() -> None:
-    own = create_memory_checkpointer(enable_async=False)
+    own = create_postgres_checkpointer("postgresql://db/app", enable_async=False)
     statuses = [
-        next(check_event_loop(*given)).status for given in (("win32", POSTGRES), ("win32", own), ("linux", own))
+        only(machine_findings(config, platform=platform), "machine.event_loop").status
+        for platform, config in (("win32", POSTGRES), ("win32", own), ("linux", own))
     ]
     assert statuses == [Status.WARNING, Status.FINE, Status.FINE]
 
 
 def test_clock_that_was_never_set_or_goes_back_is_told() -> None:
-    ticks = iter([2.0, 1.0])
-    names = [finding.name for finding in check_local_clock(lambda: 0.0, lambda: next(ticks))]
+    names = [found.name for found in machine_findings(now=0.0, clocks=(2.0, 1.0)) if found.is_problem]
     assert names == ["machine.clock", "machine.monotonic"]
-    assert list(check_local_clock(lambda: NOW, lambda: 1.0)) == []
+    assert not [found for found in machine_findings(now=NOW) if found.is_problem]
+
+
+def test_check_that_fails_is_a_finding_and_keeps_no_other_from_being_made() -> None:
+    checks: Checks[str, int] = Checks()
+
+    @checks("a.broken", "Is this a number?")
+    def broken(text: str, base: int) -> Finding:
+        return fine(str(int(text, base)))
+
+    @checks("a.sound", "Is there a text?")
+    def sound(text: str, base: int) -> Finding:
+        return fine(f"It is {text}.")
+
+    first, second = checks.judge("x", 10)
+    assert (first.name, first.status, "Is this a number? This check failed: ValueError" in first.what) == (
+        "a.broken",
+        Status.FAILED,
+        True,
+    )
+    assert (second.name, second.what) == ("a.sound", "It is x.")
 
 
 # Telemetry
@@ -289,12 +293,12 @@ def test_clock_that_was_never_set_or_goes_back_is_told() -> None:
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
             Status.FAILED,
-            "not spoken",
+            "not supported",
         ),
     ],
 )
 def test_collector_is_judged_by_the_standard_variables(environment: dict[str, str], status: Status, word: str) -> None:
-    found = check_telemetry(environment, lambda host, port: "refused" if host == "down" else "")
+    (found,) = telemetry_checks.judge(environment, lambda host, port: "refused" if host == "down" else "")
     assert (found.status, word in found.what) == (status, True), found
 
 
@@ -319,8 +323,8 @@ def test_connection_is_shown_by_its_parts_and_never_with_a_secret(connection_str
 
 
 def test_warnings_do_not_fail_a_command_and_failures_do() -> None:
-    assert exit_code_of([fine("a", "a"), warning("b", "b", "b", "b")]) is ExitCode.FINE
-    assert exit_code_of([fine("a", "a"), failed("b", "b", "b", "b")]) is ExitCode.WRONG
+    assert exit_code_of([fine("a"), warning("b", "b", "b")]) is ExitCode.FINE
+    assert exit_code_of([fine("a"), failed("b", "b", "b")]) is ExitCode.WRONG
 
 
 @pytest.mark.parametrize(
@@ -375,8 +379,8 @@ def test_connection_in_plain_text_is_warned_of_unless_it_stays_on_this_machine(
 ) -> None:
     ssl = f" sslmode={mode}" if mode else ""
     config = create_postgres_checkpointer(f"host={host} dbname=app user=u password=secret{ssl}")
-    found = [(finding.status.value, finding.name) for finding in check_transport(config)]
+    found = [(finding.status.value, finding.name) for finding in transport_checks.judge(config, None)]
     assert found == ([] if status is None else [(status, "database.tls")])
-    told = " ".join(f"{finding.what} {finding.fix}" for finding in check_transport(config))
+    told = " ".join(f"{finding.what} {finding.fix}" for finding in transport_checks.judge(config, None))
     assert "secret" not in told
     assert ("not proof" in told) is (mode == "require")

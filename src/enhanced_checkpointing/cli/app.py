@@ -148,14 +148,14 @@ app.add_typer(audit, name="audit")
 
 
 @command(app, takes=DATABASE_AND_JOURNAL)
-def doctor(options: Options, as_json: bool, timeout: Step = 5.0) -> ExitCode:
+def doctor(options: Options, as_json: bool, serde: Serde = None, timeout: Step = 5.0) -> ExitCode:
     """Check everything that a start needs: settings, database, journal, versions, clock. Nothing is changed.
 
     Exit code 0: an application can start. 1: something must be fixed; cause and fix are printed. 2: wrong usage.
     """
     from enhanced_checkpointing.cli.doctor.command import run
 
-    return run(options, timeout=timeout, as_json=as_json)
+    return run(options, serde, timeout=timeout, as_json=as_json)
 
 
 @command(app, takes=DATABASE_AND_JOURNAL)

@@ -9,9 +9,8 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
+from collections.abc import Callable, Iterable
+from enum import IntEnum
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -125,87 +124,6 @@ class RefusedError(Exception):
         self.details = details
 
 
-class Status(StrEnum):
-    """How a check ended."""
-
-    FINE = "fine"
-    WARNING = "warning"
-    """It works, and somebody should know this."""
-    FAILED = "failed"
-    SKIPPED = "skipped"
-    """It could not be looked at; another finding says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check. `what` is the case, `means` says what that does to the application, `fix` what to do about it.
-
-    `details` are plain JSON types. There are no secrets in any of it.
-    """
-
-    name: str
-    status: Status
-    what: str
-    means: str = ""
-    fix: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_problem(self) -> bool:
-        return self.status in (Status.WARNING, Status.FAILED)
-
-    def as_json(self) -> dict[str, Any]:
-        """The finding in plain JSON types."""
-        return {
-            "name": self.name,
-            "status": self.status.value,
-            "what": self.what,
-            "means": self.means,
-            "fix": self.fix,
-            "details": dict(self.details),
-        }
-
-
-def fine(name: str, what: str, **details: Any) -> Finding:
-    """All is well."""
-    return Finding(name, Status.FINE, what, details=details)
-
-
-def skipped(name: str, what: str) -> Finding:
-    """Nobody looked, for the reason that `what` says."""
-    return Finding(name, Status.SKIPPED, what)
-
-
-def warning(name: str, what: str, means: str, fix: str, **details: Any) -> Finding:
-    """It works, and somebody should know."""
-    return Finding(name, Status.WARNING, what, means, fix, details)
-
-
-def failed(name: str, what: str, means: str, fix: str, **details: Any) -> Finding:
-    """It does not work."""
-    return Finding(name, Status.FAILED, what, means, fix, details)
-
-
-def thread_index_missing(why: str = "") -> Finding:
-    """Our index is not there, for want of which nothing fails."""
-    return warning(
-        "database.thread_index",
-        f"The index of the threads of a user is missing{f' ({why})' if why else ''}.",
-        "Everything works; to list the threads of one user, those of all others are looked at, too.",
-        "Run `checkpointing setup`, which makes it while writes go on.",
-    )
-
-
-def exit_code_of(findings: Iterable[Finding]) -> ExitCode:
-    """Warnings do not make a command fail: with them, an application starts and works."""
-    return ExitCode.WRONG if any(found.status is Status.FAILED for found in findings) else ExitCode.FINE
-
-
-STYLES = {Status.FINE: "green", Status.WARNING: "bold yellow", Status.FAILED: "bold red", Status.SKIPPED: "dim"}
-
-WORDS = {Status.FINE: "ok", Status.WARNING: "WARN", Status.FAILED: "FAIL", Status.SKIPPED: "-"}
-
-
 class Terminal(Console):
     """Where people read. Nothing is coloured by what it looks like, and no text makes the terminal do anything: ids of
     threads and errors of servers are whatever somebody chose.
@@ -291,19 +209,6 @@ def _explained(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return f"{reason(error)}. Nothing was changed. Run this as the user that the application runs as."
     return reason(error) if isinstance(error, OSError) else redact(error)
-
-
-def problem(console: Console, finding: Finding) -> None:
-    """Print a finding with what it means and what to do."""
-    word = Text(f"{WORDS[finding.status]:<5}", style=STYLES[finding.status])
-    paragraph(console, Text.assemble(word, ("what   ", "dim")), finding.what, style="bold")
-    paragraph(console, Text("     means  ", style="dim"), finding.means)
-    paragraph(console, Text("     fix    ", style="dim"), finding.fix, style="cyan")
-
-
-def line(console: Console, finding: Finding) -> None:
-    """Print a finding in one line, or as few as there is room for."""
-    paragraph(console, Text(f"{WORDS[finding.status]:<5}", style=STYLES[finding.status]), finding.what)
 
 
 def paragraph(console: Console, lead: Text, text: str, style: str = "") -> None:

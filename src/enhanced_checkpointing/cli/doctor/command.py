@@ -9,7 +9,8 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,26 +18,20 @@ from rich.text import Text
 
 from enhanced_checkpointing.backends.registry import find_backend
 from enhanced_checkpointing.cli.configuration import DEFAULT, Options, Reading, Setting, reading
-from enhanced_checkpointing.cli.database import bounded, opened_primary
-from enhanced_checkpointing.cli.doctor import journal, sqlite
-from enhanced_checkpointing.cli.doctor.journal import ask_journal
-from enhanced_checkpointing.cli.doctor.settings import check_machine, check_settings, check_telemetry
-from enhanced_checkpointing.cli.doctor.sqlite import ask_sqlite
-from enhanced_checkpointing.cli.doctor.trust import check_files, sampled_threads
-from enhanced_checkpointing.cli.output import (
-    ExitCode,
+from enhanced_checkpointing.cli.database import bounded, imported_serializer, opened_primary
+from enhanced_checkpointing.cli.doctor import journal, settings, sqlite
+from enhanced_checkpointing.cli.doctor.checks import (
     Finding,
     Status,
     exit_code_of,
     failed,
     fine,
-    line,
-    plural,
-    print_json,
-    problem,
     skipped,
-    stdout,
 )
+from enhanced_checkpointing.cli.doctor.journal import ask_journal
+from enhanced_checkpointing.cli.doctor.sqlite import ask_sqlite
+from enhanced_checkpointing.cli.doctor.trust import ask_files, files_checks, sampled_threads
+from enhanced_checkpointing.cli.output import ExitCode, plural, print_json, stdout
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
 from enhanced_checkpointing.journal.opening import signer_of
@@ -64,9 +59,12 @@ class Diagnosis:
         return sum(finding.status is status for finding in self.findings)
 
 
-def run(options: Options, *, timeout: float, as_json: bool) -> ExitCode:
-    """Diagnose, print, and tell how it ended."""
+def run(options: Options, serde: str | None, *, timeout: float, as_json: bool) -> ExitCode:
+    """Diagnose, print, and tell how it ended. With the application's serializer, `module:name`, its key is checked."""
+    own = imported_serializer(serde) if serde else None
     with reading(options) as read:
+        if own is not None and read.config is not None:
+            read = replace(read, config=read.config.with_overrides(serde=own))
         diagnosis = asyncio.run(diagnose(read, options, timeout))
     print_diagnosis(diagnosis, as_json=as_json)
     return diagnosis.exit_code
@@ -75,8 +73,8 @@ def run(options: Options, *, timeout: float, as_json: bool) -> ExitCode:
 async def diagnose(read: Reading, options: Options, timeout: float) -> Diagnosis:
     """Look at all parts; without a configuration only at those that need none. `timeout` is seconds of one step."""
     begun, config = time.monotonic(), read.config
-    machine = check_machine(config)
-    found = [*check_settings(read, options), *machine]
+    machine = settings.machine_checks.judge(settings.ask_machine(), config)
+    found = [*settings.judge(read, options), *machine]
     parts: dict[str, Callable[[], Awaitable[Sequence[Finding]]]] = {
         "telemetry": lambda: _telemetry(read, timeout),
     }
@@ -85,13 +83,14 @@ async def diagnose(read: Reading, options: Options, timeout: float) -> Diagnosis
         home = None if driver_is_missing else _home(config)
         parts["journal"] = lambda: _journal(config, home)
         if sys.platform != "win32":
-            parts["files"] = lambda: in_thread_of_its_own(lambda: [*check_files(config)], "look at who can read files")
+            look = partial(_files, config)
+            parts["files"] = lambda: in_thread_of_its_own(look, "look at who can read files")
         if driver_is_missing:
-            found.append(skipped("database", "The database is not looked at: psycopg is missing."))
+            found.append(skipped("The database is not checked: psycopg is missing.", name="database"))
         else:
             parts["database"] = lambda: _database(config, timeout)
     elif config is None:
-        found.append(skipped("database", "Database and journal are not looked at: the settings do not fit."))
+        found.append(skipped("Database and journal are not checked: the settings do not fit.", name="database"))
     each = await asyncio.gather(*(_looked_at(name, look, PATIENCE * timeout) for name, look in sorted(parts.items())))
     findings = (*found, *(finding for part in each for finding in part))
     return Diagnosis(read.settings, findings, time.monotonic() - begun)
@@ -99,15 +98,15 @@ async def diagnose(read: Reading, options: Options, timeout: float) -> Diagnosis
 
 async def _looked_at(name: str, look: Callable[[], Awaitable[Sequence[Finding]]], seconds: float) -> Sequence[Finding]:
     """The findings of one part, whatever happens while it is looked at."""
-    unknown = "Nobody knows how this part is."
+    unknown = "The state of this part is not known."
     try:
         return await bounded(look(), seconds)
     except TimeoutError:
-        what = f"Looking at the {name} did not end within {seconds:g} s."
-        return [failed(name, what, unknown, "Something hangs: a disk, a network, a machine that is overloaded.")]
+        what = f"Checking the {name} did not end within {seconds:g} s."
+        return [failed(what, unknown, "A disk or a network hangs, or the machine is overloaded.", name=name)]
     except Exception as error:  # noqa: BLE001  # the other parts are to be told all the same
-        what = f"The look at the {name} failed: {type(error).__name__}: {redact(error)}"
-        return [failed(name, what, unknown, "If the message does not say what to do, please report it.")]
+        what = f"Checking the {name} failed: {type(error).__name__}: {redact(error)}"
+        return [failed(what, unknown, "If the message does not say what to do, please report it.", name=name)]
 
 
 def _home(config: CheckpointerConfig) -> str | None:
@@ -125,15 +124,20 @@ async def _telemetry(read: Reading, timeout: float) -> Sequence[Finding]:
             return error.strerror or str(error)
         return ""
 
-    return [await in_thread_of_its_own(lambda: check_telemetry(read.environment, reached), "look for the collector")]
+    judge = partial(settings.telemetry_checks.judge, read.environment, reached)
+    return await in_thread_of_its_own(judge, "look for the collector")
+
+
+def _files(config: CheckpointerConfig) -> list[Finding]:
+    return files_checks.judge(ask_files(config), config)
 
 
 async def _journal(config: CheckpointerConfig, home: str | None) -> Sequence[Finding]:
     directory, used = config.journal_dir.absolute(), config.journal == "durable"
     if sys.platform == "win32":
-        return [skipped("journal", "Windows has no flock, which the journal on a disk needs: it is kept in memory.")]
+        return [skipped("Windows has no flock, which the journal on a disk needs: it is in memory.", name="journal")]
     if not used and not directory.exists():
-        return [skipped("journal", f"No journal on a disk is used (journal is {config.journal}).")]
+        return [skipped(f"No journal on a disk is used (journal is {config.journal}).", name="journal")]
     facts = await in_thread_of_its_own(
         lambda: ask_journal(directory, measure=used, signer=signer_of(config)), "look at the journal"
     )
@@ -142,9 +146,9 @@ async def _journal(config: CheckpointerConfig, home: str | None) -> Sequence[Fin
 
 async def _database(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
     if config.backend_name == "memory":
-        return [fine("database", "The primary is memory: nothing outlives the process.")]
+        return [fine("The primary is memory: nothing outlives the process.", name="database")]
     if config.backend_name == "postgres":
-        from enhanced_checkpointing.cli.doctor.postgres import look_at_postgres  # here, as it needs psycopg
+        from enhanced_checkpointing.cli.doctor.postgres_checks import look_at_postgres  # here, as it needs psycopg
 
         return await look_at_postgres(config, timeout)
     if config.backend_name == "sqlite":
@@ -154,28 +158,30 @@ async def _database(config: CheckpointerConfig, timeout: float) -> Sequence[Find
 
 async def _sqlite(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
     if str(config.database_path) == ":memory:":
-        return [fine("database", "The primary is SQLite in memory: nothing outlives the process.")]
+        return [fine("The primary is SQLite in memory: nothing outlives the process.", name="database")]
     path = Path(config.database_path)
     # In a thread of its own, which is left behind when the disk hangs.
     facts = await in_thread_of_its_own(lambda: ask_sqlite(path, timeout, thorough=True), "look at the SQLite file")
-    found = sqlite.judge(facts, config)
-    if facts.exists and config.environment == "production" and not any(one.status is Status.FAILED for one in found):
+    found = sqlite.checks.judge(facts, config)
+    wanted = config.environment == "production" or config.serde is not None
+    if wanted and facts.exists and not any(one.status is Status.FAILED for one in found):
         async with opened_primary(config.with_overrides(auto_setup=False)) as primary:
             found += await sampled_threads(primary, config, timeout)
     return found
 
 
 async def _other(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
-    """A backend that somebody registered: it is opened and probed, as an application would."""
+    """A backend of a third party: it is opened and probed, as an application would."""
     name, means = f"database.{config.backend_name}", "An application that starts now is refused its start, or degraded."
     try:
         async with opened_primary(config) as primary:
             await primary.ask("probe", primary.backend.probe, timeout)
     except CheckpointerConfigurationError as error:
-        return [failed(name, str(error), means, "See the message.")]
+        return [failed(str(error), means, "See the message.", name=name)]
     except CallFailed as error:
-        return [failed(name, f"A write does not work: {redact(error.error)}", means, error.failure.fix or "See there.")]
-    return [fine(name, f"The backend {config.backend_name} takes writes.")]
+        what, fix = f"A write does not work: {redact(error.error)}", error.failure.fix or "See the message."
+        return [failed(what, means, fix, name=name)]
+    return [fine(f"The backend {config.backend_name} takes writes.", name=name)]
 
 
 def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
@@ -205,17 +211,12 @@ def _print(diagnosis: Diagnosis, console: Console) -> None:
     console.print(Text("Settings", style="bold"))
     _print_settings(diagnosis, console)
     console.print()
-    quiet = [finding for finding in diagnosis.findings if not finding.is_problem]
-    loud = sorted(
-        (finding for finding in diagnosis.findings if finding.is_problem),
-        key=lambda finding: finding.status is Status.FAILED,
-    )
-    console.print(Text("Looked at", style="bold"))
-    for finding in quiet:
-        line(console, finding)
-    for finding in loud:
-        console.print()
-        problem(console, finding)
+    console.print(Text("Checked", style="bold"))
+    order = (Status.FINE, Status.SKIPPED), (Status.WARNING,), (Status.FAILED,)  # the eye rests where it ends
+    for finding in (finding for some in order for finding in diagnosis.findings if finding.status in some):
+        if finding.is_problem:
+            console.print()
+        finding.print(console)
     console.print()
     console.print(_verdict(diagnosis))
 
@@ -233,6 +234,6 @@ def _verdict(diagnosis: Diagnosis) -> Text:
     warned = f"{plural(odd, 'warning')}, " if odd else ""
     seconds = f"({diagnosis.seconds:.1f} s)"
     if wrong:
-        return Text(f"{warned}{plural(wrong, 'thing')} to mend {seconds}.", style="bold red")
-    well = f"{warned}nothing to mend: an application can start {seconds}."
+        return Text(f"{warned}{plural(wrong, 'problem')} to fix {seconds}.", style="bold red")
+    well = f"{warned}nothing to fix: an application can start {seconds}."
     return Text(well[:1].upper() + well[1:], style="bold green")

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from enhanced_checkpointing.audit import HEAD, LOG, AuditTrail
-from enhanced_checkpointing.cli.output import Finding, age, failed, fine, one_size, plural, warning
+from enhanced_checkpointing.cli.doctor.checks import Answer, Checks, Finding, failed, fine, warning
+from enhanced_checkpointing.cli.output import age, one_size, plural
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import listed
 from enhanced_checkpointing.journal.disk import RealDisk, memory_filesystem, network_filesystem, reason
-from enhanced_checkpointing.journal.format import Signer
+from enhanced_checkpointing.journal.format import SIGNED_FORMAT, Signer, format_of, read_header
 from enhanced_checkpointing.journal.inspect import Owner, Survey, SurveyedLog, survey
 from enhanced_checkpointing.journal.recovery import belongs
 from enhanced_checkpointing.private_files import FOLDER_MODE, UntrustedFileError
@@ -24,6 +26,8 @@ SYNC_SECONDS, SYNCS = 0.3, 50
 """How long, and how often, the disk is measured at most."""
 
 RECORD_BYTES = 4096
+HEADER_BYTES = 64 * 1024
+"""Of a file, in which its header stands; it names the files before it, some bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class JournalFacts:
     """Why the directory is another user's, or may be: nothing in it was looked at."""
     audit_error: str = ""
     """Why the audit trail in it cannot be written."""
+    signed: tuple[str, ...] = ()
+    """Its files that are signed, and of those the ones that are signed with another key than the given one."""
+    other_key: tuple[str, ...] = ()
 
 
 def ask_journal(directory: Path, *, measure: bool = True, signer: Signer | None = None) -> JournalFacts:
@@ -65,6 +72,8 @@ def ask_journal(directory: Path, *, measure: bool = True, signer: Signer | None 
         AuditTrail(directory).check()
     except OSError as refused:
         audit_error = reason(refused)
+    names = [name for book in surveyed.logs for name in book.files] if surveyed is not None else []
+    signed = [name for name in names if format_of(_beginning(directory / name)) == SIGNED_FORMAT]
     return JournalFacts(
         directory=directory,
         folder=folder,
@@ -77,6 +86,24 @@ def ask_journal(directory: Path, *, measure: bool = True, signer: Signer | None 
         survey_error=survey_error,
         untrusted=untrusted,
         audit_error=audit_error,
+        signed=tuple(signed),
+        other_key=tuple(name for name in signed if signer is not None and _has_other_key(directory, name, signer)),
+    )
+
+
+def _beginning(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(HEADER_BYTES)
+    except OSError:  # its process has drained it, and removed it
+        return b""
+
+
+def _has_other_key(directory: Path, name: str, signer: Signer) -> bool:
+    """Whether the header of a signed file is whole, but not signed with this key."""
+    data, (book, number, _) = _beginning(directory / name), name.split(".")
+    return read_header(data, signer.at(book, int(number))) is None and (
+        read_header(data, Signer(None).at(book, int(number))) is not None
     )
 
 
@@ -125,44 +152,41 @@ NO_START = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the contents of a directory are judged by; `home` is the primary of this configuration, if it has a name."""
+
+    config: CheckpointerConfig
+    home: str | None
+    now: float
+
+
+checks: Checks[JournalFacts, CheckpointerConfig] = Checks()
+contents: Checks[Survey, Around] = Checks()
+
+
 def judge(facts: JournalFacts, config: CheckpointerConfig, home: str | None, now: float) -> list[Finding]:
     """All findings; `home` is the primary of this configuration, `now` the wall clock."""
-    found = [*check_directory(facts), *check_room(facts, config), *check_sync(facts)]
-    if facts.survey_error and not facts.untrusted:
-        found.append(_unreadable(facts))
-    if facts.audit_error and not facts.untrusted:
-        found.append(_unwritable_trail(facts))
-    if facts.survey is not None:
-        found += [
-            *check_owners(facts.survey),
-            *check_backlog(facts.survey, config, home, now),
-            *check_dead_letters(facts.survey),
-            *check_damage(facts.survey),
-            *check_strays(facts.survey),
-            *check_stamps(facts.survey, now),
-        ]
-    return found
+    found = checks.judge(facts, config)
+    return found if facts.survey is None else found + contents.judge(facts.survey, Around(config, home, now))
 
 
-def check_directory(facts: JournalFacts) -> Iterator[Finding]:
-    name = "journal.directory"
+@checks("journal.directory", "Can the journal's directory be written, and trusted?")
+def check_directory(facts: JournalFacts, config: CheckpointerConfig) -> Iterator[Finding]:
     if facts.network is not None:
         yield failed(
-            name,
             f"{facts.directory} is on a network file system ({facts.network}).",
             f"It is refused: locks may not keep other machines out there, and a sync may not be one. {NO_START}",
             "Set CHECKPOINT_JOURNAL_DIR to a directory on a local disk; in a container, on a volume of the node.",
         )
     elif facts.untrusted:
         yield failed(
-            name,
             f"The directory cannot be trusted ({facts.untrusted}).",
             f"Another user could forge what is drained into the database. {NO_START}",
             "Do that, or set CHECKPOINT_JOURNAL_DIR to a directory of the application's user that no other may write.",
         )
     elif facts.error and facts.sync_seconds is None and not _is_full(facts):
         yield failed(
-            name,
             f"{facts.directory} cannot be written ({facts.error}).",
             NO_START,
             "Let the application's user write it, or set CHECKPOINT_JOURNAL_DIR to a directory on a local disk that "
@@ -170,21 +194,20 @@ def check_directory(facts: JournalFacts) -> Iterator[Finding]:
         )
     elif facts.memory is not None:
         yield warning(
-            name,
             f"{facts.directory} is in memory ({facts.memory}).",
             "What is acknowledged in an outage survives the process, but not the machine or the container.",
             "Set CHECKPOINT_JOURNAL_DIR to a directory on a disk, in a container on a volume.",
         )
     else:
         made = "" if facts.folder == facts.directory else ", once the first start has made it"
-        yield fine(name, f"{facts.directory} can be written{made}.")
+        yield fine(f"{facts.directory} can be written{made}.")
 
 
+@checks("journal.room", "Has the journal's disk room for a long outage?")
 def check_room(facts: JournalFacts, config: CheckpointerConfig) -> Iterator[Finding]:
     room = one_size(facts.free_bytes)
     if _is_full(facts):
         yield failed(
-            "journal.room",
             f"The disk of {facts.directory} is full ({room} left).",
             "In an outage, writes are refused. What is in the journal can still be drained.",
             "Make room on it, or set CHECKPOINT_JOURNAL_DIR to a disk that has some.",
@@ -193,40 +216,39 @@ def check_room(facts: JournalFacts, config: CheckpointerConfig) -> Iterator[Find
     elif facts.free_bytes < config.journal_max_bytes:
         most = one_size(config.journal_max_bytes)
         yield warning(
-            "journal.room",
             f"The disk of {facts.directory} has {room} left; each process may journal {most}.",
             "In a long outage the disk is full before the journal is, and writes are refused from then on.",
             "Make room, or lower CHECKPOINT_JOURNAL_MAX_BYTES, so that its alarms come in time.",
             free_bytes=facts.free_bytes,
         )
     else:
-        yield fine("journal.room", f"The disk has {room} left.", free_bytes=facts.free_bytes)
+        yield fine(f"The disk has {room} left.", free_bytes=facts.free_bytes)
 
 
-def check_sync(facts: JournalFacts) -> Iterator[Finding]:
+@checks("journal.sync", "Is the journal's disk fast enough to sync each write?")
+def check_sync(facts: JournalFacts, config: CheckpointerConfig) -> Iterator[Finding]:
     if facts.sync_seconds is None:
         return
     rate, milliseconds = 1 / max(facts.sync_seconds, 1e-6), facts.sync_seconds * 1000
-    details = {"syncs_per_second": round(rate, 1), "milliseconds": round(milliseconds, 3)}
+    details: dict[str, Any] = {"syncs_per_second": round(rate, 1), "milliseconds": round(milliseconds, 3)}
     what = f"The disk syncs {rate:,.0f} times a second ({milliseconds:.2f} ms each)"
     if facts.sync_seconds > SLOW_SYNC:
         yield warning(
-            "journal.sync",
             f"{what}, which is slow.",
             "Each write of an outage waits for a sync, many at a time for the same one.",
             "Put CHECKPOINT_JOURNAL_DIR on a faster disk, one with a write cache that survives a loss of power.",
             **details,
         )
     else:
-        yield fine("journal.sync", f"{what}.", **details)
+        yield fine(f"{what}.", **details)
 
 
-def check_owners(survey: Survey) -> Iterator[Finding]:
+@contents("journal.owners", "Which running processes have a journal here?")
+def check_owners(survey: Survey, around: Around) -> Iterator[Finding]:
     alive = [book for book in survey.logs if book.owner is Owner.ALIVE]
     if any(book.owner is Owner.UNKNOWN for book in survey.logs):
         who = f"process {listed(map(str, survey.adopting))}" if survey.adopting else "a process"
         yield warning(
-            "journal.owners",
             f"The directory is held by {who}, which took longer than it should to take over what is left in it.",
             "Until it is done, nobody else takes anything over: what ended processes left is not drained.",
             "If that process hangs, end it: nothing is lost by that.",
@@ -235,17 +257,19 @@ def check_owners(survey: Survey) -> Iterator[Finding]:
     elif alive:
         ids = sorted({process_id for book in alive for process_id in book.process_ids})
         who = f" ({listed(map(str, ids))})" if ids else ""
-        held = f"{plural(len(alive), 'book')} here {'is' if len(alive) == 1 else 'are'}"
-        yield fine("journal.owners", f"{held} in use by running processes{who}.", process_ids=ids)
+        held = f"{plural(len(alive), 'journal')} here {'is' if len(alive) == 1 else 'are'}"
+        yield fine(f"{held} in use by running processes{who}.", process_ids=ids)
 
 
-def check_backlog(survey: Survey, config: CheckpointerConfig, home: str | None, now: float) -> Iterator[Finding]:
+@contents("journal.backlog", "Does anything wait here that the database does not have?")
+def check_backlog(survey: Survey, around: Around) -> Iterator[Finding]:
     waiting = [book for book in survey.logs if survey.drainable(book)]
-    ours = [book for book in waiting if belongs(book.home, home, takes_over_all=config.journal_adopt == "all")]
+    ours = [
+        book for book in waiting if belongs(book.home, around.home, takes_over_all=around.config.journal_adopt == "all")
+    ]
     for book in waiting:
         if book not in ours and book.owner is not Owner.ALIVE:
             yield failed(
-                "journal.foreign",
                 f"{plural(survey.drainable(book), 'operation')} of an ended process wait "
                 f"for another database: {book.home or 'an earlier release, which did not say which'}.",
                 "They were acknowledged, are nowhere else, and are not drained into the database of this "
@@ -254,35 +278,35 @@ def check_backlog(survey: Survey, config: CheckpointerConfig, home: str | None, 
                 "is this one now, with CHECKPOINT_JOURNAL_ADOPT=all.",
                 home=book.home,
                 pending=survey.drainable(book),
+                name="journal.foreign",
             )
     if alive := [book for book in waiting if book.owner is Owner.ALIVE]:
         yield warning(
-            "journal.backlog",
-            f"{_waits(survey, alive, now)} in the journals of running processes.",
+            f"{_waits(survey, alive, around.now)} in the journals of running processes.",
             "They are acknowledged and not in the database yet. The processes drain them when it takes writes.",
             "If the database is well, look at `checkpointing journal status` again in a minute.",
             pending=sum(map(survey.drainable, alive)),
         )
     if dead := [book for book in ours if book.owner is not Owner.ALIVE]:
         yield warning(
-            "journal.left",
-            f"{_waits(survey, dead, now)} in the journals of ended processes.",
+            f"{_waits(survey, dead, around.now)} in the journals of ended processes.",
             "They are acknowledged and nowhere else. The next application that starts with this directory drains them, "
             "or one that runs, within seconds.",
             "Start the application, or run `checkpointing journal drain`. Do not delete the directory.",
             pending=sum(map(survey.drainable, dead)),
+            name="journal.left",
         )
     if not waiting:
         besides = " but what is frozen" if survey.frozen_threads else ""
-        yield fine("journal.backlog", f"Nothing waits in it{besides}.", pending=0)
+        yield fine(f"Nothing waits in it{besides}.", pending=0)
 
 
-def check_dead_letters(survey: Survey) -> Iterator[Finding]:
+@contents("journal.dead_letters", "Did the database refuse anything permanently?")
+def check_dead_letters(survey: Survey, around: Around) -> Iterator[Finding]:
     letters = [letter for book in survey.logs for letter in book.dead_letters]
     if letters:
         threads = sorted({letter.thread_id for letter in letters})
         yield failed(
-            "journal.dead_letters",
             f"{plural(len(letters), 'operation was', 'operations were')} refused by the database for good ("
             f"{letters[0].error}); {plural(len(threads), 'thread')}: {listed(threads)}.",
             "These threads stay on the journal: they go on, and nothing of them reaches the database.",
@@ -293,7 +317,8 @@ def check_dead_letters(survey: Survey) -> Iterator[Finding]:
         )
 
 
-def check_damage(survey: Survey) -> Iterator[Finding]:
+@contents("journal.damage", "Is everything in the journal as it was written?")
+def check_damage(survey: Survey, around: Around) -> Iterator[Finding]:
     damaged = [book for book in survey.logs if book.faults]
     if damaged:
         faults = [fault for book in damaged for fault in book.faults]
@@ -301,7 +326,6 @@ def check_damage(survey: Survey) -> Iterator[Finding]:
         who = f"{plural(len(threads), 'thread is', 'threads are')} frozen ({listed(threads)})"
         who = who if threads else "No thread is known to lack something"
         yield failed(
-            "journal.damage",
             f"The journal is damaged: {listed(faults, 2)}.",
             f"{who}: nothing more of what is frozen reaches the database until somebody decides. All others go on.",
             "`checkpointing journal quarantine` tells what is damaged and what can be done. Look at the disk, too.",
@@ -310,10 +334,10 @@ def check_damage(survey: Survey) -> Iterator[Finding]:
         )
 
 
-def check_strays(survey: Survey) -> Iterator[Finding]:
+@contents("journal.strays", "Are there files here that are not the journal's?")
+def check_strays(survey: Survey, around: Around) -> Iterator[Finding]:
     if survey.strays:
         yield warning(
-            "journal.strays",
             f"There are files in it that are not the journal's: {listed(survey.strays)}.",
             "They are ignored; they may be the journal's files under other names, which then nobody drains.",
             "Move them elsewhere, or give the journal a directory of its own.",
@@ -321,29 +345,52 @@ def check_strays(survey: Survey) -> Iterator[Finding]:
         )
 
 
-def check_stamps(survey: Survey, now: float) -> Iterator[Finding]:
+@contents("journal.clock", "Was the clock set back since the journal was begun?")
+def check_stamps(survey: Survey, around: Around) -> Iterator[Finding]:
     newest = max((book.begun_at for book in survey.logs), default=0.0)
-    if newest > now + CLOCK_SLACK:
+    if newest > around.now + CLOCK_SLACK:
         yield warning(
-            "journal.clock",
-            f"A file of the journal was begun {age(newest - now)} in the future: the clock has gone back since.",
+            f"A file of the journal was begun {age(newest - around.now)} in the future: the clock has gone back since.",
             "The order of the journal is kept all the same, but new checkpoints may get ids older than those before.",
             "Set the clock, and keep it set (NTP, chrony).",
         )
 
 
-def _unreadable(facts: JournalFacts) -> Finding:
+@checks("journal.contents", "Can the files in the directory be read?")
+def check_contents(facts: JournalFacts, config: CheckpointerConfig) -> Answer:
+    if not facts.survey_error or facts.untrusted:
+        return None
     return failed(
-        "journal.contents",
         f"What is in {facts.directory} cannot be read ({facts.survey_error}).",
         "What ended processes acknowledged may be in it, and would not be drained.",
         "Run this as the user that the application runs as; else give the files to that user.",
     )
 
 
-def _unwritable_trail(facts: JournalFacts) -> Finding:
+@checks("journal.key", "Is CHECKPOINT_JOURNAL_KEY the key that the journal was signed with?")
+def check_key(facts: JournalFacts, config: CheckpointerConfig) -> Answer:
+    if config.journal_key is None and facts.signed:
+        return failed(
+            f"{plural(len(facts.signed), 'file')} of the journal is signed, and CHECKPOINT_JOURNAL_KEY is not set.",
+            "What is signed is not read without its key: an application that starts now is refused its start.",
+            "Set CHECKPOINT_JOURNAL_KEY to the key that the files were written with.",
+            files=list(facts.signed),
+        )
+    if facts.other_key:
+        return failed(
+            f"{plural(len(facts.other_key), 'file')} of the journal is not signed with CHECKPOINT_JOURNAL_KEY.",
+            "An application that starts now takes what is in it for damage: nothing of it reaches the database.",
+            "Set CHECKPOINT_JOURNAL_KEY to the key that the files were written with. Nothing was changed.",
+            files=list(facts.other_key),
+        )
+    return None
+
+
+@checks("journal.audit", "Can the audit trail be written?")
+def check_audit(facts: JournalFacts, config: CheckpointerConfig) -> Answer:
+    if not facts.audit_error or facts.untrusted:
+        return None
     return warning(
-        "journal.audit",
         f"The audit trail in {facts.directory} cannot be written ({facts.audit_error}).",
         "Deletions and erasures are made all the same, and leave no entry; health says degraded.",
         f"Mend {LOG} and {HEAD} there: both are regular files of the application's user, which no other may write.",

@@ -17,11 +17,10 @@ from psycopg.rows import DictRow
 
 from enhanced_checkpointing.backends.postgres.backend import MISSING_PRIVILEGES
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
-from enhanced_checkpointing.cli.database import Primary, bounded, opened_primary
-from enhanced_checkpointing.cli.doctor.trust import check_transport, sampled_threads
-from enhanced_checkpointing.cli.output import Finding, Status, failed, fine, skipped, thread_index_missing
+from enhanced_checkpointing.cli.database import bounded
+from enhanced_checkpointing.cli.doctor.checks import NO_START, Finding, failed, fine, skipped
 from enhanced_checkpointing.config import CheckpointerConfig
-from enhanced_checkpointing.errors import CheckpointerConfigurationError, redact
+from enhanced_checkpointing.errors import redact
 from enhanced_checkpointing.resilience.cooperative import in_thread_of_its_own
 from enhanced_checkpointing.resilience.failures import CallFailed
 
@@ -191,7 +190,6 @@ async def try_to_create(config: CheckpointerConfig) -> None:
 
 DEFAULT_PORT = "5432"
 
-REFUSED_START = "An application that starts now is refused its start, with this error."
 DEGRADED_START = (
     "An application that starts now runs degraded: writes go to the journal, threads that it does not hold cannot be "
     "read (with CHECKPOINT_REQUIRE_PRIMARY=true it does not start)."
@@ -257,20 +255,17 @@ FIX_HOST = {
 
 
 def check_host(reached: Sequence[Reached]) -> Finding:
-    """Whether somebody listens where DATABASE_URL leads."""
+    """Whether a server listens where DATABASE_URL leads."""
     name = "database.host"
     if not reached:
-        return skipped(name, "DATABASE_URL leads to a socket in the file system, not over the network.")
+        return skipped("DATABASE_URL leads to a socket in the file system, not over the network.", name=name)
+    good = ", ".join(str(each.place) for each in reached if not each.error)
     bad = [each for each in reached if each.error]
-    if not bad:
-        places = ", ".join(str(each.place) for each in reached)
-        return fine(name, f"Somebody listens at {places}.", places=places)
     what = "; ".join(f"{each.place}: {each.error}" for each in bad)
-    finding = failed(name, f"The server cannot be reached: {what}.", DEGRADED_START, FIX_HOST[bad[0].explanation])
-    if len(bad) < len(reached):
-        good = ", ".join(str(each.place) for each in reached if not each.error)
-        return fine(name, f"Somebody listens at {good}; of the others: {what}.", places=good)
-    return finding
+    if not good:
+        fix = FIX_HOST[bad[0].explanation]
+        return failed(f"The server cannot be reached: {what}.", DEGRADED_START, fix, name=name)
+    return fine(f"A server listens at {good}{f'; of the others: {what}' if bad else ''}.", name=name, places=good)
 
 
 class _Refusal(NamedTuple):
@@ -286,14 +281,14 @@ _LOGINS = (
     _Refusal(
         ("password authentication failed", "no password supplied", "authentication failed"),
         "The server does not accept this user and password.",
-        REFUSED_START,
+        NO_START,
         "Correct user and password in DATABASE_URL. Special characters of the password are written as %XX there "
         "('@' is %40, '/' is %2F, '%' is %25).",
     ),
     _Refusal(
         ("does not support SSL", "certificate", "sslmode", "sslrootcert"),
         "The encryption that DATABASE_URL asks for does not come about.",
-        REFUSED_START,
+        NO_START,
         "Correct sslmode and sslrootcert in DATABASE_URL, or set the server up for TLS (ssl=on).",
     ),
     _Refusal(
@@ -305,31 +300,31 @@ _LOGINS = (
     _Refusal(
         ("is not permitted to log in",),
         "The server does not let this user log in.",
-        REFUSED_START,
+        NO_START,
         "Allow it: ALTER ROLE name LOGIN; or correct the user in DATABASE_URL.",
     ),
     _Refusal(
         ('role "',),
         "The server has no such user.",
-        REFUSED_START,
+        NO_START,
         "Create the role: CREATE ROLE name LOGIN PASSWORD '…'; or correct the user in DATABASE_URL.",
     ),
     _Refusal(
         ("permission denied for database",),
         "This user may not connect to the database.",
-        REFUSED_START,
+        NO_START,
         "As the owner of the database: GRANT CONNECT ON DATABASE name TO user.",
     ),
     _Refusal(
         ("does not exist", "no such database"),
         "The server has no such database.",
-        REFUSED_START,
+        NO_START,
         "Create it: CREATE DATABASE name; or correct its name at the end of DATABASE_URL.",
     ),
     _Refusal(
         ("no pg_hba.conf entry", "no encryption"),
         "The server does not admit this user from this machine, with or without encryption.",
-        REFUSED_START,
+        NO_START,
         "Add a line to pg_hba.conf on the server and reload it; or ask for encryption with ?sslmode=require.",
     ),
     _Refusal(
@@ -353,92 +348,20 @@ def explain_login(error: CallFailed, seconds: float) -> Finding:
     name, text = "database.login", redact(error.error).strip()
     if error.timed_out or isinstance(error.error, TimeoutError) or "timeout" in text:
         return failed(
-            name,
             f"The server takes the connection and does not answer within {seconds:g} s.",
             DEGRADED_START,
             "It hangs, is overloaded, or is no PostgreSQL: look at its machine and log (disk full? frozen? swapping?), "
             "and at what is in between.",
+            name=name,
         )
     for signs, what, means, fix in _LOGINS:
         if any(sign in text for sign in signs):
-            return failed(name, what, means, fix, error=text)
+            return failed(what, means, fix, name=name, error=text)
     fix = error.failure.fix or "Look into the server's log: it says more than it tells a client."
-    return failed(name, f"The server gave no session: {_one_line(text)}", DEGRADED_START, fix, error=text)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    what = f"The server gave no session: {' '.join(text.split())}"
+    return failed(what, DEGRADED_START, fix, name=name, error=text)
 
 
 async def reach_all(places: Sequence[Place], seconds: float) -> list[Reached]:
     """Reach all places at the same time."""
     return list(await asyncio.gather(*(reach(place, seconds) for place in places)))
-
-
-async def look_at_postgres(config: CheckpointerConfig, timeout: float) -> Sequence[Finding]:
-    """All findings; a step that fails ends the look, as the next ones could only fail, too."""
-    assert config.connection_string is not None
-    reached = await reach_all(places_of(config.connection_string.get_secret_value()), timeout)
-    host, transport = check_host(reached), [*check_transport(config)]
-    if host.status is Status.FAILED:
-        return [host, *transport, skipped("database.login", "Nobody can log in before the host is reached.")]
-    try:
-        async with opened_primary(config) as primary:
-            facts = await primary.ask("doctor", lambda: ask_postgres(config), 2 * timeout)
-            return [host, *transport, *await _judged(primary, facts, config, timeout)]
-    except CheckpointerConfigurationError as error:
-        means = "An application that starts now is refused its start."
-        return [host, *transport, failed("database.login", str(error), means, "See the message.")]
-    except CallFailed as error:
-        return [host, *transport, explain_login(error, timeout)]
-
-
-async def _judged(
-    primary: Primary, facts: PostgresFacts, config: CheckpointerConfig, timeout: float
-) -> Sequence[Finding]:
-    user = facts.answers.get("user", {})
-    encrypted = "encrypted" if facts.encrypted else "not encrypted"
-    login = fine(
-        "database.login",
-        f"{user.get('name', 'The user')} is logged in to {user.get('database', 'the database')}, {encrypted}, after "
-        f"{facts.milliseconds:.0f} ms.",
-        encrypted=facts.encrypted,
-        milliseconds=round(facts.milliseconds, 1),
-    )
-    from enhanced_checkpointing.cli.doctor import postgres_checks  # here, as it reads the facts of this module
-
-    judged = postgres_checks.judge(facts, config)
-    if any(finding.status is Status.FAILED for finding in judged):
-        return [login, *judged, skipped("database.probe", "No write is tried before this is mended.")]
-    probed = [await _probe(primary, facts, config, timeout), *await _index(primary, facts, timeout)]
-    sampled = await sampled_threads(primary, config, timeout) if facts.has_tables else []
-    return [login, *judged, *probed, *sampled]
-
-
-async def _index(primary: Primary, facts: PostgresFacts, timeout: float) -> Sequence[Finding]:
-    if not facts.has_tables:
-        return []  # it is made with them
-    try:
-        there = await primary.ask("index", primary.backend.has_thread_index, timeout)
-    except CallFailed as error:
-        return [thread_index_missing(" ".join(redact(error.error).split()))]
-    return [] if there else [thread_index_missing()]
-
-
-async def _probe(primary: Primary, facts: PostgresFacts, config: CheckpointerConfig, timeout: float) -> Finding:
-    """A real write, rolled back: nothing else finds a full disk, a lock or a trigger that refuses."""
-    name = "database.probe"
-    has_newest = facts.has_tables and (facts.schema_version or 0) >= NEWEST_SCHEMA
-    work = primary.backend.probe if has_newest else lambda: try_to_create(config)
-    try:
-        await primary.ask("probe", work, timeout)
-    except CallFailed as error:
-        late = error.timed_out or "lock timeout" in str(error.error)
-        fix = "Somebody may hold a lock: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'." if late else ""
-        return failed(
-            name,
-            f"A write does not work: {' '.join(redact(error.error).split())}",
-            "Writes fail, or go to the journal, until this is mended.",
-            fix or error.failure.fix or "Look into the server's log.",
-        )
-    return fine(name, f"{'A checkpoint was written' if has_newest else 'A table was made'} and rolled back.")

@@ -15,7 +15,17 @@ from typing import NamedTuple
 from enhanced_checkpointing.backends.base import PROBE_THREAD
 from enhanced_checkpointing.backends.sqlite.file import ORPHANED_LOG_FIX, is_something_else, orphan_text, orphaned_log
 from enhanced_checkpointing.backends.sqlite.listing import IS_THERE_SQL
-from enhanced_checkpointing.cli.output import Finding, failed, fine, one_size, thread_index_missing, warning
+from enhanced_checkpointing.cli.doctor.checks import (
+    NO_START,
+    Answer,
+    Checks,
+    Finding,
+    failed,
+    fine,
+    thread_index_missing,
+    warning,
+)
+from enhanced_checkpointing.cli.output import one_size
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.disk import network_filesystem
 
@@ -123,7 +133,6 @@ def _probe(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-NO_START = "An application that starts now is refused its start."
 OUTAGE = "This is an outage: writes go to the journal, and wait there."
 LEAST_ROOM = 64 * 1024 * 1024
 NO_ROOM = 256 * 1024
@@ -169,58 +178,65 @@ _BY_CODE = {
 """By the beginning of the name of SQLite's result code."""
 
 
-def judge(facts: SqliteFacts, config: CheckpointerConfig) -> list[Finding]:
-    """All findings of a file, whether it is there or not."""
-    if facts.orphaned_log is not None:
-        return [*check_place(facts), _log_without_file(facts.path, facts.orphaned_log)]
-    return [*check_place(facts), *(check_file(facts, config) if facts.exists else check_folder(facts, config))]
+checks: Checks[SqliteFacts, CheckpointerConfig] = Checks()
 
 
-def _log_without_file(path: Path, log: str) -> Finding:
-    return failed("database.file", f"{orphan_text(str(path), log)}.", NO_START, ORPHANED_LOG_FIX)
+@checks("database.filesystem", "Is the file on a local disk?")
+def check_network(facts: SqliteFacts, config: CheckpointerConfig) -> Answer:
+    if facts.network is None:
+        return None
+    return failed(
+        f"{facts.path} is on a network file system ({facts.network}).",
+        "SQLite's write-ahead log does not work there: processes of two machines damage the file.",
+        "Put SQLITE_PATH on a local disk; for several machines use PostgreSQL (DATABASE_URL).",
+    )
 
 
-def check_place(facts: SqliteFacts) -> Iterator[Finding]:
-    if facts.network is not None:
-        yield failed(
-            "database.filesystem",
-            f"{facts.path} is on a network file system ({facts.network}).",
-            "SQLite's write-ahead log does not work there: processes of two machines damage the file.",
-            "Put SQLITE_PATH on a local disk; for several machines use PostgreSQL (DATABASE_URL).",
-        )
-    if facts.free_bytes < LEAST_ROOM:
-        yield warning(
-            "database.room",
-            f"The disk of {facts.path} has {one_size(facts.free_bytes)} left.",
-            "When it is full, writes go to the journal, as long as its disk has room.",
-            "Make room.",
-            free_bytes=facts.free_bytes,
-        )
+@checks("database.room", "Has the file's disk room?")
+def check_free(facts: SqliteFacts, config: CheckpointerConfig) -> Answer:
+    if facts.free_bytes >= LEAST_ROOM:
+        return None
+    return warning(
+        f"The disk of {facts.path} has {one_size(facts.free_bytes)} left.",
+        "When it is full, writes go to the journal, as long as its disk has room.",
+        "Make room.",
+        free_bytes=facts.free_bytes,
+    )
 
 
+@checks("database.file", "Is the file there that the write-ahead log belongs to?")
+def check_log(facts: SqliteFacts, config: CheckpointerConfig) -> Answer:
+    if facts.orphaned_log is None:
+        return None
+    what = f"{orphan_text(str(facts.path), facts.orphaned_log)}."
+    return failed(what, NO_START, ORPHANED_LOG_FIX)
+
+
+@checks("database.file", "Can the file be made where there is none?")
 def check_folder(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Finding]:
-    name = "database.file"
+    if facts.exists or facts.orphaned_log is not None:
+        return
     if facts.folder_error:
         yield failed(
-            name,
             f"{facts.path} is not there and cannot be made: {facts.folder}: {facts.folder_error}.",
             NO_START,
             f"Let the application's user write {facts.folder}, or correct SQLITE_PATH.",
         )
     elif not config.auto_setup:
         yield failed(
-            name,
             f"{facts.path} is not there, and CHECKPOINT_AUTO_SETUP=false forbids the application to make its tables.",
             NO_START,
             "Run `checkpointing setup` once, before the application starts; or correct SQLITE_PATH.",
         )
     else:
         made = "" if facts.folder == facts.path.parent else ", with its folder"
-        yield fine(name, f"{facts.path} is not there yet; the first start makes it{made}.", exists=False)
+        yield fine(f"{facts.path} is not there yet; the first start makes it{made}.", exists=False)
 
 
+@checks("database.file", "Does the file take writes, and is it whole?")
 def check_file(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Finding]:
-    name = "database.file"
+    if not facts.exists or facts.orphaned_log is not None:
+        return
     if facts.error or facts.damage:
         code = "SQLITE_CORRUPT" if facts.damage else facts.code
         if code.startswith("SQLITE_IOERR") and facts.free_bytes < NO_ROOM:
@@ -228,10 +244,9 @@ def check_file(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Findi
         unknown = _Fault("The file cannot be used", NO_START, "See the message.")
         what, means, fix = next((text for start, text in _BY_CODE.items() if code.startswith(start)), unknown)
         said = facts.damage or facts.error
-        yield failed(name, f"{what}: {facts.path} ({said}).", means, fix, code=code, error=said)
+        yield failed(f"{what}: {facts.path} ({said}).", means, fix, code=code, error=said)
     elif facts.never_made:
         yield failed(
-            name,
             f"{facts.path} has tables that are not LangGraph's: they lack {', '.join(facts.never_made)}.",
             NO_START,
             "Name another file in SQLITE_PATH, or give those tables other names: a start changes none of them.",
@@ -239,7 +254,6 @@ def check_file(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Findi
         )
     elif facts.missing and not config.auto_setup:
         yield failed(
-            name,
             f"{facts.path} lacks {', '.join(facts.missing)}, and CHECKPOINT_AUTO_SETUP=false forbids the application "
             "to make it.",
             NO_START,
@@ -248,8 +262,12 @@ def check_file(facts: SqliteFacts, config: CheckpointerConfig) -> Iterator[Findi
         )
     elif facts.missing:
         missing = ", ".join(facts.missing)
-        yield fine(name, f"{facts.path} lacks {missing}, which the first start makes.", missing=list(facts.missing))
+        yield fine(f"{facts.path} lacks {missing}, which the first start makes.", missing=list(facts.missing))
     else:
-        yield fine(name, f"{facts.path} takes writes: one was committed and taken out again.", exists=True)
-        if not facts.has_index:
-            yield thread_index_missing()
+        yield fine(f"{facts.path} takes writes: one was committed and taken out again.", exists=True)
+
+
+@checks("database.thread_index", "Is the index of the threads of a user there?")
+def check_index(facts: SqliteFacts, config: CheckpointerConfig) -> Answer:
+    usable = facts.exists and not facts.missing and not (facts.error or facts.damage)
+    return thread_index_missing() if usable and not facts.has_index else None
