@@ -121,7 +121,7 @@ def test_host_without_an_address_is_told_from_one_where_nobody_listens(server: L
     assert_named(ended, "database.host", what="'nowhere.invalid' has no address", fix="Correct the host")
     assert ended.finding("database.login")["status"] == "skipped"
     ended = doctor("--database-url", "postgresql://me@127.0.0.1:1/x")
-    assert_named(ended, "database.host", what="nobody listens there", fix="Start the server")
+    assert_named(ended, "database.host", what="no server listens there", fix="Start the server")
     ended = doctor("--database-url", f"{server.url()}?host=127.0.0.1,127.0.0.1&port={server.port},1")
     assert "of the others: 127.0.0.1:1: the connection was refused" in ended.finding("database.host")["what"]
     assert ended.code == 0

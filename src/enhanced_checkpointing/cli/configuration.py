@@ -207,7 +207,7 @@ def described_connection(connection_string: str) -> str:
         from psycopg.conninfo import conninfo_to_dict  # here, as a command has to work where it cannot be imported
     except ImportError:
         return "(not shown: psycopg cannot be imported)"
-    # Nobody has checked the string of a primary that is not in use, and libpq may take a password's end for the host.
+    # The string of a primary that is not in use is unchecked, and libpq may take a password's end for the host.
     if connection_string_problem(SecretStr(connection_string)) is not None:
         return "(not shown: it cannot be read)"
     parts = {key: str(value) for key, value in conninfo_to_dict(connection_string).items() if value}
@@ -220,7 +220,7 @@ def described_connection(connection_string: str) -> str:
 
 
 def _hush() -> None:
-    """What the library logs, a command says in its own words, once; a root logger that somebody set up still hears."""
+    """What the library logs, a command says in its own words, once; a root logger that was set up still hears."""
     for name in ("enhanced_checkpointing", "psycopg", "psycopg.pool"):
         logger = logging.getLogger(name)
         if not any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):

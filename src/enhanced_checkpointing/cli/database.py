@@ -68,7 +68,7 @@ async def opened_primary(config: CheckpointerConfig) -> AsyncIterator[Primary]:
     """The primary of a configuration. The database need not be up, and nothing is made in it.
 
     Raises:
-        CheckpointerConfigurationError: it cannot be opened for a reason that waiting does not mend.
+        CheckpointerConfigurationError: it cannot be opened for a reason that waiting does not fix.
     """
     config = config.with_overrides(pool_min_size=0)  # no connection but those that are asked for
     primary = Primary(find_backend(config.backend_name)(config, SharingSerializer(config.serde)), Broadcast([]))
@@ -134,7 +134,7 @@ class Naming:
         """The configuration of the database of that name.
 
         Raises:
-            UsageError: nobody knows what is meant, or it is memory.
+            UsageError: the name is not understood, or it is memory.
             CheckpointerConfigurationError: the URL is not right.
         """
         config = self._configured() if name == CONFIGURED else _config_of(name)

@@ -46,7 +46,7 @@ PAUSE = 0.5
 
 @dataclass(slots=True)
 class Told:
-    """Keeps what is out of the ordinary, each line once: that there is a backlog is known to whoever drains it."""
+    """Keeps what is out of the ordinary, each line once: that there is a backlog is known already."""
 
     lines: list[str] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ class Told:
             line = f"the primary refuses: {event.error}. {event.fix}"
         elif isinstance(event, Diverged):
             line = (
-                f"thread {quoted(event.thread_id)} was written by somebody else meanwhile: both branches are kept, "
+                f"thread {quoted(event.thread_id)} was written by another process meanwhile: both branches are kept, "
                 f"this one as {event.kept_as!r}"
             )
         if line and line not in self.lines:
@@ -193,7 +193,7 @@ def within(seconds: float) -> Deadline:
 
 
 FRAME_SECONDS = 0.1
-"""How often the progress is looked at."""
+"""How often the progress is updated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,15 +233,15 @@ def retry(options: Options, thread_id: str | None, *, timeout: float, as_json: b
         before = survey(config.journal_dir.absolute(), signer=signer_of(config))
         threads = _threads_to_retry(before, thread_id)
         outcome = asyncio.run(_drain(config, before, timeout, threads)) if threads else Outcome(before)
-    left = {letter.thread_id for book in outcome.after.logs for letter in book.dead_letters}
+    left = {letter.thread_id for log in outcome.after.logs for letter in log.dead_letters}
     code = ExitCode.WRONG if thread_id in left or (left and thread_id is None) else ExitCode.FINE
     _print(outcome, code, as_json=as_json)
     return code
 
 
 def _left(found: Survey) -> list[SurveyedLog]:
-    """The books of ended processes in which something is left."""
-    return [book for book in found.logs if book.owner is not Owner.ALIVE and (book.pending or book.dead_letters)]
+    """The logs of ended processes in which something is left."""
+    return [log for log in found.logs if log.owner is not Owner.ALIVE and (log.pending or log.dead_letters)]
 
 
 def _threads_to_retry(found: Survey, thread_id: str | None) -> list[str]:
@@ -250,22 +250,22 @@ def _threads_to_retry(found: Survey, thread_id: str | None) -> list[str]:
     Raises:
         UsageError: the one that was named has none, or a running process holds it.
     """
-    letters = [(letter.thread_id, book) for book in found.logs for letter in book.dead_letters]
-    wanted = [(thread, book) for thread, book in letters if thread_id in (None, thread)]
+    letters = [(letter.thread_id, log) for log in found.logs for letter in log.dead_letters]
+    wanted = [(thread, log) for thread, log in letters if thread_id in (None, thread)]
     if thread_id is not None and not wanted:
         raise UsageError(f"Thread {quoted(thread_id)} has no dead letter in {found.directory}.")
-    held = [(thread, book) for thread, book in wanted if book.owner is Owner.ALIVE]
+    held = [(thread, log) for thread, log in wanted if log.owner is Owner.ALIVE]
     if held and len(held) == len(wanted):
         raise UsageError(_refusal(held))
-    return list(dict.fromkeys(thread for thread, book in wanted if book.owner is not Owner.ALIVE))
+    return list(dict.fromkeys(thread for thread, log in wanted if log.owner is not Owner.ALIVE))
 
 
 def _refusal(held: Sequence[tuple[str, SurveyedLog]]) -> str:
-    owners = _owners([book for _, book in held])
+    owners = _owners([log for _, log in held])
     threads = listed(sorted({thread for thread, _ in held}))
     return (
-        f"The dead letters of {threads} are held by a process that runs ({owners}), and its journal is its own: nobody "
-        "else can write its threads without breaking their order. Mend the cause, then restart that process: its "
+        f"The dead letters of {threads} are held by a process that runs ({owners}), and its journal is its own: no "
+        "other can write its threads without breaking their order. Fix the cause, then restart that process: its "
         "successor tries them again; or stop it, and run this command. Nothing was changed, nothing is lost."
     )
 
@@ -295,7 +295,7 @@ async def _drain(config: CheckpointerConfig, before: Survey, timeout: float, thr
             divergences=foreground.divergences,
             notes=tuple(foreground.told.lines),
             refused=tuple(refused.items()),
-            refused_before=frozenset(letter.thread_id for book in before.logs for letter in book.dead_letters),
+            refused_before=frozenset(letter.thread_id for log in before.logs for letter in log.dead_letters),
             frozen=foreground.frozen_threads,
         )
     return replace(outcome, after=survey(before.directory, signer=signer_of(config)))
@@ -363,39 +363,39 @@ def _left_behind(outcome: Outcome) -> Iterator[str]:
     """What is still in the directory, why, and what to do, a sentence or two each."""
     for thread_id, error in outcome.refused:
         refused = "Refused again" if thread_id in outcome.refused_before else "Refused"
-        yield f"{refused}: thread {thread_id}: {error}. Mend the cause, then: checkpointing journal retry --all"
-    if alive := [book for book in outcome.after.logs if book.pending and book.owner is Owner.ALIVE]:
+        yield f"{refused}: thread {thread_id}: {error}. Fix the cause, then: checkpointing journal retry --all"
+    if alive := [log for log in outcome.after.logs if log.pending and log.owner is Owner.ALIVE]:
         yield (
             f"{_waits(alive)} in the journals of processes that run ({_owners(alive)}): those drain them when their "
-            "database takes writes, and nobody else may. One that never does can be restarted: nothing is lost by that."
+            "database takes writes, and no other process may. One that never does can be restarted: nothing is lost."
         )
     ours = (None, outcome.home)
-    for book in outcome.after.logs:
-        if not book.pending or book in alive:
+    for log in outcome.after.logs:
+        if not log.pending or log in alive:
             continue
-        if outcome.home is not None and book.home not in ours:
+        if outcome.home is not None and log.home not in ours:
             yield (
-                f"{_waits([book])} for another database ({book.home}). Run this with that one; or, if it has moved and "
+                f"{_waits([log])} for another database ({log.home}). Run this with that one; or, if it has moved and "
                 "is this one now, with CHECKPOINT_JOURNAL_ADOPT=all."
             )
         else:
-            yield f"{_waits([book])} still: {_why(outcome, book)}."
-    for book in outcome.after.logs:
-        if book.faults:
-            yield f"The journal is damaged: {listed(book.faults, 2)}. See: checkpointing journal quarantine."
+            yield f"{_waits([log])} still: {_why(outcome, log)}."
+    for log in outcome.after.logs:
+        if log.faults:
+            yield f"The journal is damaged: {listed(log.faults, 2)}. See: checkpointing journal quarantine."
 
 
-def _why(outcome: Outcome, book: SurveyedLog) -> str:
-    if not outcome.after.drainable(book):
+def _why(outcome: Outcome, log: SurveyedLog) -> str:
+    if not outcome.after.drainable(log):
         return "behind what was refused or is damaged"
-    if any(thread_id in outcome.frozen for thread_id, _ in book.waiting):
+    if any(thread_id in outcome.frozen for thread_id, _ in log.waiting):
         return "they cannot be read here; what an application encrypts, that application drains when it starts"
     return "the time was over"
 
 
-def _waits(books: Sequence[SurveyedLog]) -> str:
-    return plural(sum(book.pending for book in books), "operation waits", "operations wait")
+def _waits(logs: Sequence[SurveyedLog]) -> str:
+    return plural(sum(log.pending for log in logs), "operation waits", "operations wait")
 
 
-def _owners(books: Sequence[SurveyedLog]) -> str:
-    return listed(sorted({owner_of(book) for book in books}))
+def _owners(logs: Sequence[SurveyedLog]) -> str:
+    return listed(sorted({owner_of(log) for log in logs}))

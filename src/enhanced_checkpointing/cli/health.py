@@ -218,23 +218,23 @@ async def _probe(config: CheckpointerConfig, timeout: float) -> str | None:
 
 
 def _journal(config: CheckpointerConfig, facts: JournalFacts) -> health.JournalHealth:
-    books = facts.survey.logs if facts.survey is not None else ()
-    stamps = [book.oldest_at for book in books if book.oldest_at is not None]
+    logs = facts.survey.logs if facts.survey is not None else ()
+    stamps = [log.oldest_at for log in logs if log.oldest_at is not None]
     keeps = _keeps(config)
     return health.JournalHealth(
         mode=config.journal,
         durable=config.journal == "durable",
         accepts=config.on_outage == "journal" and config.journal != "off" and not facts.error,
-        pending=sum(book.pending for book in books),
+        pending=sum(log.pending for log in logs),
         oldest_age=max(0.0, time.time() - min(stamps)) if stamps else 0.0,
-        size=sum(book.size for book in books),
+        size=sum(log.size for log in logs),
         capacity=config.journal_max_bytes,
-        dead_letters=sum(len(book.dead_letters) for book in books),
+        dead_letters=sum(len(log.dead_letters) for log in logs),
         frozen_threads=tuple(
-            {letter.thread_id for book in books for letter in book.dead_letters}
-            | {thread for book in books for thread in book.damaged_threads}
+            {letter.thread_id for log in logs for letter in log.dead_letters}
+            | {thread for log in logs for thread in log.damaged_threads}
         ),
-        damages=sum(len(book.faults) for book in books),
+        damages=sum(len(log.faults) for log in logs),
         error=(facts.error or facts.survey_error or None) if keeps else None,
     )
 

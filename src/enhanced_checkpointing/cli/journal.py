@@ -53,28 +53,28 @@ def surveyed(options: Options) -> Survey:
         return survey(directory, signer=signer_of(read.config) if read.config is not None else None)
 
 
-def owner_of(book: SurveyedLog) -> str:
-    """Whose a book is, for people."""
-    if book.owner is Owner.DEAD:
+def owner_of(log: SurveyedLog) -> str:
+    """Whose a log is, for people."""
+    if log.owner is Owner.DEAD:
         return "ended process"
-    if book.owner is Owner.UNKNOWN:
+    if log.owner is Owner.UNKNOWN:
         return "being taken over"
-    return f"process {listed(map(str, book.process_ids))}" if book.process_ids else "running process"
+    return f"process {listed(map(str, log.process_ids))}" if log.process_ids else "running process"
 
 
 def as_object(found: Survey) -> dict[str, Any]:
     """A survey in plain JSON types."""
     now = time.time()
-    stamps = [book.oldest_at for book in found.logs if book.oldest_at is not None]
+    stamps = [log.oldest_at for log in found.logs if log.oldest_at is not None]
     return {
         "directory": str(found.directory),
         "exists": found.exists,
-        "pending": sum(book.pending for book in found.logs),
+        "pending": sum(log.pending for log in found.logs),
         "oldest_age_seconds": round(max(0.0, now - min(stamps)), 3) if stamps else None,
-        "size_bytes": sum(book.size for book in found.logs),
-        "dead_letters": sum(len(book.dead_letters) for book in found.logs),
-        "damages": sum(len(book.faults) for book in found.logs),
-        "books": [_book(book, now) for book in found.logs],
+        "size_bytes": sum(log.size for log in found.logs),
+        "dead_letters": sum(len(log.dead_letters) for log in found.logs),
+        "damages": sum(len(log.faults) for log in found.logs),
+        "books": [_log_as_object(log, now) for log in found.logs],
         "quarantined": [
             {"name": file.name, "book": file.log, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
             for file in found.quarantined
@@ -83,25 +83,25 @@ def as_object(found: Survey) -> dict[str, Any]:
     }
 
 
-def _book(book: SurveyedLog, now: float) -> dict[str, Any]:
+def _log_as_object(log: SurveyedLog, now: float) -> dict[str, Any]:
     return {
-        "book": book.identity,
-        "owner": book.owner.value,
-        "process_ids": list(book.process_ids),
-        "home": book.home,
-        "begun_at": round(book.begun_at, 3),
-        "pending": book.pending,
-        "threads": len(book.waiting),
-        "oldest_age_seconds": None if book.oldest_at is None else round(max(0.0, now - book.oldest_at), 3),
-        "size_bytes": book.size,
-        "dead_letters": len(book.dead_letters),
-        "faults": list(book.faults),
-        "damaged_threads": list(book.damaged_threads),
-        "files": list(book.files),
+        "book": log.identity,
+        "owner": log.owner.value,
+        "process_ids": list(log.process_ids),
+        "home": log.home,
+        "begun_at": round(log.begun_at, 3),
+        "pending": log.pending,
+        "threads": len(log.waiting),
+        "oldest_age_seconds": None if log.oldest_at is None else round(max(0.0, now - log.oldest_at), 3),
+        "size_bytes": log.size,
+        "dead_letters": len(log.dead_letters),
+        "faults": list(log.faults),
+        "damaged_threads": list(log.damaged_threads),
+        "files": list(log.files),
     }
 
 
-def letter_as_object(letter: DeadLetterRecord, book: SurveyedLog) -> dict[str, Any]:
+def letter_as_object(letter: DeadLetterRecord, log: SurveyedLog) -> dict[str, Any]:
     """A dead letter in plain JSON types."""
     return {
         "thread_id": letter.thread_id,
@@ -111,9 +111,9 @@ def letter_as_object(letter: DeadLetterRecord, book: SurveyedLog) -> dict[str, A
         "error": letter.error,
         "written_at": round(letter.written_at, 3),
         "size_bytes": letter.size,
-        "book": book.identity,
-        "owner": book.owner.value,
-        "process_ids": list(book.process_ids),
+        "book": log.identity,
+        "owner": log.owner.value,
+        "process_ids": list(log.process_ids),
     }
 
 
@@ -132,7 +132,7 @@ def show_status(options: Options, *, as_json: bool) -> ExitCode:
 
 def exit_code(found: Survey) -> ExitCode:
     """Fine only when nothing waits, nothing was refused and nothing is damaged."""
-    wrong = any(book.pending or book.dead_letters or book.faults for book in found.logs)
+    wrong = any(log.pending or log.dead_letters or log.faults for log in found.logs)
     return ExitCode.WRONG if wrong else ExitCode.FINE
 
 
@@ -156,15 +156,15 @@ def _table(found: Survey) -> Table:
     for name in ("waiting", "oldest", "size", "dead letters", "damage"):
         table.add_column(name, justify="right", no_wrap=True)
     now = time.time()
-    for book in found.logs:
+    for log in found.logs:
         table.add_row(
-            owner_of(book),
-            f"{age(now - book.begun_at)} ago",
-            str(book.pending),
-            "-" if book.oldest_at is None else age(now - book.oldest_at),
-            one_size(book.size),
-            Text(str(len(book.dead_letters)), style="bold red" if book.dead_letters else ""),
-            Text(str(len(book.faults)), style="bold red" if book.faults else ""),
+            owner_of(log),
+            f"{age(now - log.begun_at)} ago",
+            str(log.pending),
+            "-" if log.oldest_at is None else age(now - log.oldest_at),
+            one_size(log.size),
+            Text(str(len(log.dead_letters)), style="bold red" if log.dead_letters else ""),
+            Text(str(len(log.faults)), style="bold red" if log.faults else ""),
         )
     return table
 
@@ -172,7 +172,7 @@ def _table(found: Survey) -> Table:
 def _notes(found: Survey) -> list[str]:
     """What a number in the table does not say."""
     notes = []
-    homes = {book.home for book in found.logs if book.pending or book.dead_letters}
+    homes = {log.home for log in found.logs if log.pending or log.dead_letters}
     if homes:
         notes.append(f"What waits is for {listed(sorted(home or 'a database that is not named' for home in homes))}.")
     if found.quarantined:
@@ -183,24 +183,24 @@ def _notes(found: Survey) -> list[str]:
 
 
 def _verdict(found: Survey) -> str:
-    pending = sum(book.pending for book in found.logs)
+    pending = sum(log.pending for log in found.logs)
     if exit_code(found) is ExitCode.FINE:
         return "Nothing waits, nothing is damaged."
     parts = []
     if pending:
         parts.append(plural(pending, "operation waits", "operations wait"))
-    if letters := sum(len(book.dead_letters) for book in found.logs):
+    if letters := sum(len(log.dead_letters) for log in found.logs):
         parts.append(f"{plural(letters, 'dead letter')} (see: checkpointing journal dead-letters)")
-    if damages := sum(len(book.faults) for book in found.logs):
+    if damages := sum(len(log.faults) for log in found.logs):
         parts.append(f"{plural(damages, 'damaged place')} (see: checkpointing journal quarantine)")
     return f"{'; '.join(parts)}.{_hint(found)}"
 
 
 def _hint(found: Survey) -> str:
-    if left := sum(found.drainable(book) for book in found.logs if book.owner is Owner.DEAD):
+    if left := sum(found.drainable(log) for log in found.logs if log.owner is Owner.DEAD):
         waits = plural(left, "operation of an ended process waits", "operations of ended processes wait")
         return f" {waits} for an application that starts with this directory, or for `checkpointing journal drain`."
-    if any(found.drainable(book) for book in found.logs):
+    if any(found.drainable(log) for log in found.logs):
         return " Running processes drain what is theirs, when their database takes writes."
     return ""
 
@@ -208,9 +208,9 @@ def _hint(found: Survey) -> str:
 def show_letters(options: Options, *, as_json: bool) -> ExitCode:
     """List them; fine only where there are none."""
     found = surveyed(options)
-    letters = [(letter, book) for book in found.logs for letter in book.dead_letters]
+    letters = [(letter, log) for log in found.logs for letter in log.dead_letters]
     if as_json:
-        objects = [letter_as_object(letter, book) for letter, book in letters]
+        objects = [letter_as_object(letter, log) for letter, log in letters]
         print_json({"directory": str(found.directory), "dead_letters": objects})
     else:
         _print_letters(found, letters, stdout())
@@ -221,12 +221,12 @@ def _print_letters(found: Survey, letters: list[tuple[DeadLetterRecord, Surveyed
     if not letters:
         console.print(Text(f"No dead letters in {found.directory}.", style="bold green"), soft_wrap=True)
         return
-    for letter, book in letters:
+    for letter, log in letters:
         facts = {
             "thread": letter.thread_id,
             "operation": _described(letter),
             "refused": letter.error,
-            "written": f"{age(time.time() - letter.written_at)} ago, {one_size(letter.size)}, by: {owner_of(book)}",
+            "written": f"{age(time.time() - letter.written_at)} ago, {one_size(letter.size)}, by: {owner_of(log)}",
         }
         for name, text in facts.items():
             paragraph(console, Text(f"{name:<11}", style="dim"), text, style="bold" if name == "thread" else "")
@@ -244,11 +244,11 @@ def _described(letter: DeadLetterRecord) -> str:
 
 def _letters_verdict(letters: list[tuple[DeadLetterRecord, SurveyedLog]]) -> tuple[str, str]:
     what = plural(len(letters), "dead letter")
-    means = "What was acknowledged is kept, and its threads stay on the journal until the cause is mended."
-    if all(book.owner is Owner.ALIVE for _, book in letters):
-        fix = "Mend it (the message names it), then restart the process that runs: its successor tries them again."
+    means = "What was acknowledged is kept, and its threads stay on the journal until the cause is fixed."
+    if all(log.owner is Owner.ALIVE for _, log in letters):
+        fix = "Fix it (the message names it), then restart the running process: its successor tries them again."
     else:
-        fix = "Mend it (the message names it), then: checkpointing journal retry --all"
+        fix = "Fix it (the message names it), then: checkpointing journal retry --all"
     return f"{what}. {means}", fix
 
 
@@ -272,7 +272,7 @@ def show_quarantine(options: Options, *, copy_to: Path | None, branches: bool, a
     With `branches` the primary is asked for the sibling threads of outages, too.
     """
     found = surveyed(options)
-    damaged = [book for book in found.logs if book.faults]
+    damaged = [log for log in found.logs if log.faults]
     copied = _copy_out(found, damaged, copy_to) if copy_to is not None else []
     siblings = _siblings(options) if branches else None
     if as_json:
@@ -309,7 +309,7 @@ def _print_branches(siblings: list[str], console: Console) -> None:
 
 
 def _copy_out(found: Survey, damaged: list[SurveyedLog], folder: Path) -> list[str]:
-    """Copy every file of the damaged books, and what is in quarantine, into a new or empty folder.
+    """Copy every file of the damaged logs, and what is in quarantine, into a new or empty folder.
 
     Raises:
         UsageError: there is something in it already.
@@ -317,7 +317,7 @@ def _copy_out(found: Survey, damaged: list[SurveyedLog], folder: Path) -> list[s
     make_private_folder(folder)
     if any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty. Nothing was copied. Name a new folder.")
-    names = [name for book in damaged for name in book.files]
+    names = [name for log in damaged for name in log.files]
     kept = [file.name for file in found.quarantined]
     with own_directory(found.directory) as source, own_directory(folder) as target:
         for name in names:
@@ -335,15 +335,15 @@ def _quarantine_as_object(found: Survey, damaged: list[SurveyedLog], copied: lis
         "directory": str(found.directory),
         "damaged": [
             {
-                "book": book.identity,
-                "owner": book.owner.value,
-                "process_ids": list(book.process_ids),
-                "faults": list(book.faults),
-                "frozen_threads": list(book.damaged_threads),
-                "pending": book.pending,
-                "files": list(book.files),
+                "book": log.identity,
+                "owner": log.owner.value,
+                "process_ids": list(log.process_ids),
+                "faults": list(log.faults),
+                "frozen_threads": list(log.damaged_threads),
+                "pending": log.pending,
+                "files": list(log.files),
             }
-            for book in damaged
+            for log in damaged
         ],
         "quarantined": [
             {"name": file.name, "book": file.log, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
@@ -356,18 +356,18 @@ def _quarantine_as_object(found: Survey, damaged: list[SurveyedLog], copied: lis
 def _print_quarantine(
     found: Survey, damaged: list[SurveyedLog], copied: list[str], copy_to: Path | None, console: Console
 ) -> None:
-    for book in damaged:
+    for log in damaged:
         facts = {
-            "damaged": listed(book.faults, 3),
-            "owner": f"{owner_of(book)}, begun {age(time.time() - book.begun_at)} ago",
-            "frozen": listed(book.damaged_threads) or "no thread is known to lack something",
-            "waiting": plural(book.pending, "operation that is whole", "operations that are whole"),
+            "damaged": listed(log.faults, 3),
+            "owner": f"{owner_of(log)}, begun {age(time.time() - log.begun_at)} ago",
+            "frozen": listed(log.damaged_threads) or "no thread is known to lack something",
+            "waiting": plural(log.pending, "operation that is whole", "operations that are whole"),
         }
         for name, text in facts.items():
             paragraph(console, Text(f"{name:<9}", style="dim"), text, style="bold" if name == "damaged" else "")
         console.print()
     for file in found.quarantined:
-        kept = "a copy of a damaged file" if any(book.identity == file.log for book in damaged) else "kept"
+        kept = "a copy of a damaged file" if any(log.identity == file.log for log in damaged) else "kept"
         what = f"{file.name} ({one_size(file.size)}, {kept} since {age(time.time() - file.copied_at)})"
         paragraph(console, Text("copy     ", style="dim"), what)
     if copied:
@@ -377,15 +377,15 @@ def _print_quarantine(
 
 def _print_advice(found: Survey, damaged: list[SurveyedLog], console: Console) -> None:
     if not damaged:
-        kept = " What is in quarantine is kept until somebody removes it." if found.quarantined else ""
+        kept = " What is in quarantine is kept until it is removed." if found.quarantined else ""
         paragraph(console, Text(), f"Nothing in {found.directory} is damaged.{kept}", style="bold green")
         return
     waiting = sum(map(found.drainable, damaged))
-    first = f"First of all: {DRAIN_FIRST.format(plural(waiting, 'operation', 'operations'))}" if waiting else ""
+    first = f"First: {DRAIN_FIRST.format(plural(waiting, 'operation', 'operations'))}" if waiting else ""
     for text in filter(None, (GOES_ON, first, WAY_OUT)):
         paragraph(console, Text(), text, style="yellow")
-    for book in damaged:
-        console.print(Text(f"    mv {found.directory / book.identity}.* ELSEWHERE/", style="yellow"), soft_wrap=True)
+    for log in damaged:
+        console.print(Text(f"    mv {found.directory / log.identity}.* ELSEWHERE/", style="yellow"), soft_wrap=True)
 
 
 PAGE = 1000

@@ -41,14 +41,14 @@ from enhanced_checkpointing.threads.migrate import Orders, Outcome, Report, Tall
 
 @dataclass(frozen=True, slots=True)
 class Journaled:
-    """Acknowledged operations in the books of a directory, and not in the source."""
+    """Acknowledged operations in the logs of a directory, and not in the source."""
 
     directory: Path
     count: int = 0
     elsewhere: dict[str, int] = field(default_factory=dict)
     """Of databases of other names, which may be the source all the same."""
     unread: str | None = None
-    """Why nobody can tell what has come since the work began."""
+    """Why it is not known what has come since the work began."""
 
     @property
     def complete(self) -> bool:
@@ -91,12 +91,12 @@ def journaled_for(home: str, place: JournalPlace) -> Journaled:
         OSError: it cannot be read.
     """
     count, elsewhere = 0, Counter[str]()
-    for book in survey(place.directory).logs:
-        held = book.pending + len(book.dead_letters)
-        if belongs(book.home, home, takes_over_all=place.takes_over_all):
+    for log in survey(place.directory).logs:
+        held = log.pending + len(log.dead_letters)
+        if belongs(log.home, home, takes_over_all=place.takes_over_all):
             count += held
-        elif held and book.home is not None and book.home != MEMORY:
-            elsewhere[book.home] += held
+        elif held and log.home is not None and log.home != MEMORY:
+            elsewhere[log.home] += held
     return Journaled(place.directory, count, dict(elsewhere))
 
 
@@ -302,7 +302,7 @@ STREAM = "-"
 """Stands for standard output, or input, instead of a file."""
 
 OWNER_ONLY = 0o600
-"""Conversations are nobody else's business."""
+"""Conversations are private."""
 
 PART_LENGTH = 60
 """Characters of a file's name that its unfinished one begins with."""
@@ -390,7 +390,7 @@ def _name(part: Path, path: Path) -> None:
             os.link(part, path)
         except FileExistsError:
             raise
-        except OSError:  # a file system without links: whoever makes the empty file first has the name
+        except OSError:  # a file system without links: the first to make the empty file has the name
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
             part.replace(path)
     except FileExistsError:

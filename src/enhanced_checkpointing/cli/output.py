@@ -109,7 +109,7 @@ class ExitCode(IntEnum):
     WRONG = 1
     """The command found something wrong, or could not do all that was asked for."""
     UNKNOWN = 2
-    """Wrong usage or configuration, or nobody could find out."""
+    """Wrong usage or configuration, or it could not be found out."""
 
 
 class UsageError(Exception):
@@ -126,7 +126,7 @@ class RefusedError(Exception):
 
 class Terminal(Console):
     """Where people read. Nothing is coloured by what it looks like, and no text makes the terminal do anything: ids of
-    threads and errors of servers are whatever somebody chose.
+    threads and errors of servers can hold anything.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -272,7 +272,7 @@ def ask(
         UsageError: there is no terminal, or the answer is not yes; `otherwise` says what that means.
     """
     if as_json or not sys.stdin.isatty():
-        raise UsageError(f"{question} Give --yes, since there is nobody to ask. {otherwise}")
+        raise UsageError(f"{question} Give --yes: there is no terminal to ask at. {otherwise}")
     console = Console(stderr=True, highlight=False)
     show(console)
     console.print(Text(f"{question} [y/N] ", style="bold"), end="", soft_wrap=True)

@@ -96,7 +96,7 @@ def as_object(sweep: Sweep) -> dict[str, Any]:
 def _print(sweep: Sweep) -> None:
     console = stdout()
     if not sweep.sole:
-        console.print("Another process is just doing this, so nothing was done here.")
+        console.print("Another process does this now, so nothing was done here.")
         return
     console.print(f"{plural(sweep.looked_at, 'thread')} looked at in {sweep.seconds:.1f} s: {_done(sweep)}")
     if sweep.checkpoints:

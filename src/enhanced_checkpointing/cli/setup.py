@@ -111,7 +111,7 @@ async def set_up(config: CheckpointerConfig, *, wait: float, timeout: float, tel
                 return _failed(database, failed, time.monotonic() - begun)
     except CheckpointerConfigurationError as error:
         return Outcome(str(config.backend_name), False, what=str(error), seconds=time.monotonic() - begun)
-    fix = f"The index of the threads of a user is missing ({missing}); nothing fails for want of it." if missing else ""
+    fix = f"The index of the threads of a user is missing ({missing}); nothing fails without it." if missing else ""
     return Outcome(database, True, before, after, _described(before, after, database), fix, time.monotonic() - begun)
 
 
@@ -162,7 +162,7 @@ async def _version(primary: Primary, config: CheckpointerConfig, seconds: float)
 async def _say_that_it_goes_on(tell: Callable[[str], None]) -> None:
     while True:
         await asyncio.sleep(TELL_EVERY)
-        tell("still at it: an index on a large table takes its time, or another process is just doing this")
+        tell("still working: an index on a large table takes its time, or another process does this now")
 
 
 def _described(before: int | None, after: int | None, database: str) -> str:

@@ -111,7 +111,7 @@ def _decoded(tag: str, data: bytes) -> Any:
             return json.loads(data)
         if tag == MSGPACK:
             return ormsgpack.unpackb(data, ext_hook=_described, option=_NOT_STRINGS)
-    except ValueError:  # nobody can read it, and the rest of the state is still worth looking at
+    except ValueError:  # unreadable, and the rest of the state is still worth looking at
         return Unreadable(f"damaged {tag}", len(data))
     return Unreadable(tag, len(data))
 

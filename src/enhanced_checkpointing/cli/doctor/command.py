@@ -1,6 +1,6 @@
-"""`checkpointing doctor`: looks at everything that a start needs, changes nothing, and never hangs.
+"""`checkpointing doctor`: checks everything that a start needs, changes nothing, and never hangs.
 
-Each part is looked at by itself, all at the same time, and within bounds: what one of them waits for keeps no other."""
+Each part is checked by itself, all at the same time, and within bounds: none waits for another."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def ask_journal(directory: Path, *, measure: bool = True, signer: Signer | None 
         AuditTrail(directory).check()
     except OSError as refused:
         audit_error = reason(refused)
-    names = [name for book in surveyed.logs for name in book.files] if surveyed is not None else []
+    names = [name for log in surveyed.logs for name in log.files] if surveyed is not None else []
     signed = [name for name in names if format_of(_beginning(directory / name)) == SIGNED_FORMAT]
     return JournalFacts(
         directory=directory,
@@ -101,9 +101,9 @@ def _beginning(file: Path) -> bytes:
 
 def _has_other_key(directory: Path, name: str, signer: Signer) -> bool:
     """Whether the header of a signed file is whole, but not signed with this key."""
-    data, (book, number, _) = _beginning(directory / name), name.split(".")
-    return read_header(data, signer.at(book, int(number))) is None and (
-        read_header(data, Signer(None).at(book, int(number))) is not None
+    data, (log, number, _) = _beginning(directory / name), name.split(".")
+    return read_header(data, signer.at(log, int(number))) is None and (
+        read_header(data, Signer(None).at(log, int(number))) is not None
     )
 
 
@@ -245,17 +245,17 @@ def check_sync(facts: JournalFacts, config: CheckpointerConfig) -> Iterator[Find
 
 @contents("journal.owners", "Which running processes have a journal here?")
 def check_owners(survey: Survey, around: Around) -> Iterator[Finding]:
-    alive = [book for book in survey.logs if book.owner is Owner.ALIVE]
-    if any(book.owner is Owner.UNKNOWN for book in survey.logs):
+    alive = [log for log in survey.logs if log.owner is Owner.ALIVE]
+    if any(log.owner is Owner.UNKNOWN for log in survey.logs):
         who = f"process {listed(map(str, survey.adopting))}" if survey.adopting else "a process"
         yield warning(
             f"The directory is held by {who}, which took longer than it should to take over what is left in it.",
-            "Until it is done, nobody else takes anything over: what ended processes left is not drained.",
+            "Until it is done, no other process takes anything over: what ended processes left is not drained.",
             "If that process hangs, end it: nothing is lost by that.",
             process_ids=list(survey.adopting),
         )
     elif alive:
-        ids = sorted({process_id for book in alive for process_id in book.process_ids})
+        ids = sorted({process_id for log in alive for process_id in log.process_ids})
         who = f" ({listed(map(str, ids))})" if ids else ""
         held = f"{plural(len(alive), 'journal')} here {'is' if len(alive) == 1 else 'are'}"
         yield fine(f"{held} in use by running processes{who}.", process_ids=ids)
@@ -263,31 +263,31 @@ def check_owners(survey: Survey, around: Around) -> Iterator[Finding]:
 
 @contents("journal.backlog", "Does anything wait here that the database does not have?")
 def check_backlog(survey: Survey, around: Around) -> Iterator[Finding]:
-    waiting = [book for book in survey.logs if survey.drainable(book)]
+    waiting = [log for log in survey.logs if survey.drainable(log)]
     ours = [
-        book for book in waiting if belongs(book.home, around.home, takes_over_all=around.config.journal_adopt == "all")
+        log for log in waiting if belongs(log.home, around.home, takes_over_all=around.config.journal_adopt == "all")
     ]
-    for book in waiting:
-        if book not in ours and book.owner is not Owner.ALIVE:
+    for log in waiting:
+        if log not in ours and log.owner is not Owner.ALIVE:
             yield failed(
-                f"{plural(survey.drainable(book), 'operation')} of an ended process wait "
-                f"for another database: {book.home or 'an earlier release, which did not say which'}.",
+                f"{plural(survey.drainable(log), 'operation')} of an ended process wait "
+                f"for another database: {log.home or 'an earlier release, which did not say which'}.",
                 "They were acknowledged, are nowhere else, and are not drained into the database of this "
                 "configuration.",
                 "Start an application, or `checkpointing journal drain`, with that database; or, if it has moved and "
                 "is this one now, with CHECKPOINT_JOURNAL_ADOPT=all.",
-                home=book.home,
-                pending=survey.drainable(book),
+                home=log.home,
+                pending=survey.drainable(log),
                 name="journal.foreign",
             )
-    if alive := [book for book in waiting if book.owner is Owner.ALIVE]:
+    if alive := [log for log in waiting if log.owner is Owner.ALIVE]:
         yield warning(
             f"{_waits(survey, alive, around.now)} in the journals of running processes.",
             "They are acknowledged and not in the database yet. The processes drain them when it takes writes.",
             "If the database is well, look at `checkpointing journal status` again in a minute.",
             pending=sum(map(survey.drainable, alive)),
         )
-    if dead := [book for book in ours if book.owner is not Owner.ALIVE]:
+    if dead := [log for log in ours if log.owner is not Owner.ALIVE]:
         yield warning(
             f"{_waits(survey, dead, around.now)} in the journals of ended processes.",
             "They are acknowledged and nowhere else. The next application that starts with this directory drains them, "
@@ -303,14 +303,14 @@ def check_backlog(survey: Survey, around: Around) -> Iterator[Finding]:
 
 @contents("journal.dead_letters", "Did the database refuse anything permanently?")
 def check_dead_letters(survey: Survey, around: Around) -> Iterator[Finding]:
-    letters = [letter for book in survey.logs for letter in book.dead_letters]
+    letters = [letter for log in survey.logs for letter in log.dead_letters]
     if letters:
         threads = sorted({letter.thread_id for letter in letters})
         yield failed(
-            f"{plural(len(letters), 'operation was', 'operations were')} refused by the database for good ("
+            f"{plural(len(letters), 'operation was', 'operations were')} refused by the database permanently ("
             f"{letters[0].error}); {plural(len(threads), 'thread')}: {listed(threads)}.",
             "These threads stay on the journal: they go on, and nothing of them reaches the database.",
-            "`checkpointing journal dead-letters` lists them. Mend the cause, then run "
+            "`checkpointing journal dead-letters` lists them. Fix the cause, then run "
             "`checkpointing journal retry --all`.",
             dead_letters=len(letters),
             threads=threads,
@@ -319,16 +319,16 @@ def check_dead_letters(survey: Survey, around: Around) -> Iterator[Finding]:
 
 @contents("journal.damage", "Is everything in the journal as it was written?")
 def check_damage(survey: Survey, around: Around) -> Iterator[Finding]:
-    damaged = [book for book in survey.logs if book.faults]
+    damaged = [log for log in survey.logs if log.faults]
     if damaged:
-        faults = [fault for book in damaged for fault in book.faults]
-        threads = sorted({thread for book in damaged for thread in book.damaged_threads})
+        faults = [fault for log in damaged for fault in log.faults]
+        threads = sorted({thread for log in damaged for thread in log.damaged_threads})
         who = f"{plural(len(threads), 'thread is', 'threads are')} frozen ({listed(threads)})"
         who = who if threads else "No thread is known to lack something"
         yield failed(
             f"The journal is damaged: {listed(faults, 2)}.",
-            f"{who}: nothing more of what is frozen reaches the database until somebody decides. All others go on.",
-            "`checkpointing journal quarantine` tells what is damaged and what can be done. Look at the disk, too.",
+            f"{who}: nothing more of what is frozen reaches the database until an operator decides. All others go on.",
+            "`checkpointing journal quarantine` shows what is damaged and what can be done. Check the disk, too.",
             faults=faults,
             threads=threads,
         )
@@ -339,7 +339,7 @@ def check_strays(survey: Survey, around: Around) -> Iterator[Finding]:
     if survey.strays:
         yield warning(
             f"There are files in it that are not the journal's: {listed(survey.strays)}.",
-            "They are ignored; they may be the journal's files under other names, which then nobody drains.",
+            "They are ignored; they may be the journal's files under other names, which are never drained.",
             "Move them elsewhere, or give the journal a directory of its own.",
             files=list(survey.strays),
         )
@@ -347,7 +347,7 @@ def check_strays(survey: Survey, around: Around) -> Iterator[Finding]:
 
 @contents("journal.clock", "Was the clock set back since the journal was begun?")
 def check_stamps(survey: Survey, around: Around) -> Iterator[Finding]:
-    newest = max((book.begun_at for book in survey.logs), default=0.0)
+    newest = max((log.begun_at for log in survey.logs), default=0.0)
     if newest > around.now + CLOCK_SLACK:
         yield warning(
             f"A file of the journal was begun {age(newest - around.now)} in the future: the clock has gone back since.",
@@ -393,7 +393,7 @@ def check_audit(facts: JournalFacts, config: CheckpointerConfig) -> Answer:
     return warning(
         f"The audit trail in {facts.directory} cannot be written ({facts.audit_error}).",
         "Deletions and erasures are made all the same, and leave no entry; health says degraded.",
-        f"Mend {LOG} and {HEAD} there: both are regular files of the application's user, which no other may write.",
+        f"Repair {LOG} and {HEAD} there: both are regular files of the application's user, which no other may write.",
     )
 
 
@@ -401,7 +401,7 @@ def _is_full(facts: JournalFacts) -> bool:
     return facts.free_bytes < LEAST_ROOM or "No space left" in facts.error
 
 
-def _waits(survey: Survey, books: list[SurveyedLog], now: float) -> str:
-    pending = sum(map(survey.drainable, books))
-    oldest = min(book.oldest_at for book in books if book.oldest_at is not None)
+def _waits(survey: Survey, logs: list[SurveyedLog], now: float) -> str:
+    pending = sum(map(survey.drainable, logs))
+    oldest = min(log.oldest_at for log in logs if log.oldest_at is not None)
     return f"{plural(pending, 'operation waits', 'operations wait')}, the oldest for {age(now - oldest)},"

@@ -209,7 +209,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How the attempt ended to connect to a place: without an `error` somebody listens there."""
+    """How the attempt ended to connect to a place: without an `error` a server listens there."""
 
     place: Place
     error: str = ""
@@ -237,7 +237,7 @@ async def reach(place: Place, seconds: float) -> Reached:
     except socket.gaierror as error:
         return Reached(place, f"the name {place.host!r} has no address ({error.strerror})", "name")
     except ConnectionRefusedError:
-        return Reached(place, "the connection was refused: nobody listens there", "refused")
+        return Reached(place, "the connection was refused: no server listens there", "refused")
     except (TimeoutError, OSError) as error:
         reason = getattr(error, "strerror", None) or f"no answer within {seconds:g} s"
         return Reached(place, str(reason), "silent")

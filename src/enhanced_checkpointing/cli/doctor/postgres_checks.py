@@ -1,4 +1,4 @@
-"""What the facts of a PostgreSQL server and of its tables mean for the application. Pure: nobody is asked here."""
+"""What the facts of a PostgreSQL server and of its tables mean for the application. Nothing is asked here."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _may_not_make(facts: PostgresFacts, config: CheckpointerConfig) -> tuple[str
     if user["schema"] is not None:
         what = f"the user {user['name']} may not create tables in the schema {user['schema']}"
         grant = f"GRANT USAGE, CREATE ON SCHEMA {user['schema']} TO {user['name']}"
-        return what, f"{owner.capitalize()}: {grant}; or run `checkpointing setup` once as somebody who may."
+        return what, f"{owner.capitalize()}: {grant}; or run `checkpointing setup` once as a user who may."
     if not config.postgres_schema:
         return "no schema of the search_path is there", "Create a schema, or set CHECKPOINT_POSTGRES_SCHEMA."
     if user["may_create_schemas"]:
@@ -115,7 +115,7 @@ def check_indexes(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[
     if names := [name for name in names if name != INDEX]:  # ours is made anew by every setup
         yield warning(
             f"{', '.join(names)}: half made, by a setup that was interrupted.",
-            "It costs every write and helps no read, and setting up again does not mend it.",
+            "It costs every write and helps no read, and setting up again does not fix it.",
             f"DROP INDEX {', '.join(names)}; then `checkpointing setup`.",
             names=names,
         )
@@ -156,7 +156,7 @@ def check_writable(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator
             "Let DATABASE_URL name the primary; or name all servers and add ?target_session_attrs=read-write, so that "
             "a failover is followed."
             if server["in_recovery"]
-            else "Find out who made it read-only (a full disk? a provider?), then ALTER SYSTEM or ALTER ROLE … RESET "
+            else "Find out what made it read-only (a full disk? a provider?), then ALTER SYSTEM or ALTER ROLE … RESET "
             "default_transaction_read_only.",
         )
 
@@ -167,7 +167,7 @@ def check_durability(facts: PostgresFacts, config: CheckpointerConfig) -> Iterat
     if off := [name for name in ("fsync", "full_page_writes") if server.get(name) == "off"]:
         yield warning(
             f"The server runs with {' and '.join(f'{name}=off' for name in off)}.",
-            "A crash of its machine can lose or damage what was acknowledged, which nobody here can mend.",
+            "A crash of its machine can lose or damage what was acknowledged, and nothing here can repair that.",
             "Switch it on in postgresql.conf; it is meant for throw-away databases.",
         )
 
@@ -260,7 +260,7 @@ def check_refused(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[
             yield warning(
                 f"The server did not say what it was asked about {question.replace('_', ' ')}: {error}.",
                 "This part is not checked.",
-                "See the message; a lock on a table, or a privilege that is missing.",
+                "See the message: a lock on a table, or a missing privilege.",
                 name=f"database.{question}",
             )
 
@@ -271,7 +271,7 @@ async def look_at_postgres(config: CheckpointerConfig, timeout: float) -> Sequen
     reached = await reach_all(places_of(config.connection_string.get_secret_value()), timeout)
     host, transport = check_host(reached), transport_checks.judge(config, None)
     if host.status is Status.FAILED:
-        return [host, *transport, skipped("Nobody can log in before the host is reached.", name="database.login")]
+        return [host, *transport, skipped("A login is only tried once the host is reached.", name="database.login")]
     try:
         async with opened_primary(config) as primary:
             facts = await primary.ask("doctor", lambda: ask_postgres(config), 2 * timeout)
@@ -296,7 +296,7 @@ async def _judged(
     )
     judged = checks.judge(facts, config)
     if any(finding.status is Status.FAILED for finding in judged):
-        return [login, *judged, skipped("No write is tried before this is mended.", name="database.probe")]
+        return [login, *judged, skipped("A write is only tried once this is fixed.", name="database.probe")]
     probed = [await _probe(primary, facts, config, timeout), *await _index(primary, facts, timeout)]
     sampled = await sampled_threads(primary, config, timeout) if facts.has_tables else []
     return [login, *judged, *probed, *sampled]
@@ -320,10 +320,14 @@ async def _probe(primary: Primary, facts: PostgresFacts, config: CheckpointerCon
         await primary.ask("probe", work, timeout)
     except CallFailed as error:
         late = error.timed_out or "lock timeout" in str(error.error)
-        fix = "Somebody may hold a lock: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'." if late else ""
+        fix = (
+            "Another session may hold a lock: SELECT pid, query FROM pg_stat_activity WHERE state <> 'idle'."
+            if late
+            else ""
+        )
         return failed(
             f"A write does not work: {' '.join(redact(error.error).split())}",
-            "Writes fail, or go to the journal, until this is mended.",
+            "Writes fail, or go to the journal, until this is fixed.",
             fix or error.failure.fix or "Look into the server's log.",
             name="database.probe",
         )

@@ -148,7 +148,7 @@ _BY_CODE = {
     "SQLITE_BUSY": _Fault(
         "Another process holds the file locked",
         OUTAGE,
-        "Find who has it open (`fuser -v FILE`): a shell of sqlite3, a backup, a process that hangs in a transaction. "
+        "Find what has it open (`fuser -v FILE`): a shell of sqlite3, a backup, a process that hangs in a transaction. "
         "End that, or let it finish.",
     ),
     "SQLITE_READONLY": _Fault(

@@ -80,7 +80,7 @@ async def _namespaces(store: Store, thread_id: str) -> list[str]:
 
 
 CHANGE_SECONDS = 3600.0
-"""A long thread takes its time, and nobody waits for it but this command."""
+"""A long thread takes its time, and only this command waits for it."""
 
 
 def delete(target: Target, thread_ids: Sequence[str], *, yes: bool, as_json: bool) -> ExitCode:
@@ -171,7 +171,7 @@ def _see_that_nothing_waits(configured: Configured, store: Store, thread_ids: Se
 
     Raises:
         RefusedError: it does.
-        OSError: nobody can tell.
+        OSError: it cannot be found out.
     """
     held = holdings(configured.journal_dir, store.home, thread_ids)
     if held:
@@ -182,7 +182,7 @@ def _see_that_nothing_waits(configured: Configured, store: Store, thread_ids: Se
 async def _delete(configured: Configured, store: Store, thread_ids: Sequence[str]) -> None:
     for number, thread_id in enumerate(thread_ids):
         done = "deleted" if number == 0 else f"deleted but the first {number} of {len(thread_ids)} threads"
-        _see_that_nothing_waits(configured, store, [thread_id], done)  # it may have come while somebody was asked
+        _see_that_nothing_waits(configured, store, [thread_id], done)  # it may have come while the question was open
 
         async def drop(saver: BaseCheckpointSaver[Any], thread_id: str = thread_id) -> None:
             await saver.adelete_thread(thread_id)

@@ -303,7 +303,7 @@ class Holding:
         if self.damaged:
             return "See `checkpointing journal quarantine`."
         if self.dead_letters:
-            return "See `checkpointing journal dead-letters`, mend the cause, and run `checkpointing journal retry ID`."
+            return "See `checkpointing journal dead-letters`, fix the cause, and run `checkpointing journal retry ID`."
         if self.alive:
             return "The running process drains it when its database takes writes: wait, and try again."
         return "Run `checkpointing journal drain`, and try again."
@@ -329,7 +329,7 @@ def holdings(directory: Path, home: str, thread_ids: Iterable[str]) -> list[Hold
         OSError: it cannot be read.
     """
     found = survey(directory)
-    others = dict.fromkeys(book.home or "" for book in found.logs if not belongs(book.home, home, takes_over_all=False))
+    others = dict.fromkeys(log.home or "" for log in found.logs if not belongs(log.home, home, takes_over_all=False))
     every = (
         _holding(found, home, other, thread_id) for thread_id in dict.fromkeys(thread_ids) for other in ("", *others)
     )
@@ -337,19 +337,19 @@ def holdings(directory: Path, home: str, thread_ids: Iterable[str]) -> list[Hold
 
 
 def _holding(found: Survey, home: str, other: str, thread_id: str) -> Holding:
-    """Of the books for this database, or of those for the `other` one."""
+    """Of the logs for this database, or of those for the `other` one."""
     waiting, letters, damaged, alive = 0, 0, False, False
     owners: list[str] = []
-    for book in found.logs:
-        if (book.home != other) if other else not belongs(book.home, home, takes_over_all=False):
+    for log in found.logs:
+        if (log.home != other) if other else not belongs(log.home, home, takes_over_all=False):
             continue
-        held = dict(book.waiting).get(thread_id, 0)
-        refused = sum(letter.thread_id == thread_id for letter in book.dead_letters)
-        is_damaged = thread_id in book.damaged_threads
+        held = dict(log.waiting).get(thread_id, 0)
+        refused = sum(letter.thread_id == thread_id for letter in log.dead_letters)
+        is_damaged = thread_id in log.damaged_threads
         if held or refused or is_damaged:
             waiting, letters, damaged = waiting + held, letters + refused, damaged or is_damaged
-            alive = alive or book.owner is not Owner.DEAD
-            owners.append(owner_of(book))
+            alive = alive or log.owner is not Owner.DEAD
+            owners.append(owner_of(log))
     return Holding(thread_id, found.directory, waiting, letters, damaged, tuple(dict.fromkeys(owners)), alive, other)
 
 

@@ -173,14 +173,14 @@ class History:
     is_first: bool = True
 
     def ran(self, entry: Entry) -> tuple[str, ...] | None:
-        """The nodes that made a checkpoint; None where nobody can tell."""
+        """The nodes that made a checkpoint; None where it is not known."""
         before = self._before(entry)
         if before is None or entry.source != "loop":
             return None
         return nodes_between(before.seen, entry.marks.seen)
 
     def changed(self, entry: Entry) -> tuple[str, ...] | None:
-        """The application's channels that were written; None where nobody can tell."""
+        """The application's channels that were written; None where it is not known."""
         before, versions = self._before(entry), entry.marks.versions
         if entry.updated is None and before is None:
             return None
@@ -193,7 +193,7 @@ class History:
         return NO_MARKS if entry.parent_id is None else self.marks.get((entry.namespace, entry.parent_id))
 
     def leaves(self) -> set[tuple[str, str]]:
-        """The checkpoints from which nothing has gone on; none on a later page, where nobody can tell."""
+        """The checkpoints from which nothing has gone on; none on a later page, where it is not known."""
         if not self.is_first:
             return set()
         parents = {(entry.namespace, entry.parent_id) for entry in self.entries}

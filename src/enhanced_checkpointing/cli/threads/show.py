@@ -1,4 +1,4 @@
-"""`checkpointing threads show`: the state of a conversation, and what it waits for, as somebody can read it."""
+"""`checkpointing threads show`: the state of a conversation, and what it waits for, for people to read."""
 
 from __future__ import annotations
 
