@@ -304,7 +304,7 @@ def test_dead_letters_of_a_running_process_are_refused_to_others() -> None:
     def look() -> None:
         ended = command("journal", "retry", "a", "--sqlite", FILE)
         assert (ended.code, "restart that process" in ended.err, str(os.getpid()) in ended.err) == (2, True, True)
-        assert "restart the process" in command("journal", "dead-letters").words
+        assert "restart the running process" in command("journal", "dead-letters").words
 
     async def run() -> None:
         async with opened(sqlite(FILE)) as manager:
@@ -331,7 +331,7 @@ def test_damage_is_shown_with_what_can_be_done_and_can_be_copied_out() -> None:
     assert "is not what was written" in damaged["faults"][0]
     words = command("journal", "quarantine").words
     assert "--copy-to" in words
-    assert f"First of all: checkpointing journal drain. {PUTS} operations of threads that are not frozen" in words
+    assert f"First: checkpointing journal drain. {PUTS} operations of threads that are not frozen" in words
     assert contents() == before
     ended = journal("drain", "--sqlite", FILE)
     assert (ended.code, len(stored("a")), len(stored("b"))) == (1, 0, PUTS)
