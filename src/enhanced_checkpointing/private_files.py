@@ -20,24 +20,6 @@ if sys.platform != "win32":
     import fcntl
     import pwd
 
-__all__ = [
-    "FILE_MODE",
-    "FOLDER_MODE",
-    "UntrustedFileError",
-    "append_durably",
-    "appending",
-    "copy_own",
-    "create_private",
-    "directory_fault",
-    "file_fault",
-    "make_private_folder",
-    "open_lock",
-    "open_or_create",
-    "open_own",
-    "own_directory",
-    "user_of",
-]
-
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 _ANYBODY, _GROUP = 0o002, 0o020
