@@ -14,7 +14,7 @@ from enhanced_checkpointing.backends.pruning import (
     ANY,
     Held,
     Link,
-    Plan,
+    PruningPlan,
     check_strategy,
     link_of,
     plan_pruning,
@@ -73,7 +73,7 @@ def rebuilt_from(parents: Mapping[str, str | None], nodes: Sequence[Node], check
     return found
 
 
-def left(nodes: Sequence[Node], plan: Plan) -> dict[str, str | None]:
+def left(nodes: Sequence[Node], plan: PruningPlan) -> dict[str, str | None]:
     """What is there after the plan, each with its parent."""
     before = {link.checkpoint_id: link.parent_id for link in links_of(nodes)}
     return {
@@ -89,7 +89,7 @@ def held_by(nodes: Sequence[Node]) -> Any:
     )
 
 
-def check_readable(nodes: Sequence[Node], plan: Plan, asked_to_stay: set[str]) -> None:
+def check_readable(nodes: Sequence[Node], plan: PruningPlan, asked_to_stay: set[str]) -> None:
     before = {link.checkpoint_id: link.parent_id for link in links_of(nodes)}
     after = left(nodes, plan)
     assert asked_to_stay <= after.keys()

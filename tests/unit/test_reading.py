@@ -13,7 +13,7 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.memory import InMemorySaver
 
 from enhanced_checkpointing.backends import reading
-from enhanced_checkpointing.backends.reading import History, WriteRow, in_chunks, inherits_snapshot, writes_of
+from enhanced_checkpointing.backends.reading import PutHistory, WriteRow, in_chunks, inherits_snapshot, writes_of
 from enhanced_checkpointing.operations import Operation, Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 from tests.support.author import Author
@@ -89,7 +89,7 @@ def test_gap_that_no_call_could_have_left_is_closed_and_the_order_stays() -> Non
 
 
 def test_value_that_has_not_changed_counts_as_new_once_in_its_namespace() -> None:
-    history = History("thread")
+    history = PutHistory("thread")
     skeleton = {"channel_versions": {"log": "1", "profile": "1", "gone": "1"}}
     values = {"log": value("a"), "profile": value("Ada"), "unversioned": 1}
     arguments: tuple[Any, ...] = (values, {}, frozenset())
@@ -108,7 +108,7 @@ def test_value_that_has_not_changed_counts_as_new_once_in_its_namespace() -> Non
 
 
 def test_other_value_under_the_same_version_counts_as_new() -> None:
-    history = History("thread")
+    history = PutHistory("thread")
     skeleton = {"channel_versions": {"log": 1}}
     for text in ("a", "b", "b"):
         put = history.put("", text, None, skeleton, {"log": value(text)}, {}, frozenset())

@@ -69,7 +69,7 @@ Judge = Callable[[str, CheckpointTuple | None], bool]
 """Says of a thread, by its newest root checkpoint, whether it is to go. It does no I/O, and may be called anywhere."""
 
 INDEX_DEADLINES = 4
-"""How many deadlines the setup spends on the index of a user's threads, for want of which nothing fails."""
+"""How many deadlines the setup spends on the index of a user's threads: nothing fails without it."""
 
 PROBE_THREAD = "enhanced-checkpointing-probe"
 """The thread id under which the default probe writes and deletes."""
@@ -88,7 +88,7 @@ class Backend:
     """The value of the telemetry attribute `db.system.name`."""
 
     compares_heads: ClassVar[bool] = False
-    """Whether `apply_all` can compare heads and write in one step, so that nobody comes in between."""
+    """Whether `apply_all` can compare heads and write in one step, so that no other write comes in between."""
 
     lanes: ClassVar[int] = 0
     """How many batches of writes may be on their way at once. With 0 nothing is gathered: each write goes by itself, as

@@ -22,7 +22,7 @@ from enhanced_checkpointing.operations import frozen_size, namespace_of, operati
 from enhanced_checkpointing.serialization import SharingSerializer
 
 THREAD_STATUS, TOUCHED_AT = "thread_status", "touched_at"
-"""The keys of the newest root checkpoint's metadata that say how its thread ended, and when somebody last used it."""
+"""The keys of the newest root checkpoint's metadata that say how its thread ended, and when it was last used."""
 ACTIVE, COMPLETED, FAILED = "active", "completed", "failed"
 DEEPEST = 500
 """How deep metadata may be nested: Python's reader, whose limit depends on who calls it, gives up at some 900."""
@@ -293,7 +293,7 @@ def note(unreadable: dict[str, str], asked: Sequence[str], tops: Mapping[str, To
 
 
 @dataclass(frozen=True, slots=True)
-class Naming:
+class ThreadOwner:
     """The newest checkpoint of a thread's root graph that names a user."""
 
     user_id: str
@@ -301,7 +301,7 @@ class Naming:
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class ThreadTotal:
     checkpoints: int
     size: int
 
@@ -324,11 +324,11 @@ class ThreadRows(Protocol):
 
     async def tops(self, thread_ids: Sequence[str]) -> Mapping[str, Top]: ...
 
-    async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, Naming]:
-        """Asked only for threads whose newest checkpoint names nobody."""
+    async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, ThreadOwner]:
+        """Asked only for threads whose newest checkpoint names no user."""
         ...
 
-    async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, Total]: ...
+    async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, ThreadTotal]: ...
 
 
 async def describe(rows: ThreadRows, thread_ids: Sequence[str]) -> list[ThreadHead]:
@@ -352,7 +352,7 @@ async def _describe(rows: ThreadRows, thread_ids: Sequence[str]) -> list[ThreadH
     ]
 
 
-def _head(thread_id: str, top: Top, owner: Naming | None, total: Total) -> ThreadHead:
+def _head(thread_id: str, top: Top, owner: ThreadOwner | None, total: ThreadTotal) -> ThreadHead:
     return ThreadHead(
         thread_id=thread_id,
         checkpoint_id=top.checkpoint_id,
@@ -370,9 +370,9 @@ async def find_heads(rows: ThreadRows, query: HeadQuery) -> list[ThreadHead]:
     """The threads that are asked for, newest first."""
     if query.limit < 1:
         return []
-    found = await (_of_user(rows, query, query.user_id) if query.user_id is not None else _of_anybody(rows, query))
+    found = await (_of_user(rows, query, query.user_id) if query.user_id is not None else _of_all_users(rows, query))
     described = await describe(rows, found)
-    # Somebody may have written since: a thread is shown only to whom it belongs now.
+    # There may be newer writes: a thread is shown only to its owner of now.
     heads = [head for head in described if fits(head, query)]
     heads.sort(key=lambda head: order_of(cursor_of(head, query.user_id)), reverse=True)
     skipped = sum(head.unreadable is not None for head in described)
@@ -382,7 +382,7 @@ async def find_heads(rows: ThreadRows, query: HeadQuery) -> list[ThreadHead]:
     return heads
 
 
-async def _of_anybody(rows: ThreadRows, query: HeadQuery) -> list[str]:
+async def _of_all_users(rows: ThreadRows, query: HeadQuery) -> list[str]:
     newest: list[tuple[str, str]] = []
     after: str | None = None
     while thread_ids := await rows.thread_ids(after, THREADS_AT_ONCE):
@@ -432,10 +432,10 @@ async def _owned(rows: ThreadRows, query: HeadQuery, before: Cursor | None, thre
     ]
 
 
-async def _owners(rows: ThreadRows, tops: Mapping[str, Top]) -> Mapping[str, Naming]:
+async def _owners(rows: ThreadRows, tops: Mapping[str, Top]) -> Mapping[str, ThreadOwner]:
     """Whose each thread is; mostly its newest checkpoint says so."""
     named = {
-        thread_id: Naming(user_id, top.checkpoint_id)
+        thread_id: ThreadOwner(user_id, top.checkpoint_id)
         for thread_id, top in tops.items()
         if top.of_root and (user_id := user_of(top.metadata)) is not None
     }
@@ -446,7 +446,7 @@ async def _owners(rows: ThreadRows, tops: Mapping[str, Top]) -> Mapping[str, Nam
 async def _exact(rows: ThreadRows, user_id: str, before: Cursor | None) -> Cursor | None:
     """Where the walk through a user's checkpoints goes on behind a thread of which the newest checkpoint is given.
 
-    That one need not name anybody: then the thread stands further back, where its newest one does that does.
+    That one need not name a user: then the thread's place is that of its newest checkpoint that does.
     """
     if before is None:
         return None

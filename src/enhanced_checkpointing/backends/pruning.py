@@ -1,7 +1,7 @@
 """Which checkpoints of a thread go, such that every one that stays can still be read. Pure: no I/O.
 
 A checkpoint does not hold the value of a delta channel: that is rebuilt from the writes on the checkpoints before it,
-back to the nearest one that holds the value. What lies in between stays, whoever asked for it to go.
+back to the nearest one that holds the value. What lies in between stays, even if it was to go.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ HeldBy = Callable[[str, str, frozenset[str]], Held]
 
 
 @dataclass(slots=True)
-class Plan:
+class PruningPlan:
     """What is to become of a thread; `parents` are the new parents of those that stay and lose theirs."""
 
     dropped: set[Key] = field(default_factory=set)
@@ -113,7 +113,7 @@ def check_strategy(thread_ids: Sequence[str], strategy: str) -> None:
         raise ValueError(f"There is no strategy {strategy!r} to prune by: use {KEEP_LATEST!r} or {DELETE!r}.")
 
 
-def plan_pruning(thread: Mapping[str, Sequence[Link]], held_by: HeldBy, keep: int = 1) -> Plan:
+def plan_pruning(thread: Mapping[str, Sequence[Link]], held_by: HeldBy, keep: int = 1) -> PruningPlan:
     """Keep the newest checkpoints of each namespace; but of a subgraph's call that began at one that goes, none.
 
     The namespace of a call ends with the id of its task, behind a colon. Where the checkpoint that it began at is not
@@ -133,9 +133,9 @@ def plan_pruning(thread: Mapping[str, Sequence[Link]], held_by: HeldBy, keep: in
     return plan
 
 
-def plan_removal(thread: Mapping[str, Sequence[Link]], doomed: Set[Key], held_by: HeldBy) -> Plan:
+def plan_removal(thread: Mapping[str, Sequence[Link]], doomed: Set[Key], held_by: HeldBy) -> PruningPlan:
     """Drop what is doomed, but for what the others need."""
-    plan = Plan()
+    plan = PruningPlan()
     for namespace, links in thread.items():
         chain = _Chain(namespace, links, held_by)
         stays = [link for link in links if (namespace, link.checkpoint_id) not in doomed]
@@ -185,7 +185,7 @@ class _Chain:
         return held.known - held.valued
 
     def _held(self, link: Link) -> Held:
-        if ANY in self._deltas:  # nobody knows which: nothing ends the walk
+        if ANY in self._deltas:  # which ones is not known: nothing ends the walk
             return Held(frozenset({ANY}), frozenset())
         return self._held_by(self._namespace, link.checkpoint_id, self._deltas)
 

@@ -52,7 +52,7 @@ def inherits_snapshot(channel: str, versions: Mapping[str, Any], parents: Mappin
     return parents is not None and parents.get(channel) == versions[channel]
 
 
-class History:
+class PutHistory:
     """Makes the puts of one thread, given in order. A version counts as new where the checkpoint before it in its
     namespace did not have that very value, so that all of them together carry each value to a saver once."""
 

@@ -228,7 +228,7 @@ def _after_space(text: str, at: int) -> int:
 
 
 LARGEST_EXACT = 1e16
-"""Python writes greater floats without a decimal point, and whoever reads that back gets an integer."""
+"""Python writes greater floats without a decimal point, and read back they are integers."""
 VALUES = "channel_values"
 NOTHING = b"\xc0"
 
@@ -314,7 +314,7 @@ def inline(value: Serialized) -> Any:
         else:
             return value
     except ValueError:
-        return value  # a text that is not UTF-8: whoever reads it is told so
+        return value  # a text that is not UTF-8: reading it says so
     return live if survives_json(live) else value
 
 

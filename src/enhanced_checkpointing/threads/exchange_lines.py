@@ -39,7 +39,7 @@ from langgraph.checkpoint.serde.jsonplus import (
 )
 
 from enhanced_checkpointing.backends.listing import DEEPEST, is_deeper
-from enhanced_checkpointing.backends.reading import History
+from enhanced_checkpointing.backends.reading import PutHistory
 from enhanced_checkpointing.backends.stored_values import settled
 from enhanced_checkpointing.errors import quoted, redact, shortened
 from enhanced_checkpointing.identifiers import text_of
@@ -204,7 +204,7 @@ class Reader:
     def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
         self._thread_id = thread_id
         self._serializer = serializer
-        self._history = History(thread_id)
+        self._history = PutHistory(thread_id)
         self._before: tuple[str, Values] = ("", {})
 
     def operation(self, content: Mapping[str, Any]) -> Operation:

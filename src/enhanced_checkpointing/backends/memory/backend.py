@@ -12,7 +12,7 @@ from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, check
 from enhanced_checkpointing.backends.pruning import (
     Held,
     Link,
-    Plan,
+    PruningPlan,
     leave_out,
     link_of,
     plan_pruning,
@@ -23,7 +23,7 @@ from enhanced_checkpointing.backends.pruning import (
 )
 from enhanced_checkpointing.backends.reading import (
     Chunks,
-    History,
+    PutHistory,
     WriteRow,
     in_chunks,
     inherits_snapshot,
@@ -55,7 +55,7 @@ Stored = tuple[tuple[str, bytes], tuple[str, bytes], str | None]
 
 
 class MaintainedMemorySaver(InMemorySaver):
-    """Each method is done before anybody else gets a turn."""
+    """Each method runs to its end before any other call."""
 
     def __init__(self, *, serde: SharingSerializer) -> None:
         super().__init__(serde=serde)
@@ -196,7 +196,7 @@ class MaintainedMemorySaver(InMemorySaver):
         stored = self.storage[thread_id][namespace][checkpoint_id]
         return read_of("checkpoint", lambda: dict(self._document("checkpoint", stored[0])["channel_versions"]))
 
-    def _carry_out(self, thread_id: str, plan: Plan) -> int:
+    def _carry_out(self, thread_id: str, plan: PruningPlan) -> int:
         namespaces = self.storage.get(thread_id, {})
         for (namespace, checkpoint_id), parent_id in plan.parents.items():
             checkpoint, metadata, _ = namespaces[namespace][checkpoint_id]
@@ -266,7 +266,7 @@ class MemoryBackend(Backend):
         return in_chunks(self._operations_of(thread_id))
 
     async def _operations_of(self, thread_id: str) -> AsyncGenerator[Sequence[Operation], None]:
-        history = History(thread_id)
+        history = PutHistory(thread_id)
         # Copies: the saver's dictionaries would make what is looked for and not there.
         stored = {name: dict(found) for name, found in (self._memory.storage.get(thread_id) or {}).items()}
         for namespace in sorted(stored):
@@ -280,7 +280,7 @@ class MemoryBackend(Backend):
 
     def _put(
         self,
-        history: History,
+        history: PutHistory,
         thread_id: str,
         checkpoint_ns: str,
         checkpoint_id: str,
@@ -326,7 +326,7 @@ class MemoryBackend(Backend):
         return self._memory.annotate(thread_id, changes)
 
     def _is_bare(self) -> bool:
-        """Whether nobody has put another saver, such as one that fails at will, in front of ours."""
+        """Whether no other saver, such as one that fails at will, stands in front of ours."""
         return self.saver is self._memory
 
     def never_waits(self) -> bool:

@@ -144,7 +144,7 @@ class PostgresBackend(TablesBackend):
             # A session that waits for a lock does not notice that its client has gone: it must end by itself.
             patience = int(PROBE_LOCK_SHARE * self.config.deadline * 1000)
             await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(max(1, patience)))
-            await execute(connection, [probe_statement(PROBE_THREAD, uuid4().hex)])  # nobody waits for its row
+            await execute(connection, [probe_statement(PROBE_THREAD, uuid4().hex)])  # no call waits for its row
 
     def freeze(self, value: Any) -> Any:
         if isinstance(value, INLINE_TYPES) or type(value) is Opaque:

@@ -128,7 +128,7 @@ def connection_parameters(connection_string: SecretStr, deadline: float) -> dict
 
 
 def cut(connection: Connection) -> None:
-    """End a connection without a word to the server, so that whoever waits on it wakes at once.
+    """End a connection without a word to the server, so that its waiting calls wake at once.
 
     The socket is shut down, not closed: closing it would free the number of a file that the event loop still watches.
     """
@@ -242,7 +242,7 @@ class ConnectionPool:
         """Seconds: the guard bounds the wait for a connection, the pool's own time-out only has to be longer."""
         self._lent = 0
         self._being_made = 0
-        """Connections that the pool counts already and nobody can use yet."""
+        """Connections that the pool counts already and that cannot be used yet."""
         self._waiting: dict[asyncio.Task[Any], BaseException | None] = {}
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             "",  # the class of connections has it: nothing of the pool, and so no frame of it, holds the password
@@ -297,7 +297,7 @@ class ConnectionPool:
     def in_use(self) -> int:
         """How many connections are in the hands of our own calls: made, and not idle.
 
-        Not what is lent: a connection that goes from one call to the next is in nobody's hands for a moment.
+        Not what is lent: a connection that goes from one call to the next is lent to none for a moment.
         """
         statistics = self._pool.get_stats()
         return statistics.get("pool_size", 0) - self._being_made - statistics.get("pool_available", 0)

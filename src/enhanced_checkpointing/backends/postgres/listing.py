@@ -12,7 +12,7 @@ from psycopg import AsyncConnection, sql
 from psycopg import Error as PsycopgError
 from psycopg.rows import DictRow
 
-from enhanced_checkpointing.backends.listing import Cursor, Naming, Top, Total, note, top_of
+from enhanced_checkpointing.backends.listing import Cursor, ThreadOwner, ThreadTotal, Top, note, top_of
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections, got_lock
 from enhanced_checkpointing.backends.stored_values import is_unicode
 from enhanced_checkpointing.errors import redact
@@ -158,13 +158,13 @@ class PostgresThreads:
         }
         return note(self.unreadable, thread_ids, tops)
 
-    async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, Naming]:
+    async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, ThreadOwner]:
         rows = await self._about(OWNERS_SQL, thread_ids, in_order=True)
-        return {row["thread_id"]: Naming(row["user_id"], row["checkpoint_id"]) for row in rows}
+        return {row["thread_id"]: ThreadOwner(row["user_id"], row["checkpoint_id"]) for row in rows}
 
-    async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, Total]:
+    async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, ThreadTotal]:
         rows = await self._about(TOTALS_SQL, thread_ids)
-        return {row["thread_id"]: Total(row["checkpoints"], row["size"]) for row in rows}
+        return {row["thread_id"]: ThreadTotal(row["checkpoints"], row["size"]) for row in rows}
 
     async def _about(self, text: str, thread_ids: Sequence[str], *, in_order: bool = False) -> list[DictRow]:
         possible = [one for one in dict.fromkeys(thread_ids) if "\0" not in one and is_unicode(one)]
@@ -206,7 +206,7 @@ class ThreadIndex:
     def __init__(self, connections: PostgresConnections) -> None:
         self._connections = connections
         self.missing_because: str | None = None
-        """Why it could not be made, without secrets; None when it was, or nobody has tried."""
+        """Why it could not be made, without secrets; None when it was, or before the first try."""
 
     async def is_there(self) -> bool:
         async with self._connections.alone() as connection, self._connections.in_schema(connection):

@@ -33,7 +33,7 @@ from enhanced_checkpointing.backends.pruning import (
     HeldBy,
     Key,
     Link,
-    Plan,
+    PruningPlan,
     leave_out,
     link_of,
     plan_pruning,
@@ -135,7 +135,7 @@ class MaintainedPooledSaver(PooledSaver):
     """What operators ask of threads, besides."""
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread, all of it in one transaction, so that nobody ever finds half of it."""
+        """Copy a thread, all of it in one transaction, so that half of it is never seen."""
         names = {"source": str(source_thread_id), "target": str(target_thread_id)}
         async with self._connections.borrow() as connection, connection.transaction():
             if (await _ask(connection, STRANGERS_SQL, **names))[0]["any"]:
@@ -176,7 +176,9 @@ async def _drop_runs(connection: Connection, thread_id: str, runs: set[str]) -> 
     await _carry_out(connection, thread_id, thread, plan)
 
 
-async def _carry_out(connection: Connection, thread_id: str, thread: Mapping[str, Sequence[Link]], plan: Plan) -> None:
+async def _carry_out(
+    connection: Connection, thread_id: str, thread: Mapping[str, Sequence[Link]], plan: PruningPlan
+) -> None:
     execute = partial(_tell, connection, thread_id=thread_id)
     for (namespace, checkpoint_id), parent_id in plan.parents.items():
         await execute(PARENTS_SQL, namespace=namespace, checkpoint_id=checkpoint_id, parent_id=parent_id)
@@ -260,17 +262,17 @@ SENDS_SQL = f"""
 SELECT 1 FROM checkpoint_writes
 WHERE thread_id = $1::text AND checkpoint_ns = '' AND checkpoint_id = $2::text AND channel = '{TASKS}' LIMIT 1
 """
-# In the order of writers, and without waiting for them: nobody ever waits in a circle.
+# In the order of writers, and without waiting for them: there is no deadlock.
 LOCK_HEADS_SQL = """
 SELECT FROM checkpoints
 WHERE checkpoint_ns = '' AND (thread_id, checkpoint_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 ORDER BY thread_id COLLATE "C" FOR UPDATE NOWAIT
 """
-# What a crash of the server brings back is deleted by the next sweep, so that nobody waits for the disk.
+# What a crash of the server brings back is deleted by the next sweep, so that this need not wait for the disk.
 LAZY_SQL = "SET LOCAL synchronous_commit TO 'off'"
 
 TRY_SOLE = "SELECT {function}(hashtextextended(current_schema() || {name}, 4937)) AS locked"
-"""A lock of the session; or, behind a transaction pooler, where that is anybody's, of a transaction that stays open."""
+"""A lock of the session; or, behind a transaction pooler, of a transaction that stays open."""
 
 
 async def annotate(connections: PostgresConnections, thread_id: str, changes: Mapping[str, Any]) -> bool:
@@ -283,7 +285,7 @@ async def annotate(connections: PostgresConnections, thread_id: str, changes: Ma
 async def delete_if(
     connections: PostgresConnections, saver: PooledSaver, thread_ids: Sequence[str], judge: Judge
 ) -> list[str]:
-    """Delete those of which `judge` says so, but for threads with which somebody just goes on.
+    """Delete those of which `judge` says so, except threads that are being continued.
 
     All of it sees the database as of one moment, so that what comes later is not deleted.
     """
@@ -310,7 +312,7 @@ async def _delete_if(
 
 @asynccontextmanager
 async def sole(connections: PostgresConnections, name: str, seconds: float) -> AsyncIterator[bool]:
-    """Whether nobody else has the lock of this name; it is asked for in at most so many seconds."""
+    """Whether no other session has the lock of this name; it is asked for in at most so many seconds."""
     async with connections.alone() as connection:
         in_time = asyncio.get_running_loop().call_later(seconds, cut, connection)
         try:

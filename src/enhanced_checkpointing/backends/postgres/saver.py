@@ -28,7 +28,14 @@ from enhanced_checkpointing.backends.postgres.connections import PostgresConnect
 from enhanced_checkpointing.backends.postgres.failures import check_json
 from enhanced_checkpointing.backends.postgres.rows import JSONB, json_of, rows_of, text_of
 from enhanced_checkpointing.backends.postgres.wire import Row, fetch, stream
-from enhanced_checkpointing.backends.reading import Chunks, History, WriteRow, in_chunks, inherits_snapshot, writes_of
+from enhanced_checkpointing.backends.reading import (
+    Chunks,
+    PutHistory,
+    WriteRow,
+    in_chunks,
+    inherits_snapshot,
+    writes_of,
+)
 from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.backends.stored_values import from_json, is_snapshot, list_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
@@ -118,7 +125,7 @@ SELECT
     CASE WHEN checkpoint_id IS NULL THEN EXISTS (SELECT FROM checkpoints WHERE thread_id = $1::text) END AS has_others
 FROM (VALUES (true)) AS always LEFT JOIN ({NEWEST_SQL}) AS found ON true
 """
-"""The newest checkpoint; or, for want of one, whether there is one in any other namespace of the thread."""
+"""The newest checkpoint; or, if there is none, whether any other namespace of the thread has one."""
 
 TRUE = b"\x01"
 """In binary form."""
@@ -330,7 +337,7 @@ class _Reading:
     def __init__(self, thread_id: str, serializer: SharingSerializer) -> None:
         self._thread_id = thread_id
         self._serializer = serializer
-        self._history = History(thread_id)
+        self._history = PutHistory(thread_id)
         self._before = _Checkpoint("", "", {}, {})
 
     @property

@@ -35,7 +35,7 @@ _prepared: WeakKeyDictionary[AsyncConnection[DictRow], set[str]] = WeakKeyDictio
 async def execute(connection: AsyncConnection[DictRow], prepared: Sequence[Statement]) -> None:
     """Execute statements that return nothing that matters: one transaction by themselves, and one round trip.
 
-    Nobody else may use the connection meanwhile. Each is prepared on its first use unless the connection's
+    No other call may use the connection meanwhile. Each is prepared on its first use unless the connection's
     `prepare_threshold` forbids that, or they are part of a greater transaction, which could not be tried again by
     itself: psycopg drops whatever is prepared after a rollback.
 
@@ -65,7 +65,7 @@ async def stream(connection: AsyncConnection[DictRow], statement: Statement) -> 
     pgconn = connection.pgconn
     result = await _begin(connection, statement)
     if result is not None and isinstance(_error_of(result), InvalidSqlStatementName):
-        _prepared.pop(connection, None)  # somebody dropped it; nothing was done
+        _prepared.pop(connection, None)  # another client dropped it; nothing was done
         await _end(pgconn, failed=True)
         result = await _begin(connection, statement)
     while result is not None:
@@ -127,7 +127,7 @@ async def _perform(
     known = _prepared.setdefault(connection, set())
     try:
         await _carry_out(pgconn, [*_steps(pgconn, prepared, known, take)])
-    except InvalidSqlStatementName:  # somebody dropped it; nothing was done
+    except InvalidSqlStatementName:  # another client dropped it; nothing was done
         known.clear()
         await _carry_out(pgconn, [*_steps(pgconn, prepared, known, take)])
 

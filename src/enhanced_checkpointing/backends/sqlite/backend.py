@@ -307,7 +307,7 @@ class SqliteBackend(TablesBackend):
         """A connection of its own.
 
         Raises:
-            MovedError: the file has gone. SQLite would make an empty one in place of what somebody may put back.
+            MovedError: the file has gone. SQLite would make an empty one in place of the one that may be put back.
             OrphanedLogError: the file had gone before, and has left something.
         """
         if self._place is not None and self._place.is_vacant:

@@ -73,7 +73,7 @@ def orphan_text(path: str, log: str) -> str:
 def orphaned_log(path: str) -> str | None:
     """The file with what may wait to be folded into the file at a path, where that one has gone or is empty."""
     log = f"{os.path.realpath(path)}-wal"
-    # In this order: whoever makes a database writes its file first, and whoever closes it last removes its log.
+    # In this order: a new database has its file first, and the last one to close it removes its log.
     return log if _size(log) and not _size(path) else None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import aiosqlite
 
-from enhanced_checkpointing.backends.listing import Cursor, Naming, Top, Total, note, time_of, top_of
+from enhanced_checkpointing.backends.listing import Cursor, ThreadOwner, ThreadTotal, Top, note, time_of, top_of
 from enhanced_checkpointing.backends.stored_values import is_unicode
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer, load_plain
@@ -28,7 +28,7 @@ CASE WHEN json_valid({JSON}) AND json_type({JSON}, '$.{USER_ID}') IN ('text', 'i
 THEN CAST(json_extract({JSON}, '$.{USER_ID}') AS TEXT) END
 """.strip()
 OF_ROOT_WITH_USER = f"""checkpoint_ns = '' AND instr(metadata, '"{USER_ID}"')"""
-"""The condition of our index; a look that does not say it does not find it. Where nobody is named it costs nothing."""
+"""The condition of our index; a look that does not say it does not find it. Where no user is named it costs nothing."""
 
 FIRST_THREAD_SQL = "SELECT thread_id FROM checkpoints WHERE thread_id >= '' ORDER BY thread_id LIMIT 1"
 NEXT_THREAD_SQL = "SELECT thread_id FROM checkpoints WHERE thread_id > ? ORDER BY thread_id LIMIT 1"
@@ -114,14 +114,14 @@ class SqliteThreads:
         }
         return note(self.unreadable, thread_ids, tops)
 
-    async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, Naming]:
+    async def owners(self, thread_ids: Sequence[str]) -> Mapping[str, ThreadOwner]:
         found = await self._look(lambda connection: _of_each(connection, OWNER_SQL, _storable(thread_ids)))
-        return {thread_id: Naming(user_id, checkpoint_id) for thread_id, (checkpoint_id, user_id) in found.items()}
+        return {thread_id: ThreadOwner(user_id, checkpoint_id) for thread_id, (checkpoint_id, user_id) in found.items()}
 
-    async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, Total]:
+    async def totals(self, thread_ids: Sequence[str]) -> Mapping[str, ThreadTotal]:
         found = await self._look(lambda connection: _of_each(connection, TOTAL_SQL, _storable(thread_ids)))
         return {
-            thread_id: Total(checkpoints, size + size_of_writes)
+            thread_id: ThreadTotal(checkpoints, size + size_of_writes)
             for thread_id, (checkpoints, size, size_of_writes) in found.items()
             if checkpoints
         }
@@ -187,7 +187,7 @@ async def is_there(connection: aiosqlite.Connection) -> bool:
 
 
 async def make(connection: aiosqlite.Connection, seconds: float | None) -> str | None:
-    """Make the index, on a connection that nobody else uses; why it is not there after so many seconds, or None.
+    """Make the index, on a connection of its own; why it is not there after so many seconds, or None.
 
     Writes wait meanwhile, for SQLite has one writer at a time.
     """

@@ -24,7 +24,7 @@ from enhanced_checkpointing.backends.pruning import (
     HeldBy,
     Key,
     Link,
-    Plan,
+    PruningPlan,
     leave_out,
     link_of,
     plan_pruning,
@@ -41,7 +41,7 @@ from enhanced_checkpointing.private_files import open_lock
 from enhanced_checkpointing.serialization import SharingSerializer, without_objects
 
 T = TypeVar("T")
-Planner = Callable[[dict[str, list[Link]], HeldBy], Plan]
+Planner = Callable[[dict[str, list[Link]], HeldBy], PruningPlan]
 
 DROPPED_AT_ONCE = 200
 """Checkpoints that go in one transaction."""
@@ -94,7 +94,7 @@ class MaintainedSqliteSaver(OneHopSaver):
         return await self._alone(work)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread, all of it in one transaction, so that nobody ever finds half of it."""
+        """Copy a thread, all of it in one transaction, so that half of it is never seen."""
         source, target = str(source_thread_id), str(target_thread_id)
         if not await self._alone(partial(_copy, source=source, target=target)):
             raise refuse_copy(source, target)
@@ -220,7 +220,7 @@ def _of_runs(
     return (threads[-1] if len(threads) == THREADS_AT_ONCE else None), found
 
 
-def _plan_removal(thread: dict[str, list[Link]], held_by: HeldBy, *, doomed: set[Key]) -> Plan:
+def _plan_removal(thread: dict[str, list[Link]], held_by: HeldBy, *, doomed: set[Key]) -> PruningPlan:
     return plan_removal(thread, doomed, held_by)
 
 
@@ -249,7 +249,7 @@ def annotate(connection: sqlite3.Connection, thread_id: str, changes: Mapping[st
 def delete_if(
     connection: sqlite3.Connection, serializer: SharingSerializer, thread_ids: Sequence[str], judge: Judge
 ) -> list[str]:
-    """Delete those of which `judge` says so. Nobody else writes to the file meanwhile."""
+    """Delete those of which `judge` says so. No other process writes to the file meanwhile."""
     with connection:
         connection.execute("BEGIN IMMEDIATE")
         gone = [one for one in thread_ids if judge(one, _newest(connection, serializer, one))]
@@ -260,7 +260,7 @@ def delete_if(
 
 @contextmanager
 def sole(path: Path | None) -> Iterator[bool]:
-    """Whether nobody else has this file locked; where there are no locks, or no file, nobody is known to."""
+    """Whether no other process has this file locked; true where there are no locks, or no file."""
     if path is None or sys.platform == "win32":
         yield True
         return
@@ -273,7 +273,7 @@ def sole(path: Path | None) -> Iterator[bool]:
         else:
             yield True
     finally:
-        os.close(handle)  # which unlocks it; it is not removed, lest somebody lock what is there no more
+        os.close(handle)  # which unlocks it; it is not removed, as a lock on a removed file would exclude no one
 
 
 def _newest(connection: sqlite3.Connection, serializer: SharingSerializer, thread_id: str) -> CheckpointTuple | None:

@@ -23,7 +23,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.checkpoint.sqlite.utils import load_pending_writes, pending_writes_sql
 
 from enhanced_checkpointing.backends.listing import load_metadata
-from enhanced_checkpointing.backends.reading import CHUNK_BYTES, Chunks, History, WriteRow, in_chunks, writes_of
+from enhanced_checkpointing.backends.reading import CHUNK_BYTES, Chunks, PutHistory, WriteRow, in_chunks, writes_of
 from enhanced_checkpointing.backends.sqlite.file import FileIdentity
 from enhanced_checkpointing.backends.sqlite.rows import Statement
 from enhanced_checkpointing.backends.stored_values import take_apart
@@ -60,11 +60,11 @@ class OneHopSaver(AsyncSqliteSaver):
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody is in the middle of a transaction of several hops, and the tables are known to be there."""
+        """Whether no transaction of several hops is under way, and the tables are known to be there."""
         return self.is_setup and not self.lock.locked()
 
     def commit_at_once(self, statements: Sequence[Statement], answer: asyncio.Future[None]) -> None:
-        """Commit the statements as `commit` does, while the saver `is_free`: whoever comes next, comes after them."""
+        """Commit the statements as `commit` does, while the saver `is_free`: the next call comes after them."""
         connection = self.conn._conn
         self.conn._tx.put_nowait((answer, lambda: self._commit(connection, statements)))
 
@@ -209,7 +209,7 @@ async def read_thread(hop: Hop, serializer: SharingSerializer, thread_id: str) -
 
 
 async def _groups(hop: Hop, serializer: SharingSerializer, thread_id: str) -> AsyncGenerator[Sequence[Operation], None]:
-    history = History(thread_id)
+    history = PutHistory(thread_id)
     after: Key | None = None
     while True:
         page: Page = await hop(partial(_page, thread_id=thread_id, after=after))
