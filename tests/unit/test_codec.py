@@ -35,12 +35,13 @@ def operations_with(serializer: SharingSerializer) -> list[Operation]:
     first = author.put(VALUES, bumped=["delta"])
     second = author.put({**VALUES, "number": 4})
     snapshot = author.put({"delta": _DeltaSnapshot(["needle"])})
+    mark = replace(snapshot, annotated=("thread_status", "touched_at"))
     writes = author.writes(("text", "needle"), ("list", ["needle"]), ("bytes", b"needle"), task_path="~path")
-    return [first, second, snapshot, writes, DeleteThread("thread")]
+    return [first, second, snapshot, mark, writes, DeleteThread("thread")]
 
 
 @pytest.mark.parametrize("serializer", [SharingSerializer(), encrypting()], ids=["plain", "encrypting"])
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(6))
 @pytest.mark.parametrize("base_head", ["base", None, UNKNOWN])
 def test_every_operation_is_read_back_ready_for_replay(
     serializer: SharingSerializer, which: int, base_head: BaseHead
@@ -89,7 +90,7 @@ def test_serializer_that_encrypts_encrypts_values_and_metadata() -> None:
 
 
 def test_another_key_reads_nothing() -> None:
-    for operation in operations_with(encrypting())[:4]:
+    for operation in operations_with(encrypting())[:5]:
         body = encode(operation, None, encrypting())
         with pytest.raises(CheckpointCorruptionError, match="the key is another one"):
             decode("thread", body, encrypting(b"another key"))

@@ -69,11 +69,10 @@ async def assemble(
     the breaker moves; `note` keeps the audit trail, `tombstones` what was erased.
     """
 
-    def breaker_moved(opened: bool, reason: str) -> None:
-        watch(opened, reason)
-        _breaker_moved(parts, opened, reason)
+    def moved(opened: bool, reason: str) -> None:
+        _breaker_moved(parts, watch, opened, reason)
 
-    core = await _core(stack, config, backend, journal, serializer, telemetry, nature, breaker_moved)
+    core = await _core(stack, config, backend, journal, serializer, telemetry, nature, moved)
     engine = Engine(core)
     stack.push_async_callback(engine.close, config.deadline + lifecycle.SETTLE_SECONDS)
     tombstones, note = tombstones or Tombstones(None, backend.database_id()), note or Notes()
@@ -85,15 +84,11 @@ async def assemble(
     recovery = _recovery(stack, core, journal, engine, owners, outages) if journal is not None else None
     reconciler = recovery.reconciler if recovery is not None else None
     erased, erasure = _erasing(core, engine, owners, maintenance, tombstones, note, reconciler)
-    unreadable = UnreadableThreads(backend, core.guard, core.breaker, telemetry, nature.clock, config.deadline)
-    besides = [unreadable.look, note.look]
-    if recovery is not None:
-        besides += [recovery.journal_check.check, recovery.takeover.look, erased.look]
-    prober = _prober(stack, core, engine, besides, nature)
+    of_journal = recovery.looks(erased) if recovery is not None else ()
+    prober = _prober(stack, core, engine, nature, note, of_journal)
     marks = Marks(engine, maintenance, core.standby)
     sweeper = _sweeper(core, engine, maintenance, marks, note)
     saver = saver_class_for(backend.saver_type())(engine, owners, maintenance, bridge, serializer, note)
-    presumes = engine.newcomers.presumes
     parts = Components(
         loop=asyncio.get_running_loop(),
         backend=backend,
@@ -105,7 +100,9 @@ async def assemble(
         engine=engine,
         bridge=bridge,
         saver=saver,
-        threads=ThreadComponents(saver, maintenance, bridge, marks, sweeper, owners, presumes, erasure),
+        threads=ThreadComponents(
+            saver, maintenance, bridge, marks, sweeper, owners, engine.newcomers.presumes, erasure
+        ),
         prober=prober,
         reconciler=reconciler,
         outages=outages,
@@ -167,6 +164,10 @@ class _Recovery:
     journal_check: JournalCheck
     reconciler: Reconciler
     takeover: Takeover
+
+    def looks(self, erased: ErasedThreads) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What is done after each probe."""
+        return self.journal_check.check, self.takeover.look, erased.look
 
 
 def _recovery(
@@ -244,9 +245,12 @@ def _prober(
     stack: AsyncExitStack,
     core: Core,
     engine: Engine,
-    besides: Sequence[Callable[[], Awaitable[None]]],
     nature: Nature,
+    note: Notes,
+    of_journal: Sequence[Callable[[], Awaitable[None]]],
 ) -> Prober:
+    deadline = core.config.deadline
+    unreadable = UnreadableThreads(core.backend, core.guard, core.breaker, core.telemetry, core.clock, deadline)
     prober = Prober(
         config=core.config,
         backend=core.backend,
@@ -254,7 +258,7 @@ def _prober(
         breaker=core.breaker,
         telemetry=core.telemetry,
         on_contact=engine.newcomers.contact,
-        besides=besides,
+        besides=[unreadable.look, note.look, *of_journal],
         clock=core.clock,
         jitter=nature.chance,
     )
@@ -297,7 +301,8 @@ def background(parts: Components) -> dict[str, Callable[[], Awaitable[None]]]:
     return work
 
 
-def _breaker_moved(parts: Components, opened: bool, reason: str) -> None:
+def _breaker_moved(parts: Components, watch: Callable[[bool, str], None], opened: bool, reason: str) -> None:
+    watch(opened, reason)
     if opened:
         parts.outages.opened(reason)
         parts.prober.hurry()
