@@ -63,7 +63,13 @@ class Put:
 
     def stored_config(self) -> RunnableConfig:
         """The config that a saver's `put` returns."""
-        return _config(self.thread_id, self.checkpoint_ns, self.checkpoint_id)
+        return {
+            "configurable": {
+                "thread_id": self.thread_id,
+                "checkpoint_ns": self.checkpoint_ns,
+                "checkpoint_id": self.checkpoint_id,
+            }
+        }
 
     def checkpoint(self, values: Mapping[str, Any]) -> Checkpoint:
         return cast("Checkpoint", {**self.skeleton, "channel_values": dict(values)})
@@ -194,7 +200,8 @@ def accept_put(
     namespace, channel, version)`, the warm copy; one that is not warm is serialized too. `freeze` and `form_of` give
     a value, and the metadata, the form in which the backend gives them back.
     """
-    thread_id, checkpoint_ns = thread_of(config), namespace_of(config)
+    asked = config["configurable"]
+    thread_id, checkpoint_ns = thread_of(config), str(asked.get("checkpoint_ns") or "")
     live = checkpoint["channel_values"]
     versions = checkpoint["channel_versions"]
     values: dict[str, Any] = {}
@@ -217,7 +224,7 @@ def accept_put(
         thread_id,
         checkpoint_ns,
         checkpoint["id"],
-        checkpoint_id_of(config),
+        asked.get("checkpoint_id") or None,
         skeleton,
         values,
         form_of(get_checkpoint_metadata(config, metadata)),

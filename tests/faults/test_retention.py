@@ -419,8 +419,8 @@ async def test_sweep_stops_at_an_outage_and_goes_on_where_it_was(
                 await primary.off()
             return await revise(*arguments, **named)
 
-        revise = sweeper._maintenance.revise
-        sweeper._maintenance.revise = at_the_second_look  # type: ignore[method-assign]
+        revise = sweeper._maintenance.change
+        sweeper._maintenance.change = at_the_second_look  # type: ignore[method-assign]
         stopped = await sweeper.run(resume=True)
         assert stopped.stopped is not None
         assert 0 < stopped.deleted < threads

@@ -189,7 +189,7 @@ class Setting:
             telemetry=self.recorder,
             retries=config.retries,
         )
-        core = Core.of(
+        core = Core(
             config=config,
             backend=self.any_backend,
             guard=guard,

@@ -131,7 +131,7 @@ class Setting:
             telemetry=self.recorder,
             retries=config.retries,
         )
-        core = Core.of(
+        core = Core(
             config=config,
             backend=self.backend,
             guard=guard,

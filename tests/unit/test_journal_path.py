@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 
 import pytest
@@ -18,7 +17,6 @@ from enhanced_checkpointing.resilience.deadline import TICK, Deadline
 from enhanced_checkpointing.saver.core import Call
 from enhanced_checkpointing.saver.journal_path import JournalPath, Waiting
 from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import NewThreads
 from tests.support.author import config_of
 from tests.support.engine_setting import Primary, label
 from tests.support.engine_setting import Setting as EngineSetting
@@ -68,7 +66,7 @@ class Setting:
                 breaker=breaker,
                 journal=self.journal,
                 standby=self.standby,
-                new_threads=NewThreads(self.standby, start_fresh=True, wall_clock=time.time, held=self.journal.holds),
+                config=made.engine.core.config.with_overrides(on_unknown_thread="start_fresh"),
             )
         )
 

@@ -14,8 +14,7 @@ from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.journal.memory import MemoryJournal
 from enhanced_checkpointing.operations import DeleteThread
 from enhanced_checkpointing.recovery.orphans import LOOK_SECONDS, Takeover, set_right
-from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import NewThreads
+from enhanced_checkpointing.standby.cache import NewThreads, Standby
 from enhanced_checkpointing.testing import FakeClock
 from tests.support.author import Author, config_of
 from tests.support.faulty_disk import FaultyDisk

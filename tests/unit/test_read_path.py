@@ -12,7 +12,7 @@ from enhanced_checkpointing.errors import CheckpointCorruptionError, CheckpointU
 from enhanced_checkpointing.observability.events import ConfigurationFault, Notice
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import FailureKind
-from enhanced_checkpointing.saver.reads import Reads
+from enhanced_checkpointing.saver.read_path import Reads
 from tests.support.author import config_of
 from tests.support.engine_setting import Setting, Wrong, turns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enhanced_checkpointing.resilience.retry_budget import RetryBudget
+from enhanced_checkpointing.resilience.guard import RetryBudget
 
 
 def test_saved_retries_can_be_spent_and_then_no_more() -> None:

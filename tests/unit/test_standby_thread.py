@@ -221,8 +221,8 @@ def test_checkpoint_is_stored_as_the_memory_saver_stores_it() -> None:
         setting.author.put({"profile": ["Ada"], "log": _DeltaSnapshot(["a"])}, bumped=["n"]),
     ):
         setting.write(put)
-    assert setting.warm._store._saver.storage == setting.primary.storage
-    assert setting.warm._store._saver.blobs == setting.primary.blobs
+    assert setting.warm.store._saver.storage == setting.primary.storage
+    assert setting.warm.store._saver.blobs == setting.primary.blobs
 
 
 def test_writes_are_stored_as_the_memory_saver_stores_them_and_given_again_count_once() -> None:
@@ -236,7 +236,7 @@ def test_writes_are_stored_as_the_memory_saver_stores_them_and_given_again_count
     setting.write(setting.author.writes(("n", 3), ("log", ["b"]), (INTERRUPT, "!")))
     setting.write(setting.author.writes(("n", 4), task_id="other"))
     setting.write(setting.author.writes(task_id="nothing"))
-    assert setting.warm._store._saver.writes == setting.primary.writes
+    assert setting.warm.store._saver.writes == setting.primary.writes
 
 
 def test_bytes_of_a_version_are_given_while_they_are_warm() -> None:

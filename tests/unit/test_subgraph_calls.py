@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from langchain_core.runnables import RunnableConfig
 
-from enhanced_checkpointing.standby.subgraph_calls import SubgraphCall, call_of
+from enhanced_checkpointing.standby.thread import SubgraphCall, call_of
 
 
 def asked(checkpoint_ns: str, steps: dict[str, str] | None, running: str | None = None) -> RunnableConfig:

@@ -66,7 +66,7 @@ class JsonForm:
     def of_metadata(self, metadata: Mapping[str, Any]) -> CheckpointMetadata:
         """What comes back of metadata; that with too many levels for Python stays as it is."""
         try:
-            return cast("CheckpointMetadata", self.of(metadata) if type(metadata) is dict else {**self.of(metadata)})
+            return cast("CheckpointMetadata", self._of_dict(metadata))
         except RecursionError:
             return cast("CheckpointMetadata", metadata)
 

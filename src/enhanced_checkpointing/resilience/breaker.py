@@ -52,18 +52,15 @@ class Breaker:
         self._on_transition = on_transition
         self._generation = 0
         self._ticket = Ticket(0)
-        self._open = False
+        self.is_open = False
+        """Whether live calls must not touch the primary; moved by `_transition` alone."""
         self._failures_in_row = 0
         self._seconds: deque[_Second] = deque()
         self._changed_at = clock()
 
     def __repr__(self) -> str:
-        state = "open" if self._open else "closed"
+        state = "open" if self.is_open else "closed"
         return f"<Breaker {state}, generation {self._generation}, {self._failures_in_row} failures in a row>"
-
-    @property
-    def is_open(self) -> bool:
-        return self._open
 
     @property
     def seconds_in_state(self) -> float:
@@ -72,7 +69,7 @@ class Breaker:
 
     def admit(self) -> Ticket | None:
         """Return a ticket for one call, or None while open."""
-        return None if self._open else self._ticket
+        return None if self.is_open else self._ticket
 
     def succeeded(self, ticket: Ticket, seconds: float) -> None:
         """Report a success that took `seconds`; a slow one counts as a failure."""
@@ -93,16 +90,16 @@ class Breaker:
 
     def trip(self, reason: str) -> None:
         """Open now, whatever was counted."""
-        if not self._open:
+        if not self.is_open:
             self._transition(opened=True, reason=reason)
 
     def close(self) -> None:
         """A probe proved that a write works. Called by the prober alone."""
-        if self._open:
+        if self.is_open:
             self._transition(opened=False, reason="a probe proved that a write works")
 
     def _transition(self, *, opened: bool, reason: str) -> None:
-        self._open = opened
+        self.is_open = opened
         self._generation += 1
         self._ticket = Ticket(self._generation)
         self._failures_in_row = 0

@@ -101,6 +101,11 @@ class Deadline:
         """Seconds left, never below zero."""
         return max(0.0, self._ends_at - self._clock())
 
+    def now_and_left(self) -> tuple[float, float]:
+        """The clock's time, and the seconds left, which may be below zero."""
+        now = self._clock()
+        return now, self._ends_at - now
+
     def overdue(self) -> float:
         """Seconds since the end, below zero before it."""
         return self._clock() - self._ends_at
@@ -143,41 +148,35 @@ class Deadline:
         task that calls it as the last thing it does spares its waiter a turn of the event loop. `on_early` is called
         once if only `early` seconds are left, and a while. Many waits may share an `alarm`.
         """
+        loop = asyncio.get_running_loop()
         while not future.done():
-            left = self.remaining()
+            started_at = self._clock()
+            left = self._ends_at - started_at
             if left <= 0:
                 return False
             if early and left - early < MOMENT:
                 early = 0.0
                 on_early()
             pause = min(left - early, LOOK_EVERY)
-            started_at = self._clock()
-            await _wait(future, pause, on_wait, alarm)
+            waiter = loop.create_future()
+            wake = partial(_wake, waiter)
+            turn_off = loop.call_later(pause, wake).cancel if alarm is None else alarm.set(wake, pause)
+            try:  # `asyncio.wait` for one future at a fraction of its cost
+                if not on_wait(wake):
+                    future.add_done_callback(wake)
+                await waiter
+            finally:
+                turn_off()
+                future.remove_done_callback(wake)
             late = self._clock() - started_at - pause
             if late > STALL:
                 self.excuse(late)
         return True
 
 
-async def _wait(
-    future: asyncio.Future[Any], seconds: float, on_wait: Callable[[Wake], bool], alarm: Alarm | None
-) -> None:
-    """Wait until `future` is done or `seconds` are over; `asyncio.wait` for one future at a fraction of its cost."""
-    loop = asyncio.get_running_loop()
-    waiter = loop.create_future()
-
-    def wake(_: object = None) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    turn_off = loop.call_later(seconds, wake).cancel if alarm is None else alarm.set(wake, seconds)
-    try:
-        if not on_wait(wake):
-            future.add_done_callback(wake)
-        await waiter
-    finally:
-        turn_off()
-        future.remove_done_callback(wake)
+def _wake(waiter: asyncio.Future[None], _: object = None) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 async def acquire(lock: asyncio.Lock, deadline: Deadline) -> bool:

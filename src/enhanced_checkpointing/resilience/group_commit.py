@@ -100,22 +100,33 @@ class GroupCommit(Generic[T]):
 
         It would not gather company that comes in the same turn of the loop: so only after a row of batches without any.
         """
-        return self._alone >= USED_TO_BE_ALONE and not self._ready and self._free >= 1 and key not in self
+        return (
+            self._alone >= USED_TO_BE_ALONE
+            and not self._ready
+            and self._free >= 1
+            and key not in self._busy
+            and key not in self._waiting
+        )
 
     def enter(self, item: T) -> Lane:
         """A lane for an item that its caller `may` send by himself, who then leaves it, or has the item finished."""
         self._busy.add(self._key(item))
-        lane = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        lane: Lane = loop.create_future()
         self._running.add(lane)
-        self._take_lane(lane)
+        self._free -= 1
+        self._away_since[lane] = loop.time()
         return lane
 
     def leave(self, item: T, lane: Lane) -> None:
         """The item that `lane` was entered with is done."""
         self._come_out(lane)
         self._give_back(lane)
-        self._release([self._key(item)])
-        self._start()
+        if self._waiting:
+            self._release([self._key(item)])
+            self._start()
+        else:
+            self._busy.discard(self._key(item))
 
     def finish(self, item: T, lane: Lane) -> None:
         """Have an item sent after all, in the lane that was entered with it: its caller can do no more."""

@@ -26,7 +26,6 @@ from enhanced_checkpointing.resilience.failures import (
     Failure,
     FailureKind,
 )
-from enhanced_checkpointing.resilience.retry_budget import RetryBudget
 
 T = TypeVar("T")
 
@@ -35,6 +34,28 @@ NO_GENERATION = -1
 
 SEVER_GRACE = 1.0
 """Seconds that a cut or cancelled attempt has to end by itself before it is pushed once more."""
+
+
+class RetryBudget:
+    """A bound on retries as a share of calls, so that an outage does not triple the load on what is left.
+
+    Every call earns a tenth of a retry; at most `most` are saved up. A retry without one saved is not made.
+    """
+
+    def __init__(self, most: float = 10.0, per_call: float = 0.1) -> None:
+        self._most = most
+        self._per_call = per_call
+        self._saved = most
+
+    def earn(self) -> None:
+        self._saved = min(self._most, self._saved + self._per_call)
+
+    def spend(self) -> bool:
+        """Take one retry from the budget; False if none is left."""
+        if self._saved < 1.0:
+            return False
+        self._saved -= 1.0
+        return True
 
 
 class Guard:
@@ -100,7 +121,7 @@ class Guard:
 
         if begun is None:
             self._budget.earn()
-            begun = self._admitted(Attempt(operation, subjects, writes, deadline.now), run, deadline)
+            begun = self._begin(Attempt(operation, subjects, writes, deadline.now), run, deadline)
         try:
             return await self._watch(begun, patient=patient)
         except CallFailed as failed:
@@ -110,7 +131,7 @@ class Guard:
 
         async def attempt() -> T:
             if not attempts:
-                attempts.append(self._admitted(Attempt(operation, subjects, writes, deadline.now), run, deadline))
+                attempts.append(self._begin(Attempt(operation, subjects, writes, deadline.now), run, deadline))
             return await self._watch(attempts.pop(), patient=patient)
 
         return await self._retrying(operation, deadline)(attempt)
@@ -132,7 +153,7 @@ class Guard:
             CallFailed: the breaker is open.
         """
         self._budget.earn()
-        return self._admitted(Attempt(operation, subjects, True, deadline.now), run, deadline, lone)
+        return self._begin(Attempt(operation, subjects, True, deadline.now), run, deadline, lone=lone)
 
     async def wait(self, begun: Begun[None]) -> None:
         """Wait for what was begun, once, within its deadline. A caller who is cancelled leaves it to go on.
@@ -197,15 +218,6 @@ class Guard:
         # more try on another connection spares the journal a connection that a firewall cut while it was idle.
         return failed.kind is FailureKind.UNKNOWN and attempts_made == 1
 
-    def _admitted(
-        self, attempt: Attempt, run: Callable[[], Awaitable[T]], deadline: Deadline, lone: Lone | None = None
-    ) -> Begun[T]:
-        ticket = self._breaker.admit()
-        if ticket is None:
-            refused = ConnectionRefusedError(f"the {self._backend} primary is not called while its breaker is open")
-            raise CallFailed(Failure(FailureKind.OUTAGE, refused), admitted=False)
-        return self._begin(ticket, attempt, run, deadline, lone)
-
     async def once(
         self, operation: str, run: Callable[[], Awaitable[T]], *, deadline: Deadline, counts: bool = False
     ) -> T:
@@ -217,22 +229,28 @@ class Guard:
             CallFailed: it did not succeed.
         """
         ticket = (self._breaker.admit() if counts else None) or Ticket(NO_GENERATION)
-        begun = self._begin(ticket, Attempt(operation, (), False, deadline.now), run, deadline)
+        begun = self._begin(Attempt(operation, (), False, deadline.now), run, deadline, ticket=ticket)
         return await self._watch(begun, patient=False)
 
     def _begin(
         self,
-        ticket: Ticket,
         attempt: Attempt,
         run: Callable[[], Awaitable[T]],
         deadline: Deadline,
+        *,
+        ticket: Ticket | None = None,
         lone: Lone | None = None,
     ) -> Begun[T]:
-        asked_at = deadline.time()
+        """Begin an attempt, with the breaker's permission unless it has a `ticket`."""
+        ticket = ticket or self._breaker.admit()
+        if ticket is None:
+            refused = ConnectionRefusedError(f"the {self._backend} primary is not called while its breaker is open")
+            raise CallFailed(Failure(FailureKind.OUTAGE, refused), admitted=False)
+        asked_at, left = deadline.now_and_left()
         task: asyncio.Future[Any] | None = lone(attempt) if lone is not None else None
         if task is None:
             task = asyncio.create_task(self._run(attempt, run), name=f"checkpoint attempt: {attempt.operation}")
-        return Begun(attempt, deadline, ticket, task, deadline.remaining() / 2, asked_at - deadline.stalled, asked_at)
+        return Begun(attempt, deadline, ticket, task, left / 2, asked_at - deadline.stalled, asked_at)
 
     async def _watch(self, begun: Begun[T], *, patient: bool) -> T:
         """The result of what was begun."""

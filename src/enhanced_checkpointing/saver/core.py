@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.config import CheckpointerConfig
@@ -18,13 +19,12 @@ from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.guard import Guard
 from enhanced_checkpointing.saver.other_workers import OtherWorkers
 from enhanced_checkpointing.serialization import SharingSerializer
-from enhanced_checkpointing.standby.cache import Standby
-from enhanced_checkpointing.standby.new_threads import NewThreads
+from enhanced_checkpointing.standby.cache import NewThreads, Standby
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Core:
-    """One of each. `others` are the other workers of the journal's directory; None: there can be none."""
+    """One of each."""
 
     config: CheckpointerConfig
     backend: Backend
@@ -34,49 +34,24 @@ class Core:
     standby: Standby
     serializer: SharingSerializer
     telemetry: Telemetry
-    new_threads: NewThreads
-    others: OtherWorkers | None
     clock: Clock = time.monotonic
     wall_clock: Clock = time.time
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        config: CheckpointerConfig,
-        backend: Backend,
-        guard: Guard,
-        breaker: Breaker,
-        journal: Journal | None,
-        standby: Standby,
-        serializer: SharingSerializer,
-        telemetry: Telemetry,
-        clock: Clock = time.monotonic,
-        wall_clock: Clock = time.time,
-    ) -> Core:
-        """With the rules for new threads, and the other workers, that follow from these."""
-        workers = journal.workers if journal is not None else None
-        new_threads = NewThreads(
-            standby,
-            start_fresh=config.on_unknown_thread == "start_fresh",
-            wall_clock=wall_clock,
-            held=journal.holds if journal is not None else lambda _: False,
-            begins=workers.begins if workers is not None else lambda thread_id, age: True,
-        )
-        others = OtherWorkers(workers, breaker) if workers is not None else None
-        return cls(
-            config,
-            backend,
-            guard,
-            breaker,
-            journal,
-            standby,
-            serializer,
-            telemetry,
-            new_threads,
-            others,
-            clock,
-            wall_clock,
+    @cached_property
+    def others(self) -> OtherWorkers | None:
+        """The other workers of the journal's directory; None: there can be none."""
+        workers = self.journal.workers if self.journal is not None else None
+        return OtherWorkers(workers, self.breaker) if workers is not None else None
+
+    @cached_property
+    def new_threads(self) -> NewThreads:
+        """The rules for threads that may start in an outage."""
+        return NewThreads(
+            self.standby,
+            start_fresh=self.config.on_unknown_thread == "start_fresh",
+            wall_clock=self.wall_clock,
+            held=self.journal.holds if self.journal is not None else lambda _: False,
+            begins=self.others.known.begins if self.others is not None else lambda thread_id, age: True,
         )
 
     def deadline(self) -> Deadline:
@@ -84,22 +59,31 @@ class Core:
         return Deadline(self.clock, self.config.deadline)
 
 
-@dataclass(slots=True, eq=False)
 class Call:
-    """A write on its way, what is told of it, and the caller who waits until it has `ended`."""
+    """A write on its way, what is told of it, and the caller who waits until it has `ended`.
 
-    operation: Operation
-    scope: OperationScope
-    deadline: Deadline
-    ended: asyncio.Future[None]
-    unheard: Callable[[Operation], None] = lambda _: None
-    """Hears of a refusal that no caller waits for any more."""
-    begun: Begun[None] | None = None
-    """What it began at the primary, when it did that by itself."""
+    `unheard` hears of a refusal that no caller waits for any more. Written out, as a dataclass with a field that
+    follows from another takes two calls to make.
+    """
 
-    @property
-    def thread_id(self) -> str:
-        return self.operation.thread_id
+    __slots__ = ("begun", "deadline", "ended", "operation", "scope", "thread_id", "unheard")
+
+    def __init__(
+        self,
+        operation: Operation,
+        scope: OperationScope,
+        deadline: Deadline,
+        ended: asyncio.Future[None],
+        unheard: Callable[[Operation], None] = lambda _: None,
+    ) -> None:
+        self.operation = operation
+        self.thread_id = operation.thread_id
+        self.scope = scope
+        self.deadline = deadline
+        self.ended = ended
+        self.unheard = unheard
+        self.begun: Begun[None] | None = None
+        """What it began at the primary, when it did that by itself."""
 
     def acknowledge(self, outcome: str) -> None:
         self.scope.outcome = outcome

@@ -11,9 +11,9 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.errors import MOST_SHOWN, listed, shortened
 from enhanced_checkpointing.observability.events import OperationScope
+from enhanced_checkpointing.resilience.cooperative import collected
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import CallFailed, explained, unavailable
-from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.saver.read_path import Engine
 
 T = TypeVar("T")
@@ -40,27 +40,16 @@ class Maintenance:
         self,
         operation: str,
         thread_ids: Sequence[str] | None,
-        ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
-        *,
-        source: str | None = None,
-    ) -> T:
-        """Change these threads, or any thread for None, behind the back of the standby, which then forgets them; the
-        thread `source` is only read for it.
-
-        Raises:
-            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet, or frozen.
-        """
-        return await self.revise(operation, thread_ids, lambda backend: backend.ask(ask), source=source)
-
-    async def revise(
-        self,
-        operation: str,
-        thread_ids: Sequence[str] | None,
         question: Callable[[Backend], Awaitable[T]],
         *,
         source: str | None = None,
     ) -> T:
-        """The same through the primary itself."""
+        """Have the primary change these threads, or any thread for None, behind the back of the standby, which then
+        forgets them; the thread `source` is only read for it.
+
+        Raises:
+            CheckpointUnavailableError: there is an outage, or one of the threads is not drained yet, or frozen.
+        """
         attempted = False
 
         async def attempt(backend: Backend) -> T:
@@ -70,7 +59,7 @@ class Maintenance:
 
         try:
             concerned = thread_ids if thread_ids is None or source is None else [source, *thread_ids]
-            return await self.consult(operation, concerned, attempt, frozen=True)
+            return await self.ask(operation, concerned, attempt, frozen=True)
         finally:
             if attempted:  # or else what is warm is still right, and in an outage it is all there is
                 self._standby.forget_all(thread_ids)
@@ -90,20 +79,9 @@ class Maintenance:
         async def fetch(saver: BaseCheckpointSaver[Any]) -> Sequence[CheckpointTuple]:
             return await collected(saver.alist(None, filter=filter, before=before, limit=limit))
 
-        return await self.ask("list", None, fetch, frozen=False)
+        return await self.ask("list", None, lambda backend: backend.ask(fetch), frozen=False)
 
     async def ask(
-        self,
-        operation: str,
-        thread_ids: Sequence[str] | None,
-        ask: Callable[[BaseCheckpointSaver[Any]], Awaitable[T]],
-        *,
-        frozen: bool,
-    ) -> T:
-        """Ask the saver of the primary, as `consult` asks the primary itself."""
-        return await self.consult(operation, thread_ids, lambda backend: backend.ask(ask), frozen=frozen)
-
-    async def consult(
         self,
         operation: str,
         thread_ids: Sequence[str] | None,

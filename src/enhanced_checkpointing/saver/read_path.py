@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -25,6 +26,8 @@ from enhanced_checkpointing.operations import (
     checkpoint_id_of,
     thread_of,
 )
+from enhanced_checkpointing.resilience.breaker import Clock
+from enhanced_checkpointing.resilience.cooperative import collected
 from enhanced_checkpointing.resilience.deadline import Deadline
 from enhanced_checkpointing.resilience.failures import (
     CallFailed,
@@ -34,9 +37,7 @@ from enhanced_checkpointing.resilience.failures import (
     explained,
     not_warm,
 )
-from enhanced_checkpointing.resilience.turns import collected
 from enhanced_checkpointing.saver.core import Core
-from enhanced_checkpointing.saver.reads import Reads
 from enhanced_checkpointing.saver.routes import (
     Route,
     Verdict,
@@ -54,6 +55,36 @@ QUIET_GLANCE = 0.005
 
 CANNOT_SERVE = (FailureKind.OUTAGE, FailureKind.CONFIGURATION)
 """What the primary said, not what its silence may mean."""
+
+MOST_READS = 100_000
+"""Threads that are remembered; those that were read the longest ago are forgotten first."""
+
+
+class Reads:
+    """Remembers the last read of each thread. `wall_clock` gives seconds since 1970."""
+
+    def __init__(self, wall_clock: Clock) -> None:
+        self._wall_clock = wall_clock
+        self._at: dict[str, float] = {}
+
+    def note(self, thread_id: str) -> None:
+        self._at.pop(thread_id, None)  # so that it comes last
+        self._at[thread_id] = self._wall_clock()
+        if len(self._at) > MOST_READS:
+            del self._at[next(iter(self._at))]
+
+    def at(self, thread_id: str) -> datetime | None:
+        seconds = self._at.get(thread_id)
+        return datetime.fromtimestamp(seconds, UTC) if seconds is not None else None
+
+    def all(self) -> Mapping[str, datetime]:
+        """All that are remembered, as of now."""
+        return {thread_id: datetime.fromtimestamp(seconds, UTC) for thread_id, seconds in self._at.items()}
+
+    def forget(self, thread_id: str, read_at: datetime) -> None:
+        """Forget a read that was dealt with, unless there has been another one."""
+        if self.at(thread_id) == read_at:
+            del self._at[thread_id]
 
 
 class Engine:

@@ -165,7 +165,9 @@ class FailoverSaver(BaseCheckpointSaver[str]):
 async def _delete_for_runs(self: FailoverSaver, run_ids: Sequence[str]) -> None:
     run_ids = [text_of(run_id, "run_id") for run_id in run_ids]
     await self._bridge.bring(
-        lambda: self._maintenance.change("delete_for_runs", None, lambda saver: saver.adelete_for_runs(run_ids))
+        lambda: self._maintenance.change(
+            "delete_for_runs", None, lambda backend: backend.ask(lambda saver: saver.adelete_for_runs(run_ids))
+        )
     )
     await self._bridge.bring(lambda: self._note("delete for runs", runs=named(run_ids)))
 
@@ -174,7 +176,10 @@ async def _copy_thread(self: FailoverSaver, source_thread_id: str, target_thread
     source, target = text_of(source_thread_id, "source_thread_id"), text_of(target_thread_id, "target_thread_id")
     await self._bridge.bring(
         lambda: self._maintenance.change(
-            "copy_thread", [target], lambda saver: saver.acopy_thread(source, target), source=source
+            "copy_thread",
+            [target],
+            lambda backend: backend.ask(lambda saver: saver.acopy_thread(source, target)),
+            source=source,
         )
     )
 
@@ -184,7 +189,9 @@ async def _prune(self: FailoverSaver, thread_ids: Sequence[str], *, strategy: st
         raise TypeError("thread_ids must be a sequence of thread IDs, not a str")
     thread_ids = [text_of(thread_id, "thread_id") for thread_id in thread_ids]
     await self._bridge.bring(
-        lambda: self._maintenance.change("prune", thread_ids, lambda saver: saver.aprune(thread_ids, strategy=strategy))
+        lambda: self._maintenance.change(
+            "prune", thread_ids, lambda backend: backend.ask(lambda saver: saver.aprune(thread_ids, strategy=strategy))
+        )
     )
     await self._bridge.bring(lambda: self._note(f"prune {strategy}", threads=thread_ids))
 

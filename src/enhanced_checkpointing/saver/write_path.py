@@ -73,7 +73,7 @@ class WritePath:
         self._too_late = self._spared + FOR_A_TRY * self._seconds if journals else 0.0
         self.gathered: GroupCommit[Call] = GroupCommit(
             self._send,
-            key=attrgetter("operation.thread_id"),
+            key=attrgetter("thread_id"),
             weight=_weight,
             lanes=core.backend.lanes,
             limit=BATCH if core.backend.lanes else 1,
@@ -247,7 +247,8 @@ class WritePath:
             raise
         finally:
             self.at_primary -= 1
-            self._forgive(deadline)
+            if deadline.stalled:
+                self._forgive(deadline)
         self.gathered.leave(call, lane)
         return True
 
@@ -327,7 +328,12 @@ class WritePath:
         """Whether no call of a batch has anything in its way, which is seen at a fraction of the cost."""
         if self._breaker.is_open or self._is_too_late(Deadline.first([call.deadline for call in batch])):
             return False
-        return self._journal is None or not any(self._journal.holds(call.thread_id) for call in batch)
+        if self._journal is not None:
+            holds = self._journal.holds
+            for call in batch:
+                if holds(call.thread_id):
+                    return False
+        return True
 
     def _has_no_time(self, call: Call) -> bool:
         """Whether what is left of a call's time is for the journal: for a try at the primary it is too little."""
@@ -378,14 +384,14 @@ class WritePath:
             return failed
         finally:
             self.at_primary -= len(calls)
-            self._forgive(deadline, batch)
+            if deadline.stalled:
+                self._forgive(deadline, batch)
         return None
 
     def _forgive(self, deadline: Deadline, batch: Sequence[Call] = ()) -> None:
         """Take what the event loop stood still off the time of all who waited meanwhile."""
-        if deadline.stalled:
-            for call in (*batch, *self.gathered.waiting()):
-                call.deadline.forgive(deadline)
+        for call in (*batch, *self.gathered.waiting()):
+            call.deadline.forgive(deadline)
 
     def _is_to_be_journaled(self, call: Call, failed: CallFailed) -> bool:
         """Whether a call that failed goes on to the journal; its caller is told if not."""

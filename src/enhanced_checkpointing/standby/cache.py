@@ -1,4 +1,5 @@
-"""The standby: warm copies of recent threads, which answer reads while the primary cannot."""
+"""The standby: warm copies of recent threads, which answer reads while the primary cannot; and which threads may start
+then."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple, DeltaChannelHistory
+from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import quoted, redact
+from enhanced_checkpointing.identifiers import created_at
 from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead
 from enhanced_checkpointing.operations import (
     DeleteThread,
@@ -23,6 +25,7 @@ from enhanced_checkpointing.operations import (
     namespace_of,
     thread_of,
 )
+from enhanced_checkpointing.resilience.breaker import Clock
 from enhanced_checkpointing.resilience.failures import not_warm
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer
 from enhanced_checkpointing.standby.store import WriteThatStays
@@ -148,17 +151,14 @@ class Standby:
         if (watch := self._watches.get(operation.thread_id)) is not None:
             watch.overtaken_in.add(operation.checkpoint_ns)
         thread = self._touch(operation.thread_id)
-        before = thread.size
+        before = thread.store.size  # which is all of a thread that grows by it
         try:
             if isinstance(operation, Put):
                 thread.put(operation)
-            else:
-                thread.put_writes(operation)
-                thread.authorship.note_settled(operation)
-                if any(channel in WRITES_IDX_MAP for channel, _ in operation.writes):
-                    self._tell_of_drop(operation.thread_id)  # what a read brings now may be what this has replaced
+            elif thread.put_writes(operation):
+                self._tell_of_drop(operation.thread_id)  # what a read brings now may be what this has replaced
         finally:
-            self._grown(thread.size - before)
+            self._grown(thread.store.size - before)
 
     def keep(self, operation: Operation) -> None:
         """Take an operation that was acknowledged. What cannot be held makes the thread cold, and no write fail."""
@@ -399,3 +399,74 @@ class Standby:
         watch = self._watches.pop(thread_id, None)
         if watch is not None:
             watch.is_dropped = True
+
+
+class NewThreads:
+    """Knows when the primary answered last: a thread whose id is younger than that cannot be there.
+
+    A thread that was only taken for new, by its id or because that is allowed, is forgotten as soon as the primary can
+    be asked: `held` tells of a thread that waits to be drained before. `begins` tells whether no other worker on this
+    machine can have written to a thread that is so many seconds old.
+    """
+
+    def __init__(
+        self,
+        standby: Standby,
+        *,
+        start_fresh: bool,
+        wall_clock: Clock,
+        held: Callable[[str], bool] = lambda _: False,
+        begins: Callable[[str, float | None], bool] = lambda thread_id, age: True,
+    ) -> None:
+        self._standby = standby
+        self._start_fresh = start_fresh
+        self._wall_clock = wall_clock
+        self._held = held
+        self._begins = begins
+        self._last_contact: float | None = None
+        self._presumed: set[str] = set()
+
+    def contact(self) -> None:
+        """The primary answered. The newest time counts: a clock that jumps back must not make old threads look new."""
+        now = self._wall_clock()
+        self._last_contact = now if self._last_contact is None else max(self._last_contact, now)
+
+    def admit(self, thread_id: str, *, outage: bool) -> None:
+        """Take a thread that this process never saw for empty, if its id proves it, or if that is allowed and there is
+        an `outage` for certain: one call that came late is none, and what it asked for may well be there. What the
+        journal holds is not new, although it may not be readable."""
+        if self._standby.knows(thread_id) or self._held(thread_id):
+            return
+        if self.would_admit(thread_id, outage=outage) and self._begins(thread_id, self._age(thread_id)):
+            self._presumed.add(thread_id)
+            self._standby.note_empty(thread_id, "")
+
+    def would_admit(self, thread_id: str, *, outage: bool) -> bool:
+        """Whether a thread could begin now, as far as its id and the setting tell."""
+        return (self._start_fresh and outage) or self._age(thread_id) is not None
+
+    def recovered(self) -> None:
+        """The primary can be asked again: what was presumed of threads is not known any more."""
+        for thread_id in [thread_id for thread_id in self._presumed if not self._held(thread_id)]:
+            self._presumed.discard(thread_id)
+            self._standby.forget(thread_id)
+
+    def presumes(self, thread_id: str) -> bool:
+        """Whether a thread was only taken for empty: nobody has looked."""
+        return thread_id in self._presumed
+
+    def drained(self, thread_id: str) -> None:
+        """Everything of a thread is in the primary. If something was there before, the warm copy is gone by now; else
+        the newest of what is warm is the newest there is, and there may be more."""
+        if thread_id in self._presumed:
+            self._presumed.discard(thread_id)
+            self._standby.doubt(thread_id)
+
+    def _age(self, thread_id: str) -> float | None:
+        """Seconds since a thread was made, if its id proves that this was after the last contact. An id from the future
+        proves nothing: the clock that made it is not ours."""
+        made_at = created_at(thread_id)
+        if made_at is None or self._last_contact is None:
+            return None
+        now = self._wall_clock()
+        return now - made_at if self._last_contact < made_at <= now else None

@@ -72,8 +72,9 @@ class WarmStore:
         """The bytes of one version of a channel, if they are here."""
         return blob_of(self._saver, key)
 
-    def put(self, put: Put) -> None:
-        """Store a checkpoint with the value of every channel that is not here in that version already.
+    def put(self, put: Put) -> bool:
+        """Store a checkpoint with the value of every channel that is not here in that version already; tell whether
+        the checkpoint was not here before.
 
         As `InMemorySaver.put` would, which looks through the metadata once more; a test compares the two.
         """
@@ -87,18 +88,23 @@ class WarmStore:
                     value = (value.tag, value.data) if type(value) is Serialized else self._described(value)
                 blobs[key] = value
                 size += len(value[1])
-        skeleton, metadata = (dump_described(one, self._serializer) for one in (put.skeleton, put.metadata))
-        stored = skeleton, metadata, put.parent_checkpoint_id
+        skeleton = dump_described(put.skeleton, self._serializer)
+        metadata = dump_described(put.metadata, self._serializer)
         of_namespace = self._saver.storage[put.thread_id][put.checkpoint_ns]
         if (before := of_namespace.get(put.checkpoint_id)) is not None:
             size -= CHECKPOINT + len(before[0][1]) + len(before[1][1])
-        of_namespace[put.checkpoint_id] = stored
+        of_namespace[put.checkpoint_id] = skeleton, metadata, put.parent_checkpoint_id
         self.size += size + len(skeleton[1]) + len(metadata[1])
+        return before is None
 
-    def put_writes(self, operation: PutWrites) -> None:
-        """Take the writes of one task, and keep those that the primary would keep."""
+    def put_writes(self, operation: PutWrites) -> bool:
+        """Take the writes of one task, and keep those that the primary would keep; tell whether there are special
+        ones, such as of errors, which replace others."""
         of_checkpoint = operation.thread_id, operation.checkpoint_ns, operation.checkpoint_id
-        special = all(channel in WRITES_IDX_MAP for channel, _ in operation.writes)
+        count = 0
+        for channel, _ in operation.writes:  # a generator takes as long as all the rest
+            count += channel in WRITES_IDX_MAP
+        special = count == len(operation.writes)
         for position, (channel, value) in enumerate(operation.writes):
             stored, key = self._saver.writes[of_checkpoint], (operation.task_id, WRITES_IDX_MAP.get(channel, position))
             write = operation.task_id, channel, self._serializer.dumps_typed(value), operation.task_path
@@ -107,6 +113,7 @@ class WarmStore:
                 self.size -= _size_of_write(before)
             stored[key] = write
             self.size += _size_of_write(write)
+        return count > 0
 
     def replace_writes(self, operation: PutWrites) -> None:
         """Take the writes of one task instead of those that are here."""

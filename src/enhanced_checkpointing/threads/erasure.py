@@ -210,7 +210,7 @@ class Erasure:
             after = page[-1]
 
     async def _ask(self, question: Callable[[Backend], Awaitable[Any]], patience: int = 12) -> Any:
-        return await self._maintenance.consult("erase", [], question, frozen=False, patience=patience)
+        return await self._maintenance.ask("erase", [], question, frozen=False, patience=patience)
 
     async def _set_tombstones(self, done: _UnderWay, at: float) -> None:
         tombstones = self._erased.tombstones

@@ -124,7 +124,7 @@ class ThreadMethods:
         threads, user = self._threads, None if user_id is None else text_of(user_id, USER_ID)
         query = HeadQuery(limit, user, metadata, _cursor(before))
         heads = await threads.bridge.bring(
-            lambda: threads.maintenance.consult("list_threads", None, lambda one: one.heads(query), frozen=False)
+            lambda: threads.maintenance.ask("list_threads", None, lambda one: one.heads(query), frozen=False)
         )
         return [listed_entry(head) for head in heads if threads.owners.is_shown(head.metadata, user)]
 
@@ -141,7 +141,7 @@ class ThreadMethods:
         threads, wanted = self._threads, [text_of(thread_id, "thread_id")]
         await threads.require(wanted, user_id)
         heads = await threads.bridge.bring(
-            lambda: threads.maintenance.consult("get_thread", wanted, lambda one: one.describe(wanted), frozen=True)
+            lambda: threads.maintenance.ask("get_thread", wanted, lambda one: one.describe(wanted), frozen=True)
         )
         if heads and heads[0].unreadable is not None:
             raise CheckpointCorruptionError(

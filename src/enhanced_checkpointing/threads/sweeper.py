@@ -210,7 +210,7 @@ class Sweeper:
         decisions.update({thread_id: IN_JOURNAL for thread_id in by_id if state_of(thread_id).journaled})
         free = [thread_id for thread_id in by_id if thread_id not in decisions]
         gone = await self._timed(
-            sweep, lambda: self._maintenance.revise(OWNER, free, lambda one: one.delete_if(free, judge))
+            sweep, lambda: self._maintenance.change(OWNER, free, lambda one: one.delete_if(free, judge))
         )
         return decisions, frozenset(gone)
 
@@ -230,7 +230,7 @@ class Sweeper:
             if not sweep.dry_run:
                 went = await self._timed(
                     sweep,
-                    lambda: self._maintenance.revise(OWNER, [thread_id], lambda one: one.prune_thread(thread_id, keep)),
+                    lambda: self._maintenance.change(OWNER, [thread_id], lambda one: one.prune_thread(thread_id, keep)),
                 )
                 if not went:
                     sweep.kept["all of its checkpoints are needed"] += 1
@@ -300,7 +300,7 @@ class Sweeper:
         return found
 
     async def _ask(self, sweep: UnderWay, question: Callable[[Backend], Awaitable[T]]) -> T:
-        return await self._timed(sweep, lambda: self._maintenance.consult(OWNER, [], question, frozen=True))
+        return await self._timed(sweep, lambda: self._maintenance.ask(OWNER, [], question, frozen=True))
 
     async def _timed(self, sweep: UnderWay, step: Callable[[], Awaitable[T]]) -> T:
         """Take a step, and rest after it: the longer, the more others have to do."""
@@ -374,7 +374,7 @@ class Marks:
         return await self._annotate(thread_id, {TOUCHED_AT: read_at.isoformat()})
 
     async def _annotate(self, thread_id: str, changes: Mapping[str, Any]) -> bool:
-        found = await self._maintenance.consult(
+        found = await self._maintenance.ask(
             "mark", [thread_id], lambda one: one.annotate(thread_id, changes), frozen=True, patience=1
         )
         self._standby.annotate(thread_id, changes)

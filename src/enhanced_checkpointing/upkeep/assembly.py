@@ -26,8 +26,7 @@ from enhanced_checkpointing.saver.core import Core
 from enhanced_checkpointing.saver.event_loop import LoopBridge
 from enhanced_checkpointing.saver.maintenance import Maintenance
 from enhanced_checkpointing.saver.owner_check import OwnerCheck
-from enhanced_checkpointing.saver.read_path import Engine
-from enhanced_checkpointing.saver.reads import Reads
+from enhanced_checkpointing.saver.read_path import Engine, Reads
 from enhanced_checkpointing.saver.saver import saver_class_for
 from enhanced_checkpointing.serialization import SharingSerializer
 from enhanced_checkpointing.standby.cache import Standby
@@ -143,7 +142,7 @@ async def _core(
     )
     if journal is not None:
         await orphans.warm_from(journal, standby)
-    return Core.of(
+    return Core(
         config=config,
         backend=backend,
         guard=guard,

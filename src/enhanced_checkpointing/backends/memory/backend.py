@@ -36,7 +36,7 @@ from enhanced_checkpointing.errors import CheckpointCorruptionError
 from enhanced_checkpointing.identifiers import USER_ID
 from enhanced_checkpointing.journal.recovery import MEMORY
 from enhanced_checkpointing.operations import Operation, Put, apply_shared
-from enhanced_checkpointing.resilience.turns import collected
+from enhanced_checkpointing.resilience.cooperative import collected
 from enhanced_checkpointing.serialization import (
     MSGPACK,
     Opaque,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from enhanced_checkpointing.resilience.turns import collected
+from enhanced_checkpointing.resilience.cooperative import collected
 
 
 async def coming() -> AsyncIterator[int]:
