@@ -75,12 +75,16 @@ def as_object(found: Survey) -> dict[str, Any]:
         "dead_letters": sum(len(log.dead_letters) for log in found.logs),
         "damages": sum(len(log.faults) for log in found.logs),
         "books": [_log_as_object(log, now) for log in found.logs],
-        "quarantined": [
-            {"name": file.name, "book": file.log, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
-            for file in found.quarantined
-        ],
+        "quarantined": _quarantined(found),
         "strays": list(found.strays),
     }
+
+
+def _quarantined(found: Survey) -> list[dict[str, Any]]:
+    return [
+        {"name": file.name, "book": file.log, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
+        for file in found.quarantined
+    ]
 
 
 def _log_as_object(log: SurveyedLog, now: float) -> dict[str, Any]:
@@ -345,10 +349,7 @@ def _quarantine_as_object(found: Survey, damaged: list[SurveyedLog], copied: lis
             }
             for log in damaged
         ],
-        "quarantined": [
-            {"name": file.name, "book": file.log, "size_bytes": file.size, "copied_at": round(file.copied_at, 3)}
-            for file in found.quarantined
-        ],
+        "quarantined": _quarantined(found),
         "copied": copied,
     }
 

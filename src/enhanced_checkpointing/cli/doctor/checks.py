@@ -15,7 +15,7 @@ It opens nothing: what it needs and the facts lack is added where they are asked
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
@@ -63,14 +63,7 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """The finding in plain JSON types."""
-        return {
-            "name": self.name,
-            "status": self.status.value,
-            "what": self.what,
-            "means": self.means,
-            "fix": self.fix,
-            "details": dict(self.details),
-        }
+        return asdict(self)
 
     def print(self, console: Console) -> None:
         """Print it in a line; a problem with what it means, and what to do."""

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -199,10 +199,7 @@ def as_object(diagnosis: Diagnosis) -> dict[str, object]:
         "failed": diagnosis.count(Status.FAILED),
         "warnings": diagnosis.count(Status.WARNING),
         "seconds": round(diagnosis.seconds, 3),
-        "settings": [
-            {"name": each.name, "variable": each.variable, "value": each.value, "source": each.source}
-            for each in diagnosis.settings
-        ],
+        "settings": [asdict(each) for each in diagnosis.settings],
         "findings": [finding.as_json() for finding in diagnosis.findings],
     }
 

@@ -309,14 +309,10 @@ def _value_lines(change: ValueChange, most: int | None) -> list[tuple[str, str]]
     where = f"{change.where} = " if change.where else ""
     lines = []
     if change.was_there:
-        lines.append(("-", f"{where}{_written(change.before, most)}"))
+        lines.append(("-", f"{where}{shown(change.before, most)}"))
     if change.is_there:
-        lines.append(("+", f"{where}{_written(change.after, most)}"))
+        lines.append(("+", f"{where}{shown(change.after, most)}"))
     return lines
-
-
-def _written(value: Any, most: int | None) -> str:
-    return shown(value, most)
 
 
 def _line(console: Console, mark: str, text: str, most: int | None) -> None:
