@@ -38,89 +38,6 @@ from enhanced_checkpointing.resilience.failures import CallFailed
 checks: Checks[PostgresFacts, CheckpointerConfig] = Checks()
 
 
-@checks("database.schema", "Are the tables there, or can they be made?")
-def check_schema(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
-    version = facts.schema_version
-    there = [table for table in TABLES if facts.answers.get("tables", {}).get(table)]
-    details: dict[str, Any] = {"version": version, "newest": NEWEST_SCHEMA, "tables": there}
-    if version is not None and version >= NEWEST_SCHEMA and len(there) < len(TABLES):
-        gone = ", ".join(table for table in TABLES if table not in there)
-        yield failed(
-            f"{gone} is missing, although checkpoint_migrations says that it was made.",
-            NO_START,
-            "Restore the table from a backup. If nothing in it is needed: DROP TABLE checkpoint_migrations, then "
-            "`checkpointing setup`.",
-            **details,
-        )
-    elif version is not None and version >= NEWEST_SCHEMA:
-        newer = version > NEWEST_SCHEMA
-        made_by = f", made by a newer saver of LangGraph than the one installed ({NEWEST_SCHEMA})" if newer else ""
-        yield fine(f"The tables are there, of version {version}{made_by}.", **details)
-    else:
-        yield _unmade(facts, config, details)
-
-
-def _unmade(facts: PostgresFacts, config: CheckpointerConfig, details: Mapping[str, Any]) -> Finding:
-    version = facts.schema_version
-    what = "The tables are not there yet" if version is None else f"The tables are of the older version {version}"
-    if "version" in facts.refused:
-        what = f"The version of the tables cannot be read ({facts.refused['version']})"
-    if not config.auto_setup:
-        return failed(
-            f"{what}, and CHECKPOINT_AUTO_SETUP=false forbids the application to make them.",
-            NO_START,
-            "Run `checkpointing setup` as a user that may create tables, before the application starts.",
-            **details,
-        )
-    if (refusal := _may_not_make(facts, config)) is not None:
-        return failed(f"{what}, and {refusal[0]}.", NO_START, refusal[1], **details)
-    return fine(f"{what}; the first start makes version {NEWEST_SCHEMA}.", **details)
-
-
-def _may_not_make(facts: PostgresFacts, config: CheckpointerConfig) -> tuple[str, str] | None:
-    """Why the tables cannot be made, and what to do; None if nothing speaks against it."""
-    user = facts.answers.get("user")
-    if user is None or user["may_create_tables"]:
-        return None
-    owner = "as the owner of the database"
-    if user["schema"] is not None:
-        what = f"the user {user['name']} may not create tables in the schema {user['schema']}"
-        grant = f"GRANT USAGE, CREATE ON SCHEMA {user['schema']} TO {user['name']}"
-        return what, f"{owner.capitalize()}: {grant}; or run `checkpointing setup` once as a user who may."
-    if not config.postgres_schema:
-        return "no schema of the search_path is there", "Create a schema, or set CHECKPOINT_POSTGRES_SCHEMA."
-    if user["may_create_schemas"]:
-        return None
-    what = f"the schema {config.postgres_schema} is missing and the user {user['name']} may not create it"
-    return what, f"{owner.capitalize()}: CREATE SCHEMA {config.postgres_schema} AUTHORIZATION {user['name']}."
-
-
-@checks("database.privileges", "May the user read and write the tables?")
-def check_privileges(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
-    user = facts.answers.get("user", {}).get("name", "of DATABASE_URL")
-    if facts.missing:
-        yield failed(
-            f"The user {user} lacks {', '.join(facts.missing)}.",
-            NO_START,
-            f"As the owner of the tables: GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(TABLES)} TO {user}.",
-            missing=list(facts.missing),
-        )
-    elif facts.has_tables and "privileges" not in facts.refused:
-        yield fine(f"The user {user} may read and write the tables.", missing=[])
-
-
-@checks("database.indexes", "Is every index whole?")
-def check_indexes(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
-    names = facts.answers.get("invalid_indexes", {}).get("names", [])
-    if names := [name for name in names if name != INDEX]:  # ours is made anew by every setup
-        yield warning(
-            f"{', '.join(names)}: half made, by a setup that was interrupted.",
-            "It costs every write and helps no read, and setting up again does not fix it.",
-            f"DROP INDEX {', '.join(names)}; then `checkpointing setup`.",
-            names=names,
-        )
-
-
 OLDEST_SERVER = 14
 """`pg_terminate_backend` with a time to wait, which the fence needs, came with it."""
 TESTED_SERVERS = (16, 18)
@@ -233,6 +150,89 @@ def check_connections(facts: PostgresFacts, config: CheckpointerConfig) -> Itera
             f"{used} of {most} connections are taken; there is room for {plural(processes, 'process', 'processes')} of "
             f"{wanted}.",
             **details,
+        )
+
+
+@checks("database.schema", "Are the tables there, or can they be made?")
+def check_schema(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    version = facts.schema_version
+    there = [table for table in TABLES if facts.answers.get("tables", {}).get(table)]
+    details: dict[str, Any] = {"version": version, "newest": NEWEST_SCHEMA, "tables": there}
+    if version is not None and version >= NEWEST_SCHEMA and len(there) < len(TABLES):
+        gone = ", ".join(table for table in TABLES if table not in there)
+        yield failed(
+            f"{gone} is missing, although checkpoint_migrations says that it was made.",
+            NO_START,
+            "Restore the table from a backup. If nothing in it is needed: DROP TABLE checkpoint_migrations, then "
+            "`checkpointing setup`.",
+            **details,
+        )
+    elif version is not None and version >= NEWEST_SCHEMA:
+        newer = version > NEWEST_SCHEMA
+        made_by = f", made by a newer saver of LangGraph than the one installed ({NEWEST_SCHEMA})" if newer else ""
+        yield fine(f"The tables are there, of version {version}{made_by}.", **details)
+    else:
+        yield _unmade(facts, config, details)
+
+
+def _unmade(facts: PostgresFacts, config: CheckpointerConfig, details: Mapping[str, Any]) -> Finding:
+    version = facts.schema_version
+    what = "The tables are not there yet" if version is None else f"The tables are of the older version {version}"
+    if "version" in facts.refused:
+        what = f"The version of the tables cannot be read ({facts.refused['version']})"
+    if not config.auto_setup:
+        return failed(
+            f"{what}, and CHECKPOINT_AUTO_SETUP=false forbids the application to make them.",
+            NO_START,
+            "Run `checkpointing setup` as a user that may create tables, before the application starts.",
+            **details,
+        )
+    if (refusal := _may_not_make(facts, config)) is not None:
+        return failed(f"{what}, and {refusal[0]}.", NO_START, refusal[1], **details)
+    return fine(f"{what}; the first start makes version {NEWEST_SCHEMA}.", **details)
+
+
+def _may_not_make(facts: PostgresFacts, config: CheckpointerConfig) -> tuple[str, str] | None:
+    """Why the tables cannot be made, and what to do; None if nothing speaks against it."""
+    user = facts.answers.get("user")
+    if user is None or user["may_create_tables"]:
+        return None
+    owner = "as the owner of the database"
+    if user["schema"] is not None:
+        what = f"the user {user['name']} may not create tables in the schema {user['schema']}"
+        grant = f"GRANT USAGE, CREATE ON SCHEMA {user['schema']} TO {user['name']}"
+        return what, f"{owner.capitalize()}: {grant}; or run `checkpointing setup` once as a user who may."
+    if not config.postgres_schema:
+        return "no schema of the search_path is there", "Create a schema, or set CHECKPOINT_POSTGRES_SCHEMA."
+    if user["may_create_schemas"]:
+        return None
+    what = f"the schema {config.postgres_schema} is missing and the user {user['name']} may not create it"
+    return what, f"{owner.capitalize()}: CREATE SCHEMA {config.postgres_schema} AUTHORIZATION {user['name']}."
+
+
+@checks("database.privileges", "May the user read and write the tables?")
+def check_privileges(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    user = facts.answers.get("user", {}).get("name", "of DATABASE_URL")
+    if facts.missing:
+        yield failed(
+            f"The user {user} lacks {', '.join(facts.missing)}.",
+            NO_START,
+            f"As the owner of the tables: GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(TABLES)} TO {user}.",
+            missing=list(facts.missing),
+        )
+    elif facts.has_tables and "privileges" not in facts.refused:
+        yield fine(f"The user {user} may read and write the tables.", missing=[])
+
+
+@checks("database.indexes", "Is every index whole?")
+def check_indexes(facts: PostgresFacts, config: CheckpointerConfig) -> Iterator[Finding]:
+    names = facts.answers.get("invalid_indexes", {}).get("names", [])
+    if names := [name for name in names if name != INDEX]:  # ours is made anew by every setup
+        yield warning(
+            f"{', '.join(names)}: half made, by a setup that was interrupted.",
+            "It costs every write and helps no read, and setting up again does not fix it.",
+            f"DROP INDEX {', '.join(names)}; then `checkpointing setup`.",
+            names=names,
         )
 
 

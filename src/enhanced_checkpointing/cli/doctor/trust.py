@@ -89,7 +89,7 @@ files_checks: Checks[StoredFiles, CheckpointerConfig] = Checks()
 @files_checks("files.readers", "Can other users of this machine read what is stored?")
 def check_readers(found: StoredFiles, config: CheckpointerConfig) -> Answer:
     if not found.readable:
-        return fine(f"Other users cannot read {plural(found.count, 'stored file')}.", files=[])
+        return fine(f"Other users can read none of the stored files ({found.count}).", files=[])
     named = found.readable[:FILES_NAMED]
     return warning(
         f"Other users of this machine can read {plural(len(found.readable), 'file')}: {listed(found.readable)}.",
