@@ -76,8 +76,7 @@ async def assemble(
     stack.push_async_callback(engine.close, config.deadline + lifecycle.SETTLE_SECONDS)
     tombstones, note = tombstones or Tombstones(None, backend.database_id()), note or Notes()
     owners = OwnerCheck(engine, enforced=config.thread_ownership == "enforce", tombstones=tombstones)
-    maintenance = Maintenance(engine, changed=owners.forget)
-    bridge = LoopBridge(asyncio.get_running_loop())
+    maintenance, bridge = Maintenance(engine, changed=owners.forget), LoopBridge(asyncio.get_running_loop())
     stack.callback(bridge.close)
     outages = Outages(backend.name, telemetry, lambda: parts.counts(), nature.clock)
     recovery = _recovery(stack, core, journal, engine, owners, outages) if journal is not None else None
