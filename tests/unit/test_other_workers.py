@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -119,3 +120,23 @@ async def test_write_to_a_thread_that_this_journal_holds_or_takes_over_goes_behi
     assert setting.journal.holds("b")
     await setting.put("b")
     assert len(setting.journaled("b")) == 3
+
+
+@pytest.mark.virtual_time
+async def test_calls_that_wait_for_another_worker_are_refused_when_the_manager_ends(tmp_path: Path) -> None:
+    directory = Directory(tmp_path)
+    ours, theirs = directory.new(), directory.new()
+    setting = Setting(workers=ours)
+    await setting.know("a")
+    others = setting.engine.others
+    assert others is not None
+    theirs.know("b", theirs.stamp("b"))
+    others.changed(["b"])
+    assert not theirs.is_current("b"), "a maintenance call has changed it"
+    await others.close()
+    theirs.hold("a")
+    reading = asyncio.create_task(setting.engine.get_tuple(config_of("a")))
+    await asyncio.sleep(0.01)
+    await others.close()
+    with pytest.raises(CheckpointUnavailableError, match="has in its journal"):
+        await reading
