@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointMetadata, CheckpointTuple
 
-from enhanced_checkpointing.backends import selection
+from enhanced_checkpointing.backends import base as selection
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.postgres.saver import selection as postgres_selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_checkpointing.backends.selection import EVERYTHING
+from enhanced_checkpointing.backends.base import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.journal.api import Journal
 from enhanced_checkpointing.journal.memory import MemoryJournal

@@ -13,7 +13,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import INTERRUPT, RESUME
 
 from enhanced_checkpointing import create_memory_checkpointer
-from enhanced_checkpointing.backends.selection import EVERYTHING
+from enhanced_checkpointing.backends.base import EVERYTHING
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.journal.api import UNKNOWN
 from enhanced_checkpointing.operations import DeleteThread

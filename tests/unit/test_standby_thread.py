@@ -16,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import INTERRUPT, _DeltaSnapshot
 
-from enhanced_checkpointing.backends.selection import by_equality
+from enhanced_checkpointing.backends.base import by_equality
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import Put, PutWrites
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer

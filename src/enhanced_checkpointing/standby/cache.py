@@ -11,8 +11,7 @@ from weakref import WeakValueDictionary
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 
-from enhanced_checkpointing.backends.base import Backend
-from enhanced_checkpointing.backends.selection import Selection
+from enhanced_checkpointing.backends.base import Backend, Selection
 from enhanced_checkpointing.errors import quoted, redact
 from enhanced_checkpointing.identifiers import created_at
 from enhanced_checkpointing.journal.api import UNKNOWN, BaseHead

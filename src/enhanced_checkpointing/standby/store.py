@@ -17,8 +17,8 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.memory import InMemorySaver
 
+from enhanced_checkpointing.backends.base import Selection
 from enhanced_checkpointing.backends.memory.backend import NO_VALUE, BlobKey, blob_of
-from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import Put, PutWrites, StoredWrite
 from enhanced_checkpointing.serialization import Serialized, SharingSerializer, dump_described, is_same, load_plain

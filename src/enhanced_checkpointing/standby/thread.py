@@ -11,9 +11,8 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.base import Backend, Selection
 from enhanced_checkpointing.backends.memory.backend import BlobKey
-from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.identifiers import created_at
 from enhanced_checkpointing.operations import Put, PutWrites, checkpoint_id_of, namespace_of, operations_of

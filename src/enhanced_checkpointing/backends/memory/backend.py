@@ -7,7 +7,7 @@ from typing import Any
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from enhanced_checkpointing.backends.base import Backend
+from enhanced_checkpointing.backends.base import Backend, by_equality
 from enhanced_checkpointing.backends.listing import HeadQuery, ThreadHead, checked_metadata, page_of, time_of, user_of
 from enhanced_checkpointing.backends.pruning import (
     Held,
@@ -29,7 +29,6 @@ from enhanced_checkpointing.backends.reading import (
     inherits_snapshot,
     writes_of,
 )
-from enhanced_checkpointing.backends.selection import by_equality
 from enhanced_checkpointing.backends.stored_values import inline, is_snapshot
 from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.errors import CheckpointCorruptionError

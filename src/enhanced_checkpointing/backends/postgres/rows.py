@@ -28,8 +28,7 @@ from psycopg import Error
 from enhanced_checkpointing.backends.base import Heads
 from enhanced_checkpointing.backends.postgres.wire import Statement
 from enhanced_checkpointing.backends.reading import StoredMetadata
-from enhanced_checkpointing.backends.selection import JsonForm
-from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, is_unicode
+from enhanced_checkpointing.backends.stored_values import LARGEST_EXACT, JsonForm, is_unicode
 from enhanced_checkpointing.identifiers import is_old
 from enhanced_checkpointing.operations import DeleteThread, Operation, Put, PutWrites, StoredWrite
 from enhanced_checkpointing.serialization import Opaque, Serialized, SharingSerializer

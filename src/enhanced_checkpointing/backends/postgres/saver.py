@@ -23,6 +23,7 @@ from psycopg import AsyncConnection, AsyncCursor, errors
 from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, DictRow, dict_row
 
+from enhanced_checkpointing.backends.base import Selection
 from enhanced_checkpointing.backends.listing import load_metadata
 from enhanced_checkpointing.backends.postgres.connections import PostgresConnections
 from enhanced_checkpointing.backends.postgres.failures import check_json
@@ -36,7 +37,6 @@ from enhanced_checkpointing.backends.reading import (
     inherits_snapshot,
     writes_of,
 )
-from enhanced_checkpointing.backends.selection import Selection
 from enhanced_checkpointing.backends.stored_values import from_json, is_snapshot, list_of
 from enhanced_checkpointing.errors import CheckpointUnavailableError
 from enhanced_checkpointing.operations import Operation

@@ -17,9 +17,9 @@ from langgraph.checkpoint.base import WRITES_IDX_MAP, get_checkpoint_id
 from langgraph.checkpoint.sqlite.utils import search_where
 from ormsgpack import Fragment
 
+from enhanced_checkpointing.backends.base import Metadata, Selection
 from enhanced_checkpointing.backends.reading import StoredMetadata
-from enhanced_checkpointing.backends.selection import JsonForm, Metadata, Selection
-from enhanced_checkpointing.backends.stored_values import VALUES, inline, seal_like, take_apart
+from enhanced_checkpointing.backends.stored_values import VALUES, JsonForm, inline, seal_like, take_apart
 from enhanced_checkpointing.errors import CheckpointerError
 from enhanced_checkpointing.operations import Operation, Put, PutWrites, StoredWrite, texts_of
 from enhanced_checkpointing.serialization import (
