@@ -15,6 +15,9 @@ from langgraph.checkpoint.base.id import uuid6
 from tests.support.checkpointer import recovered, saver_of, switched
 from tests.support.loop_holds import LoopHolds
 
+pytestmark = pytest.mark.alone
+"""Beside other tests a core does less in the same processor time."""
+
 MOMENT = 0.05
 """Seconds."""
 
