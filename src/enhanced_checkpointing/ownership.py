@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointMetadata
 
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointNotFoundError, quoted
 from enhanced_checkpointing.identifiers import USER_ID, text_of
@@ -109,6 +110,18 @@ def asking(user_id: object, shared_with: Collection[object] | None) -> dict[str,
             "A thread without an owner is everybody's."
         )
     return {**asking(user_id, None), ASKED_TO_SHARE: [text_of(one, "shared_with") for one in shared_with]}
+
+
+def without_ownership(
+    config: RunnableConfig, metadata: CheckpointMetadata
+) -> tuple[RunnableConfig, CheckpointMetadata]:
+    """A put's config and metadata without what a caller says in them about owners: that is for us to say."""
+
+    def left(said: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in said.items() if key not in (OWNER, SHARED_WITH)}
+
+    given = {"configurable": left(config["configurable"]), "metadata": left(config.get("metadata") or {})}
+    return cast("RunnableConfig", {**config, **given}), cast("CheckpointMetadata", left(metadata))
 
 
 def user_in(config: RunnableConfig) -> str | None:

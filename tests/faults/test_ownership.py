@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,10 +27,12 @@ from enhanced_checkpointing import (
     CheckpointNotFoundError,
     CheckpointUnavailableError,
     EnhancedCheckpointerManager,
+    InvalidIdError,
     create_memory_checkpointer,
 )
 from enhanced_checkpointing.cli.app import threads as commands
-from enhanced_checkpointing.ownership import OWNER, SHARED_WITH
+from enhanced_checkpointing.ownership import ASKED_BY, ASKED_TO_SHARE, OWNER, SHARED_WITH
+from enhanced_checkpointing.saver import owner_check
 from enhanced_checkpointing.threads.methods import ThreadMethods
 from tests.support.backends import BACKENDS
 from tests.support.checkpointer import opened, postgres, recovered, saver_of, sqlite, switched
@@ -578,6 +581,200 @@ def test_roles_of_the_run_book_run_without_the_right_to_set_up_and_read_only_the
                 with suppress(psycopg.errors.UndefinedObject):
                     owner.execute(f"DROP OWNED BY {role}")
                     owner.execute(f"DROP ROLE {role}")
+
+
+class Forks:
+    """A graph with a node in which anything may happen, forked as LangGraph does it: in the name of no user."""
+
+    def __init__(self, manager: EnhancedCheckpointerManager) -> None:
+        self.manager = manager
+        self.meanwhile: Callable[[], Awaitable[Any]] | None = None
+        inner = one_node("inner", lambda _: {"log": ["inner"]}).compile(checkpointer=True)
+        graph: StateGraph[Any] = StateGraph(Log).add_node("first", lambda _: {"log": ["first"]})
+        middle: Any = self._middle
+        graph.add_node("middle", middle).add_node("sub", inner).add_node("last", lambda _: {"log": ["last"]})
+        graph.add_edge(START, "first").add_edge("first", "middle").add_edge("middle", "sub").add_edge("sub", "last")
+        self.graph: Any = graph.compile(checkpointer=saver_of(manager))
+
+    async def _middle(self, _: Any) -> dict[str, Any]:
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return {"log": ["middle"]}
+
+    async def old_config(self, thread_id: str, user: str | None = "ada", **sharing: Any) -> RunnableConfig:
+        """A thread of this user, and the config of its second checkpoint, which names none."""
+        mine = self.manager.create_thread_config(thread_id, user_id=user, **sharing)
+        await self.graph.ainvoke({"log": ["secret"]}, mine)
+        history = [one async for one in self.graph.aget_state_history(mine)]
+        config: RunnableConfig = history[-2].config
+        return config
+
+    async def readers(self, thread_id: str) -> list[str]:
+        readers = []
+        for user in ("ada", "bob"):
+            with suppress(CheckpointNotFoundError):
+                await self.graph.aget_state(self.manager.create_thread_config(thread_id, user_id=user))
+                readers.append(user)
+        return readers
+
+
+BESIDES_A_FORK: dict[str, Callable[[Forks, str], Awaitable[Any]]] = {
+    "delete_for_runs": lambda forks, _: forks.manager.delete_for_runs(["no run"]),
+    "prune": lambda forks, one: forks.manager.prune([one]),
+    "prune delete": lambda forks, one: forks.manager.prune([one], strategy="delete"),
+    "delete_thread": lambda forks, one: forks.manager.delete_thread(one),
+    "adelete_thread": lambda forks, one: saver_of(forks.manager).adelete_thread(one),
+    "copy_thread": lambda forks, one: forks.manager.copy_thread(one, one),
+    "mark_failed": lambda forks, one: forks.manager.mark_failed(one),
+    "run_retention": lambda forks, _: forks.manager.run_retention(),
+    "eviction": lambda forks, _: read_others(forks),
+    "another reads it after its deletion": lambda forks, one: deleted_and_read(forks, one),
+}
+
+
+async def read_others(forks: Forks) -> None:
+    for number in range(4):
+        await forks.graph.aget_state(forks.manager.create_thread_config(f"other-{number}", user_id="eve"))
+
+
+async def deleted_and_read(forks: Forks, thread_id: str) -> None:
+    await forks.manager.delete_thread(thread_id)
+    with suppress(CheckpointNotFoundError):  # a step that was on its way is stored again
+        await forks.graph.aget_state(forks.manager.create_thread_config(thread_id, user_id="bob"))
+    await forks.graph.aget_state(forks.manager.create_thread_config(thread_id))
+
+
+@EVERY_BACKEND
+async def test_fork_keeps_its_owner_whatever_happens_to_the_thread_meanwhile(
+    backend: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_check, "MOST", 3)
+    async with switched(backend, database_url, tmp_path / "file") as primary:
+        forks = Forks(primary.manager)
+        for name, happens in BESIDES_A_FORK.items():
+            forks.meanwhile = None
+            old = await forks.old_config(name, shared_with=["eve"])
+            forks.meanwhile = partial(happens, forks, name)
+            await forks.graph.ainvoke(None, old)
+            assert await forks.readers(name) == ["ada"], name
+            entry = await primary.manager.get_thread(name)
+            assert entry is not None
+            assert (entry["user_id"], entry["metadata"].get(SHARED_WITH)) == ("ada", ["eve"]), name
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("happens", ["delete_for_runs", "prune", "delete_thread"])
+async def test_fork_keeps_its_owner_when_an_outage_begins_meanwhile(
+    happens: str, backend: str, database_url: str, tmp_path: Path
+) -> None:
+    async with switched(backend, database_url, tmp_path / "file", on_unknown_thread="start_fresh") as primary:
+        forks = Forks(primary.manager)
+
+        async def meanwhile() -> None:
+            if happens == "delete_thread":
+                await off(primary)
+            await BESIDES_A_FORK[happens](forks, "t")
+            if happens != "delete_thread":
+                await off(primary)
+
+        old = await forks.old_config("t")
+        forks.meanwhile = meanwhile
+        with suppress(CheckpointUnavailableError):  # of a subgraph nothing is warm any more
+            await forks.graph.ainvoke(None, old)
+        await primary.on()
+        await recovered(primary.manager)
+        assert await forks.readers("t") == ["ada"]
+
+
+@pytest.mark.parametrize("begun_by", ["bob", None])
+async def test_fork_of_a_deleted_thread_gets_into_no_thread_that_was_begun_anew(
+    begun_by: str | None, tmp_path: Path
+) -> None:
+    async with opened(sqlite(tmp_path / "file")) as manager:
+        forks, world = Forks(manager), World(manager)
+
+        async def begun_anew() -> None:
+            await manager.delete_thread("t")
+            await world.say("t", begun_by, "new")
+
+        old = await forks.old_config("t")
+        forks.meanwhile = begun_anew
+        with pytest.raises(CheckpointNotFoundError, match="deleted while this turn was under way"):
+            await forks.graph.ainvoke(None, old)
+        assert await world.say("t", begun_by, "more") == ["new", "heard", "more", "heard"]
+        forks.meanwhile = None
+        old = await forks.old_config("t", begun_by)
+        await forks.graph.ainvoke(None, old)  # a fork of the new one goes on
+
+
+async def test_bare_thread_is_asked_for_its_owner_once_at_most(tmp_path: Path) -> None:
+    async with opened(sqlite(tmp_path / "file")) as manager:
+        looks, engine = [], manager.components.engine
+        ask = engine.get_tuple
+
+        async def counted(config: RunnableConfig) -> Any:
+            looks.append(config)
+            return await ask(config)
+
+        engine.get_tuple = counted  # type: ignore[method-assign]
+        world = World(manager)
+        for _ in range(3):  # LangGraph reads before it writes
+            await world.say("bare", None)
+        assert len(looks) == 3
+        for _ in range(3):
+            await put(world, "written unread", None)
+        assert len(looks) == 4
+        counts = []
+        for happens in (manager.prune(["bare"]), manager.delete_for_runs(["none"]), manager.delete_thread("bare")):
+            await happens
+            before = len(looks)
+            await put(world, "bare", None)
+            counts.append(len(looks) - before)
+        assert counts == [1, 0, 0]
+
+
+PLANTED: list[dict[str, Any]] = [
+    {OWNER: "bob", SHARED_WITH: ["bob"]},
+    {OWNER: 123},
+    {OWNER: True},
+    {OWNER: "z" * 5000},
+]
+
+
+@EVERY_BACKEND
+async def test_owner_is_none_that_a_caller_names_in_metadata_or_config(
+    backend: str, database_url: str, tmp_path: Path
+) -> None:
+    async with switched(backend, database_url, tmp_path / "file") as primary:
+        manager, world = primary.manager, World(primary.manager)
+        for user in (None, "ada"):
+            for number, planted in enumerate(PLANTED):
+                config = manager.create_thread_config(f"{user} {number}", user_id=user)
+                await world.graph.ainvoke({"log": ["x"]}, {**config, "metadata": planted})
+                await world.graph.ainvoke({"log": ["x"]}, {"configurable": {**config["configurable"], **planted}})
+                saver: Any = world.saver
+                versions = {"log": saver.get_next_version(None, None)}
+                checkpoint = {**empty_checkpoint(), "channel_values": {"log": ["x"]}, "channel_versions": versions}
+                at = {"configurable": {**config["configurable"], "checkpoint_ns": ""}}
+                await saver.aput(at, checkpoint, {"source": "loop", "step": 9, **planted}, versions)
+                stored: list[dict[str, Any]] = [dict(one) for _, one, _ in await world.dump(f"{user} {number}")]
+                assert {metadata.get(OWNER) for metadata in stored} == {user}
+                assert not any(SHARED_WITH in metadata for metadata in stored)
+        # What is stored by us is kept by all that copies it.
+        await manager.mark_completed("ada 0")
+        await manager.prune(["ada 0"])
+        copy = await manager.copy_thread("ada 0")
+        assert {metadata.get(OWNER) for name in ("ada 0", copy) for _, metadata, _ in await world.dump(name)} == {"ada"}
+
+
+async def test_owner_of_a_config_made_by_hand_is_an_id_like_any_other(tmp_path: Path) -> None:
+    async with opened(sqlite(tmp_path / "file")) as manager:
+        world = World(manager)
+        config = manager.create_thread_config("t", user_id="ada")
+        for key, value in ((ASKED_BY, "z" * 5000), (ASKED_TO_SHARE, ["z" * 5000])):
+            with pytest.raises(InvalidIdError):
+                await world.graph.ainvoke({"log": ["x"]}, {"configurable": {**config["configurable"], key: value}})
+        assert await world.dump("t") == []
 
 
 MOST_CALLS_OF_AN_OWNER = {"aget_tuple": 7, "aput": 13, "aput_writes": 8}

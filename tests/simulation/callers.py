@@ -42,6 +42,8 @@ class Caller:
         while True:
             patience = self._world.random.choice([None, None, None, self._world.random.uniform(0.0, 1.5)])
             method = getattr(self._process.parts.saver, write.method)
+            # LangGraph reads a thread before it writes to it, by which the saver knows that it has no owner.
+            self._process.parts.threads.owners.without_owner[self._thread_id] = None
             error = await self._call(f"{write.method} {write.operation.thread_id}", method(*write.arguments), patience)
             if not isinstance(error, BaseException):
                 self._ledger.acknowledge(write)

@@ -6,6 +6,7 @@ and costs nothing. Only a call that comes without one, and names a user, asks fo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -22,11 +23,13 @@ from langgraph.checkpoint.base import (
 from enhanced_checkpointing.backends.listing import user_of
 from enhanced_checkpointing.errors import CheckpointerError, CheckpointNotFoundError, CheckpointUnavailableError, quoted
 from enhanced_checkpointing.identifiers import USER_ID
-from enhanced_checkpointing.operations import asks_for_thread, checkpoint_id_of, thread_of
+from enhanced_checkpointing.operations import asks_for_thread, checkpoint_id_of, namespace_of, thread_of
 from enhanced_checkpointing.ownership import (
     ASKED_TO_SHARE,
     NO_THREAD,
+    OWNER,
     Ownership,
+    asking,
     is_seen_by,
     may_use,
     not_found,
@@ -36,6 +39,12 @@ from enhanced_checkpointing.ownership import (
 from enhanced_checkpointing.saver.read_path import Engine
 from enhanced_checkpointing.serialization import without_objects
 from enhanced_checkpointing.tombstones import Tombstones
+
+CHECKPOINT_MAP = "checkpoint_map"
+"""LangGraph's key in `configurable`: the checkpoint that each graph around a subgraph is at, by namespace."""
+
+GLANCE_SECONDS = 0.02
+"""Between two looks for a checkpoint that is on its way."""
 
 MOST = 100_000
 """Threads whose owner is remembered; those that were learned of the longest ago are forgotten first."""
@@ -53,17 +62,37 @@ class OwnerCheck:
         self._tombstones = tombstones
         self.known: dict[str, Ownership] = {}
         """By thread: what its newest root checkpoint says, of those about which anything was asked or found."""
+        self.without_owner: dict[str, None] = {}
+        """Threads that are known to have no owner, to which a call that names no user may write without a look."""
+        self._former: dict[str, Ownership] = {}
+        """By thread: whose it was, of those that were deleted or may have changed, as turns of it may be under way;
+        `NO_THREAD`: several users' in turn."""
+        self.changes = 0
+        """How often anything was forgotten: what was read before that is no longer sure."""
         self.erased = tombstones.erased if tombstones is not None else {}
 
     # What LangGraph asks for
 
     async def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        before = self.known.get(thread_of(config))
+        before, changes = self.known.get(thread_of(config)), self.changes
         found = await self._engine.get_tuple(config)
         is_said = found is not None and before is not None and before.is_said_in(found.metadata)
         if is_said and before is not None and user_in(config) == before.owner:
             return found  # nearly always, where there is an owner
+        if before is None and changes == self.changes and (found is None or OWNER not in found.metadata):
+            self.note_without_owner(config)
         return await self.judged(config, found, before)
+
+    def note_without_owner(self, config: RunnableConfig) -> None:
+        """A read found no owner: the newest root checkpoint decides; an old one tells nothing of the thread of today,
+        and a fork of it may begin."""
+        thread_id = thread_of(config)
+        if not asks_for_thread(config):
+            if namespace_of(config) == "":
+                self.without_owner.pop(thread_id, None)
+        elif thread_id not in self.known and not self._had_owner(thread_id):
+            self.without_owner[thread_id] = None
+            _bound(self.without_owner)
 
     async def judged(
         self, config: RunnableConfig, found: CheckpointTuple | None, before: Ownership | None
@@ -82,7 +111,7 @@ class OwnerCheck:
         elif user is not None:
             ownership = await self._look_for(user, thread_id)
         else:
-            if own is not None and before is None:
+            if own is not None and (before is None or before.owner != own.owner):
                 await self._look_for_fork(thread_id, own)
             return found
         if user is not None:
@@ -135,16 +164,21 @@ class OwnerCheck:
         if self.erased:
             self._refuse_erased(thread_id, checkpoint["id"], checkpoint_id_of(config))
         becomes = ownership = self.known.get(thread_id)
+        if user is None and (ownership is None or ownership.owner is None or thread_id in self._former):
+            becomes = await self._owner_of_turn(config)
         shares = config["configurable"].get(ASKED_TO_SHARE)
         if user is not None and not (ownership is not None and user == ownership.owner and shares is None):
             ownership = ownership or await self._look(thread_id)
             self._admit(thread_id, ownership, user)
             becomes = ownership.written_by(user, shares)
+            if becomes is not ownership:
+                asking(user, shares)  # what is stored as an owner is an id, however the config was made
         if becomes is None or becomes.owner is None:
             return await self._engine.writes.put(config, checkpoint, metadata, versions)
         marked = self._marked(config, metadata, becomes)
-        if becomes is ownership:
+        if becomes is self.known.get(thread_id):
             return await self._engine.writes.put(config, checkpoint, marked, versions)
+        self.without_owner.pop(thread_id, None)
         pending = self.known[thread_id] = replace(becomes, pending=True)  # known before it is stored: others ask now
         try:
             return await self._engine.writes.put(config, checkpoint, marked, versions)
@@ -166,7 +200,7 @@ class OwnerCheck:
         try:
             await self._engine.writes.delete_thread(thread_id)
         finally:
-            self.known.pop(thread_id, None)
+            self._forget(thread_id)
 
     # What the methods ask for
 
@@ -189,7 +223,21 @@ class OwnerCheck:
     def forget(self, thread_ids: Sequence[str] | None) -> None:
         """These threads, or for None any, may have become another's behind the back of this."""
         for thread_id in list(self.known) if thread_ids is None else thread_ids:
-            self.known.pop(thread_id, None)
+            had_none = thread_ids is not None and thread_id in self.without_owner
+            self._forget(thread_id, Ownership() if had_none else None)
+
+    def _forget(self, thread_id: str, without_owner: Ownership | None = None) -> None:
+        """Whose it is must be looked for. Whose it was is kept, for turns under way, unless that was erased."""
+        self.changes += 1
+        if without_owner is not None:
+            del self.without_owner[thread_id]
+        before, former = self.known.pop(thread_id, without_owner), self._former.get(thread_id)
+        if self._tombstones is not None and self._tombstones.erased_at(thread_id) is not None:
+            self._former.pop(thread_id, None)
+        elif before is not None and before.exists and (former is None or before.owner is not None):
+            several = former is not None and former.owner != before.owner
+            self._former[thread_id] = NO_THREAD if several else before
+            _bound(self._former)
 
     # What is known
 
@@ -198,6 +246,67 @@ class OwnerCheck:
         with without_objects():
             found = await self._engine.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
         return self._learn(thread_id, found, ownership_of(found.metadata) if found is not None else None, before)
+
+    async def _owner_of_turn(self, config: RunnableConfig) -> Ownership:
+        """Whose a checkpoint is to be that is put in the name of no user: by the application, or in a fork.
+
+        A turn that began before its thread was deleted keeps its owner, and does not get into what is another's by now.
+
+        Raises:
+            CheckpointNotFoundError: the thread was deleted, and is another's by now or was several users' in turn.
+            CheckpointUnavailableError: in an outage, of a thread that was several users' in turn.
+        """
+        thread_id, former = thread_of(config), self._former.get(thread_of(config))
+        ownership, begins = self.known.get(thread_id), namespace_of(config) == "" and checkpoint_id_of(config) is None
+        if ownership is None and thread_id in self.without_owner:
+            return Ownership()
+        if ownership is None or (ownership.owner is None and not ownership.pending):
+            try:
+                ownership = await self._look(thread_id)
+            except CheckpointUnavailableError:
+                if former is not None and not former.exists:
+                    raise
+                return former or Ownership()  # a fork was read: what is unknown is written to without a read
+        may_be_others = former is not None and not (former.exists and former.owner in (None, ownership.owner))
+        if former is not None and may_be_others and not begins:
+            if ownership.exists:
+                await self._require_parent(config, ownership)
+            elif former.exists:
+                return former
+            else:
+                raise self._too_late(thread_id)
+        if ownership.owner is None and not may_be_others:
+            self.known.pop(thread_id, None)
+            self.note_without_owner({"configurable": {"thread_id": thread_id}})
+        return ownership
+
+    def _had_owner(self, thread_id: str) -> bool:
+        """Whether it had one, or several, before it was deleted or may have changed."""
+        former = self._former.get(thread_id)
+        return former is not None and (former.owner is not None or not former.exists)
+
+    async def _require_parent(self, config: RunnableConfig, ownership: Ownership) -> None:
+        """See that a turn began in what the thread is today, which has had another owner."""
+        root = (config["configurable"].get(CHECKPOINT_MAP) or {}).get("")
+        if root is None and namespace_of(config) == "":
+            root = checkpoint_id_of(config)
+        thread_id, found, deadline = thread_of(config), None, self._engine.core.deadline()
+        while root is not None and found is None and deadline.remaining() > 0:
+            with without_objects():
+                at = {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": root}
+                found = await self._engine.get_tuple({"configurable": at})
+            if namespace_of(config) == "":
+                break
+            await asyncio.sleep(GLANCE_SECONDS)  # a subgraph may be faster than the write of what it belongs to
+        own = ownership_of(found.metadata) if found is not None else None
+        if found is None or (own is not None and own.owner != ownership.owner):
+            raise self._too_late(thread_id)
+
+    def _too_late(self, thread_id: str) -> CheckpointNotFoundError:
+        return CheckpointNotFoundError(
+            f"Thread {quoted(thread_id)} was deleted while this turn was under way, and the turn names no user; "
+            "nothing more of it is stored, as others could read it. Begin a new turn."
+        )
 
     async def _look_for(self, user: str, thread_id: str) -> Ownership:
         """Whose it is, for a user who reads past the newest checkpoint: who is no owner may not be let in any more."""
@@ -226,10 +335,14 @@ class OwnerCheck:
         if known is not None and (known.pending or known is not before):
             return known
         told = NO_THREAD if found is None else own or Ownership(names=user_of(found.metadata))
+        if told.owner is not None:
+            self.without_owner.pop(thread_id, None)
+            if self._former and self._former.get(thread_id, NO_THREAD).owner == told.owner:
+                del self._former[thread_id]
         if told != known:
             self.known[thread_id] = told
             if len(self.known) > MOST:
-                del self.known[next(iter(self.known))]
+                self._forget(next(iter(self.known)))
         return told
 
     def _refuse_erased(self, thread_id: str, *checkpoint_ids: str | None) -> None:
@@ -268,3 +381,8 @@ def _named_user(config: RunnableConfig, metadata: Mapping[str, Any]) -> str | No
         if USER_ID in one:
             return user_of(one)
     return None
+
+
+def _bound(threads: dict[str, Any]) -> None:
+    if len(threads) > MOST:
+        del threads[next(iter(threads))]

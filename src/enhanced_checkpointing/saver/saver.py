@@ -21,7 +21,7 @@ from langgraph.checkpoint.base import (
 
 from enhanced_checkpointing.audit import Notes, named
 from enhanced_checkpointing.identifiers import USER_ID, before_with_text_id, text_of, with_text_ids, with_text_user
-from enhanced_checkpointing.ownership import ASKED_BY, OWNER, user_in
+from enhanced_checkpointing.ownership import ASKED_BY, OWNER, SHARED_WITH, user_in, without_ownership
 from enhanced_checkpointing.saver.event_loop import LoopBridge
 from enhanced_checkpointing.saver.maintenance import Maintenance
 from enhanced_checkpointing.saver.owner_check import OwnerCheck
@@ -58,8 +58,12 @@ class FailoverSaver(BaseCheckpointSaver[str]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         asked = with_text_ids(config)
         if self._bridge.here is asyncio.get_running_loop() and self._asks_nobody(asked):
+            owners, changes = self._owners, self._owners.changes
             found = await self._engine.get_tuple(asked)
             if found is None or OWNER not in found.metadata:
+                known = asked["configurable"]["thread_id"] in owners.without_owner
+                if changes == owners.changes and (not known or "checkpoint_id" in asked["configurable"]):
+                    owners.note_without_owner(asked)
                 return found
             return await self._owners.judged(asked, found, None)
         return await self._bridge.bring(self._owners.get_tuple, asked)
@@ -108,7 +112,11 @@ class FailoverSaver(BaseCheckpointSaver[str]):
             config = {**config, "metadata": dict(with_text_user(config["metadata"]))}
         if (checkpoint_id := text_of(checkpoint["id"], "checkpoint_id")) is not checkpoint["id"]:
             checkpoint = {**checkpoint, "id": checkpoint_id}
-        if self._bridge.here is asyncio.get_running_loop() and self._asks_nobody(config):
+        for said in (metadata, config["configurable"], config.get("metadata") or ()):
+            if OWNER in said or SHARED_WITH in said:
+                config, metadata = without_ownership(config, metadata)
+        known = config["configurable"]["thread_id"] in self._owners.without_owner
+        if known and self._bridge.here is asyncio.get_running_loop() and self._asks_nobody(config):
             return await self._writes.put(config, checkpoint, metadata, new_versions)
         return await self._bridge.bring(self._owners.put, config, checkpoint, metadata, new_versions)
 
