@@ -9,6 +9,7 @@ Both names begin with a dot, so that every release leaves them alone in the jour
 
 from __future__ import annotations
 
+import errno
 import getpass
 import hashlib
 import json
@@ -50,6 +51,13 @@ TAIL = 2 * 1024 * 1024
 """Bytes from the end in which the newest line is looked for: more than any takes."""
 
 
+LAST_SECOND = 253_402_300_800
+"""Seconds of the wall clock at the end of the year 9999, above which no date is written."""
+
+UNREADABLE = (ValueError, RecursionError, OverflowError, MemoryError, AttributeError, KeyError, TypeError)
+"""What reading a line raises that is no entry: anything may have been written there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a look at the log found: `fault` says what is wrong with its first broken line, `line` which that is."""
@@ -76,15 +84,16 @@ def hidden(name: str) -> str:
 
 
 class AuditTrail:
-    """The log of one directory, for a database that is told by its `home`. Everything raises `OSError`."""
+    """The log of one directory, for a database that is told by its `home`. Everything raises `OSError`, whatever stands
+    in the two files."""
 
     def __init__(self, directory: Path, database: str = "", wall_clock: Callable[[], float] = time.time) -> None:
         self._directory = directory
         self._database = database
         self._wall_clock = wall_clock
 
-    def note(self, action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
-        """Append an entry; it is durable when this returns."""
+    def note(self, action: str, *, threads: Sequence[str] = (), count: int | None = None, **facts: Any) -> None:
+        """Append an entry; it is durable when this returns. `count`: how many threads, where not all are named."""
         make_private_folder(self._directory)
         with own_directory(self._directory) as folder, appending(LOG, folder=folder) as handle:
             number, previous, end = _newest(handle)
@@ -96,13 +105,13 @@ class AuditTrail:
                 "action": action,
                 "database": self._database,
                 "actor": _actor(),
-                "threads": len(threads),
+                "threads": len(threads) if count is None else count,
                 "thread_ids": named(threads),
                 **facts,
                 "previous": previous,
             }
             hashed = _hash_of(entry)
-            append_durably(handle, f"{json.dumps({**entry, 'hash': hashed})}\n".encode())
+            append_durably(handle, _line_of({**entry, "hash": hashed}))
             _write_head(folder, number + 1, hashed)
 
     def check(self) -> None:
@@ -111,7 +120,12 @@ class AuditTrail:
             with own_directory(self._directory) as folder:
                 for name in (LOG, HEAD):
                     with suppress(FileNotFoundError):
-                        os.close(open_own(name, os.O_RDWR, folder=folder))
+                        handle = open_own(name, os.O_RDWR, folder=folder)
+                        try:
+                            if name == LOG:
+                                _newest(handle)
+                        finally:
+                            os.close(handle)
         except FileNotFoundError:  # the directory is made with the first entry
             return
 
@@ -120,24 +134,24 @@ class AuditTrail:
         for line in self._lines():
             try:
                 entry = json.loads(line)
-            except (ValueError, RecursionError):
+            except UNREADABLE:
                 continue  # `verify` names the line
-            if isinstance(entry, dict):
+            if _is_entry(entry):
                 yield entry
 
     def verify(self, known: str | None = None) -> Verdict:
         """Look at the whole chain; `known` is the hash of an entry that must be in it."""
-        previous, number, hashes = FIRST, 0, set()
+        previous, number, hashes = FIRST, 0, [FIRST]
         for number, line in enumerate(self._lines(), 1):
             fault, found = _read(line, number, previous)
             if fault is not None:
                 return Verdict(number - 1, previous, number, fault)
             previous = found
-            hashes.add(previous)
+            hashes.append(previous)
         head = self._head()
-        if head is None and number:
+        if (number and head is None) or (head is not None and head[0] < 1):
             return Verdict(number, previous, number, f"{HEAD} is missing or damaged, so that a cut cannot be told")
-        if head is not None and (head[0] > number or (head[1] not in hashes and head[0])):
+        if head is not None and (head[0] > number or (head[0] > 0 and head[1] != hashes[head[0]])):
             fault = f"entry {head[0]} was written and is not there: the log was cut at its end, or made anew"
             return Verdict(number, previous, number + 1, fault)
         if known is not None and known not in hashes:
@@ -157,8 +171,8 @@ class AuditTrail:
         try:
             with own_directory(self._directory) as folder, open(open_own(HEAD, os.O_RDONLY, folder=folder)) as head:
                 told = json.loads(head.read(1024))
-                return int(told["number"]), str(told["hash"])
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+                return _number_in(told), str(told["hash"])
+        except (FileNotFoundError, *UNREADABLE):
             return None  # `verify` says that it is missing or damaged
 
 
@@ -195,7 +209,7 @@ class Notes:
     async def _try(self, work: Callable[[], None]) -> bool:
         try:
             await in_thread_of_its_own(work, name="audit")
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is: what was done is done
             self.error = redact(error)
         else:
             self.error = None
@@ -214,6 +228,25 @@ def _hash_of(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
+def _line_of(entry: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(entry)}\n".encode()
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it has what every entry has, each of its kind."""
+    if not isinstance(entry, dict) or not isinstance(at := entry.get("at"), (int, float)):
+        return False
+    kinds = (("number", int), ("threads", int), ("thread_ids", list), ("actor", dict))
+    return 0 <= at < LAST_SECOND and all(isinstance(entry.get(name), kind) for name, kind in kinds)
+
+
+def _number_in(told: Any) -> int:
+    number = told["number"]
+    if type(number) is not int:
+        raise TypeError("the number of an entry is a whole one")
+    return number
+
+
 def _read(line: bytes, number: int, previous: str) -> tuple[str | None, str]:
     """What is wrong with a line, or None, and its hash."""
     hashed = ""
@@ -222,11 +255,11 @@ def _read(line: bytes, number: int, previous: str) -> tuple[str | None, str]:
         hashed = str(entry.pop("hash"))
         if not line.endswith(b"\n"):
             return "it was not written to its end", hashed
-        if hashed != _hash_of(entry):
+        if hashed != _hash_of(entry) or line != _line_of({**entry, "hash": hashed}):
             return "it is not what was written", hashed
         if entry["previous"] != previous or entry["number"] != number:
             return "it does not follow from the one before it", hashed
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+    except UNREADABLE:
         return "it is no entry", hashed
     return None, hashed
 
@@ -238,12 +271,14 @@ def _newest(handle: int) -> tuple[int, str, int]:
     data = os.pread(handle, size - start, start)
     end = data.rfind(b"\n") + 1
     if not end:
+        if start:
+            raise OSError(errno.EFBIG, "its last line takes more than any entry: look at it, and cut it away", LOG)
         return 0, FIRST, start
     line = data[data.rfind(b"\n", 0, end - 1) + 1 : end]
     try:
         entry = json.loads(line)
-        return int(entry["number"]), str(entry["hash"]), start + end
-    except (ValueError, RecursionError, TypeError, KeyError):
+        return _number_in(entry), str(entry["hash"]), start + end
+    except UNREADABLE:
         return 0, FIRST, start + end  # `verify` finds the break; what happens is noted all the same
 
 

@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from enhanced_checkpointing.audit import LOG, AuditTrail
 from enhanced_checkpointing.threads.retention import RetentionPolicy
 from tests.support.checkpointer import eventually, opened, saver_of, sqlite, switched
@@ -37,8 +39,9 @@ def test_what_methods_and_commands_delete_import_and_export_is_in_one_trail_that
     asyncio.run(delete())
     variables = {"CHECKPOINT_JOURNAL_DIR": str(journal)}
     assert command("threads", "delete", "by a command", "--yes", "--sqlite", file, **variables).code == 0
-    assert command("export", file, tmp_path / "out.jsonl", **variables).code == 0
-    assert command("import", tmp_path / "out.jsonl", tmp_path / "new.sqlite", **variables).code in (0, 2)
+    assert command("export", file, tmp_path / "made" / "out.jsonl", **variables).code == 0
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
+    assert command("import", tmp_path / "made" / "out.jsonl", tmp_path / "new.sqlite", **variables).code in (0, 2)
 
     shown = command("audit", "show", "--json", **variables).report["entries"]
     assert [(entry["action"], entry["thread_ids"]) for entry in reversed(shown)][:6] == [
@@ -47,17 +50,24 @@ def test_what_methods_and_commands_delete_import_and_export_is_in_one_trail_that
         ("retention delete", ["by retention"]),
         ("delete", ["by a command"]),
         ("export begins", []),
-        ("export", []),
+        ("export", ["by prune", "stays"]),
     ]
+    assert [(entry["action"], entry["threads"], sorted(entry["thread_ids"])) for entry in shown[:2]] == [
+        ("import", 2, ["by prune", "stays"]),
+        ("export", 2, ["by prune", "stays"]),
+    ]
+    assert shown[0]["outcomes"] == {"copied": 2}
     assert {entry["database"] for entry in shown[-3:]} == {shown[-1]["database"]}
     one = command("audit", "show", "--json", "--thread", "by prune", **variables).report["entries"]
-    assert [entry["action"] for entry in one] == ["prune keep_latest"]
+    assert [entry["action"] for entry in one] == ["import", "export", "prune keep_latest"]
     page = command("audit", "show", "--json", "--limit", 2, **variables).report
     rest = command("audit", "show", "--json", "--before", page["before"], **variables).report
     assert page["entries"] + rest["entries"] == shown
     assert "by a method" in command("audit", "show", **variables).words
 
     assert command("audit", "verify", **variables).code == 0
+    none = command("audit", "verify", CHECKPOINT_JOURNAL_DIR=str(tmp_path / "none"))
+    assert (none.code, "no entry" in none.words) == (0, True)
     log = journal / LOG
     log.write_bytes(log.read_bytes().replace(b"by a method", b"by a madman"))
     broken = command("audit", "verify", "--json", **variables)
@@ -87,15 +97,16 @@ def test_what_the_saver_deletes_and_commands_prune_migrate_and_drain_is_in_the_t
     assert command("migrate", file, target, **where).code == 0
     assert command("migrate", file, target, "--dry-run", **where).code == 0
     entries = [*AuditTrail(journal).entries()]
-    assert [(entry["action"], entry["thread_ids"]) for entry in entries] == [
+    assert [(entry["action"], sorted(entry["thread_ids"])) for entry in entries] == [
         ("delete", ["deleted"]),
         ("prune keep_latest", ["7"]),
         ("delete for runs", []),
         ("delete", ["deleted later"]),
         ("journal drain", ["deleted later", "written later"]),
         ("prune", ["pruned"]),
-        ("migrate", []),
+        ("migrate", ["7", "pruned", "written later"]),
     ]
+    assert (entries[6]["threads"], entries[6]["outcomes"]) == (3, {"copied": 3})
     assert entries[2]["runs"] == ["a run"]
     assert entries[4]["deleted"] == ["deleted later"]
     assert entries[4]["operations"] > 2
@@ -126,3 +137,48 @@ async def test_deletion_is_done_and_told_where_the_trail_cannot_be_written(tmp_p
     assert "is not in the audit trail" in caplog.text
     assert not (tmp_path / "elsewhere").exists()
     assert AuditTrail(tmp_path / "other").verify().entries == 0
+
+
+@pytest.mark.parametrize("failure", [OverflowError("content"), RecursionError(), OSError(28, "full")])
+async def test_whatever_keeps_a_deletion_from_being_noted_raises_nothing_and_degrades_health(
+    failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    async with opened(sqlite(tmp_path / "agents.sqlite", journal_dir=tmp_path / "journal")) as manager:
+        await talked(saver_of(manager), "gone", "kept")
+        monkeypatch.setattr(AuditTrail, "note", fail)
+        monkeypatch.setattr(AuditTrail, "check", fail)
+        assert await manager.delete_thread("gone")
+        await manager.prune(["kept"])
+        assert manager.health_status["overall_status"] == "degraded"
+        assert not manager.health_status["audit"]["healthy"]
+    assert "is not in the audit trail" in caplog.text
+
+
+async def test_planted_line_keeps_no_deletion_from_being_noted(tmp_path: Path) -> None:
+    async with opened(sqlite(tmp_path / "agents.sqlite", journal_dir=tmp_path / "journal")) as manager:
+        await talked(saver_of(manager), "one", "two")
+        assert await manager.delete_thread("one")
+        with (tmp_path / "journal" / LOG).open("a", encoding="utf-8") as log:
+            log.write('{"number":1e999,"hash":"x"}\n')
+        assert await manager.delete_thread("two")
+    trail = AuditTrail(tmp_path / "journal")
+    assert [entry["thread_ids"] for entry in trail.entries()] == [["one"], ["two"]]
+    assert trail.verify().line == 2
+
+
+def test_export_into_a_place_that_cannot_be_made_is_refused_before_it_is_noted(tmp_path: Path) -> None:
+    file, journal = tmp_path / "agents.sqlite", tmp_path / "journal"
+
+    async def fill() -> None:
+        async with opened(sqlite(file, journal_dir=journal)) as manager:
+            await talked(saver_of(manager), "one")
+
+    asyncio.run(fill())
+    (tmp_path / "no folder").touch()
+    refused = command("export", file, tmp_path / "no folder" / "out.jsonl", CHECKPOINT_JOURNAL_DIR=str(journal))
+    assert refused.code != 0
+    assert ".part" not in refused.err
+    assert [*AuditTrail(journal).entries()] == []

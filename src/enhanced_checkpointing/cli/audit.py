@@ -64,6 +64,9 @@ def verify(options: Options, known: str | None, *, as_json: bool) -> ExitCode:
     elif found.fault is not None:
         what = f"Line {found.line}: {found.fault}. What is in front of it is whole."
         paragraph(stdout(), Text(), what, style="bold red")
+    elif not found.entries:
+        what = "The audit trail has no entry: nothing was noted yet, or both its files were taken away"
+        paragraph(stdout(), Text(), f"{what}, which only `audit verify --known HASH` can tell.")
     else:
         what = f"The audit trail is whole: {plural(found.entries, 'entry', 'entries')}, the newest with the hash"
         paragraph(
@@ -72,13 +75,15 @@ def verify(options: Options, known: str | None, *, as_json: bool) -> ExitCode:
     return ExitCode.FINE if found.fault is None else ExitCode.WRONG
 
 
-def note(directory: Path, database: str, action: str, *, threads: Sequence[str] = (), **facts: Any) -> None:
+def note(
+    directory: Path, database: str, action: str, *, threads: Sequence[str] = (), count: int | None = None, **facts: Any
+) -> None:
     """Note what a command did, where its application has a journal's directory; what keeps it from that is told."""
     if not directory.is_dir():
         return
     try:
-        AuditTrail(directory, database).note(action, threads=threads, **facts)
-    except OSError as error:
+        AuditTrail(directory, database).note(action, threads=threads, count=count, **facts)
+    except Exception as error:  # noqa: BLE001  # whatever it is: what was done is done
         print(f"It was done, and is not in the audit trail: {redact(error)}", file=sys.stderr)
 
 

@@ -35,6 +35,7 @@ from enhanced_checkpointing.config import CheckpointerConfig
 from enhanced_checkpointing.journal.disk import reason
 from enhanced_checkpointing.journal.inspect import survey
 from enhanced_checkpointing.journal.recovery import MEMORY, belongs
+from enhanced_checkpointing.private_files import make_private_folder
 from enhanced_checkpointing.threads.exchange import export_threads, import_threads
 from enhanced_checkpointing.threads.migrate import Orders, Outcome, Report, Tally, Tell, count_threads, migrate
 
@@ -240,6 +241,12 @@ def show_problems(console: Console, tally: Tally) -> None:
         console.print(f"and {bad - SHOWN:,} more; --json names {len(tally.problems):,}")
 
 
+def _noted(tally: Tally) -> dict[str, Any]:
+    """What the audit trail says of a move: which threads it concerned, and what became of how many."""
+    outcomes = {outcome.value: count for outcome, count in sorted(tally.outcomes.items())}
+    return {"threads": tally.thread_ids, "count": tally.threads, "outcomes": outcomes}
+
+
 def _rate(tally: Tally) -> float:
     return tally.threads / tally.seconds if tally.seconds else 0.0
 
@@ -254,7 +261,7 @@ def run_migrate(source: str, target: str, naming: Naming, orders: Orders, showin
     before = journaled_for(homes[0], place)  # what cannot be read is better known before hours of work than after
     tally = asyncio.run(_migrated(*configs, naming.concurrency, orders, showing))
     if not (orders.rehearse or orders.compare_only):
-        note(place.directory, homes[1], "migrate", source=homes[0], migrated=tally.threads)
+        note(place.directory, homes[1], "migrate", **_noted(tally), source=homes[0], migrated=tally.threads)
     journaled = looked_again(before, homes[0], place)
     complete = tally.complete and journaled.complete
     if showing.as_json:
@@ -322,7 +329,7 @@ def run_export(source: str, file: str, thread_ids: Sequence[str], naming: Naming
     with _written(file, begins) as stream:
         tally = asyncio.run(_exported(config, stream, thread_ids, showing))
     where = "standard output" if file == STREAM else str(Path(file).absolute())
-    note(place.directory, home(config), "export", threads=thread_ids, file=where, exported=tally.threads)
+    note(place.directory, home(config), "export", **_noted(tally), file=where, exported=tally.threads)
     journaled = looked_again(before, home(config), place)
     words = Words(home(config), file, "exported")
     _show_exchanged(tally, showing, words, journaled, sys.stderr if file == STREAM else sys.stdout)
@@ -335,7 +342,7 @@ def run_import(file: str, target: str, naming: Naming, orders: Orders, showing: 
     with _read(file) as stream:
         tally = asyncio.run(_imported(config, stream, naming.concurrency, orders, showing))
     if not orders.rehearse:
-        note(naming.journal().directory, home(config), "import", file=file, imported=tally.threads)
+        note(naming.journal().directory, home(config), "import", **_noted(tally), file=file, imported=tally.threads)
     _show_exchanged(tally, showing, Words(file, home(config), "imported", orders.rehearse), None, sys.stdout)
     return ExitCode.FINE if tally.complete else ExitCode.WRONG
 
@@ -370,6 +377,7 @@ def _written(file: str, begins: Callable[[Path], None]) -> Iterator[IO[bytes]]:
     path = Path(file)
     if os.path.lexists(path):
         raise UsageError(f"{path} is there already. Nothing was exported: name another file, or take that one away.")
+    make_private_folder(path.absolute().parent)
     part = path.with_name(f"{path.name[:PART_LENGTH]}.{secrets.token_hex(8)}.part")
     begins(part)
     with _ended_by_signals():

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from enhanced_checkpointing.audit import NAMED
 from enhanced_checkpointing.backends.base import Backend
 from enhanced_checkpointing.backends.reading import Chunks
 from enhanced_checkpointing.errors import CheckpointerError, redact
@@ -252,6 +253,8 @@ class Tally:
     written: int = 0
     """Bytes."""
     problems: list[Report] = field(default_factory=list)
+    thread_ids: list[str] = field(default_factory=list)
+    """As many as the audit trail names."""
     seconds: float = 0.0
     """How long all of it took."""
 
@@ -275,6 +278,8 @@ class Tally:
     def add(self, report: Report) -> None:
         self.outcomes[report.outcome] += 1
         self.written += report.size
+        if report.thread_id and len(self.thread_ids) < NAMED:
+            self.thread_ids.append(report.thread_id)
         if report.outcome.good:
             self.count.checkpoints += report.count.checkpoints
             self.count.writes += report.count.writes
