@@ -84,7 +84,7 @@ async def test_service_remembers_within_a_run_without_a_database(no_leaks: LeakW
         ready = await client.get("/checkpointing/readyz")
         assert (ready.status_code, ready.json()["overall_status"]) == (200, "healthy")
         metrics = (await client.get("/checkpointing/metrics")).text
-        assert 'checkpointer_operations_total{operation="put",backend="memory",outcome="primary"}' in metrics
+        assert 'checkpointer_operations_total{backend="memory",operation="put",outcome="primary"}' in metrics
     assert app.state.manager.health_status["overall_status"] == "unhealthy", "shutdown closed the checkpointer"
 
 
