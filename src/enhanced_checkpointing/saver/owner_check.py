@@ -258,8 +258,8 @@ class OwnerCheck:
         """
         thread_id, former = thread_of(config), self._former.get(thread_of(config))
         ownership, begins = self.known.get(thread_id), namespace_of(config) == "" and checkpoint_id_of(config) is None
-        if ownership is None and thread_id in self.without_owner:
-            return Ownership()
+        if ownership is None and (thread_id in self.without_owner or (begins and former is None)):
+            return Ownership()  # what begins a thread is no fork, and does not wait for a read of its own
         if ownership is None or (ownership.owner is None and not ownership.pending):
             try:
                 ownership = await self._look(thread_id)
