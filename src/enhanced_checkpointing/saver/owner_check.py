@@ -174,7 +174,10 @@ class OwnerCheck:
             if becomes is not ownership:
                 asking(user, shares)  # what is stored as an owner is an id, however the config was made
         if becomes is None or becomes.owner is None:
-            return await self._engine.writes.put(config, checkpoint, metadata, versions)
+            stored = await self._engine.writes.put(config, checkpoint, metadata, versions)
+            if ownership is None and namespace_of(config) == "" and checkpoint_id_of(config) is None:
+                self.note_without_owner(config)  # its newest root checkpoint says so
+            return stored
         marked = self._marked(config, metadata, becomes)
         if becomes is self.known.get(thread_id):
             return await self._engine.writes.put(config, checkpoint, marked, versions)
